@@ -1,0 +1,166 @@
+//! Engines that die or hang, each on an engine of the case's own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use orchestra::layer::{Deadlines, Layered, Timeouts};
+use orchestra::{ContainerId, ErrorKind, SharedDriver, VolumePath, stream};
+
+use super::case;
+use crate::check::{Failure, Outcome, fails, holds, same, within};
+use crate::context::Context;
+use crate::settings::{Settings, ThrowawayEngine};
+use crate::suite::Case;
+use crate::tarball::{Entry, pack};
+
+pub(super) const CASES: &[Case] = &[
+    case!(an_engine_that_dies_interrupts_whoever_waits, "A daemon that dies while it is waited for, read from or executed in ends each in an error.", requires throwaway),
+    case!(an_engine_that_died_is_unreachable, "After an engine died, calls fail with `Unreachable` and `info` still tells.", requires throwaway),
+    case!(an_engine_that_hangs_ends_in_a_deadline, "With deadlines, calls to an engine that does not answer end in `DeadlineExceeded`.", requires throwaway),
+    case!(an_engine_that_hung_can_be_used_again, "A call that was abandoned on a hanging engine leaves the driver usable.", requires throwaway),
+];
+
+fn throwaway(settings: &Settings) -> Option<String> {
+    settings
+        .throwaway
+        .is_none()
+        .then(|| "the settings have no engine that may be killed".to_owned())
+}
+
+/// After an engine's death everything has to end within this.
+const SOON: Duration = Duration::from_secs(20);
+
+/// What a lost connection is called: in the middle of an answer, and when the next one is asked for.
+const LOST: &[ErrorKind] = &[ErrorKind::Interrupted, ErrorKind::Unreachable];
+
+async fn engine(cx: &Context) -> Outcome<(Box<dyn ThrowawayEngine>, SharedDriver)> {
+    let start = cx
+        .settings
+        .throwaway
+        .clone()
+        .ok_or_else(|| Failure::new("the settings have no such engine"))?;
+    let engine = start().await?;
+    let driver = engine.connect().await?;
+    Ok((engine, driver))
+}
+
+async fn sleeper(cx: &Context, driver: &SharedDriver) -> Outcome<ContainerId> {
+    let id = cx.id("sleeper");
+    driver.create_container(&id, &cx.sleeper()).await?;
+    driver.start_container(&id, None).await?;
+    Ok(id)
+}
+
+async fn an_engine_that_dies_interrupts_whoever_waits(cx: Arc<Context>) -> Outcome {
+    let (engine, driver) = engine(&cx).await?;
+    let id = sleeper(&cx, &driver).await?;
+    let mut logs = driver.logs(&id, true).await?;
+    let first = within(SOON, "the container's first output", logs.next()).await?;
+    first.ok_or_else(|| Failure::new("the log ended before the container wrote"))??;
+    let mut exec = None;
+    if driver.info().capabilities.exec {
+        exec = Some(
+            driver
+                .exec(&id, &orchestra::ExecSpec::new(["sleep", "300"]), None)
+                .await?,
+        );
+    }
+    let waiting = tokio::spawn({
+        let (driver, id) = (driver.clone(), id.clone());
+        async move { driver.wait_container(&id).await }
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    engine.kill().await?;
+    let waited = within(SOON, "the end of waiting", waiting).await?;
+    let waited = waited.map_err(|error| Failure::new(error.to_string()))?;
+    fails("waiting on a dead engine", waited, LOST)?;
+    match within(SOON, "the end of the log", logs.next()).await? {
+        Some(answer) => fails("a log on a dead engine", answer, LOST).map(|_| ())?,
+        None => return Err(Failure::new("a log that was cut off ended as if it were whole")),
+    }
+    same("what comes after the log's error", logs.next().await.is_none(), true)?;
+    if let Some(mut exec) = exec {
+        match within(SOON, "the end of the exec", exec.next()).await? {
+            Some(answer) => fails("an exec on a dead engine", answer, LOST).map(|_| ())?,
+            None => return Err(Failure::new("an exec that was cut off ended as if it were whole")),
+        }
+    }
+    Ok(())
+}
+
+async fn an_engine_that_died_is_unreachable(cx: Arc<Context>) -> Outcome {
+    let (engine, driver) = engine(&cx).await?;
+    driver.ping().await?;
+    let before = driver.info().clone();
+    engine.kill().await?;
+    let dead = &[ErrorKind::Unreachable];
+    // A connection that was kept may be found dead first.
+    let _ = within(SOON, "the first ping", driver.ping()).await?;
+    fails("ping", within(SOON, "a ping", driver.ping()).await?, dead)?;
+    fails("list", within(SOON, "a list", driver.list(None)).await?, dead)?;
+    let created = within(
+        SOON,
+        "create_container",
+        driver.create_container(&cx.id("late"), &cx.shell("true")),
+    )
+    .await?;
+    let error = fails("create_container", created, dead)?;
+    holds(error.hint().is_some(), "the error says what to do")?;
+    let volume = cx.volume_id("late");
+    let tar = stream::once(pack(&[Entry::file("a", "a")]));
+    let written = within(
+        SOON,
+        "write_volume",
+        driver.write_volume(&volume, &VolumePath::root(), tar),
+    )
+    .await?;
+    fails("write_volume", written, LOST)?;
+    same("what info tells", driver.info(), &before)
+}
+
+async fn an_engine_that_hangs_ends_in_a_deadline(cx: Arc<Context>) -> Outcome {
+    let (engine, driver) = engine(&cx).await?;
+    let id = sleeper(&cx, &driver).await?;
+    let second = Duration::from_secs(1);
+    let mut deadlines = Deadlines::default();
+    (deadlines.call, deadlines.work, deadlines.silence) = (second, second, second);
+    (deadlines.heartbeat, deadlines.ping) = (second, second);
+    let driver = Layered::wrap(driver, Timeouts(deadlines));
+    engine.pause().await?;
+    let late = &[ErrorKind::DeadlineExceeded];
+    fails("ping", within(SOON, "a ping", driver.ping()).await?, late)?;
+    fails("list", within(SOON, "a list", driver.list(None)).await?, late)?;
+    fails(
+        "wait_container",
+        within(SOON, "waiting", driver.wait_container(&id)).await?,
+        late,
+    )?;
+    let created = within(
+        SOON,
+        "create_container",
+        driver.create_container(&cx.id("late"), &cx.shell("true")),
+    )
+    .await?;
+    fails("create_container", created, late)?;
+    engine.resume().await?;
+    Ok(())
+}
+
+async fn an_engine_that_hung_can_be_used_again(cx: Arc<Context>) -> Outcome {
+    let (engine, driver) = engine(&cx).await?;
+    driver.ping().await?;
+    engine.pause().await?;
+    for _ in 0..3 {
+        let answer = tokio::time::timeout(Duration::from_millis(300), driver.ping()).await;
+        holds(
+            !matches!(answer, Ok(Ok(()))),
+            "an engine that hangs does not answer a ping",
+        )?;
+    }
+    engine.resume().await?;
+    within(SOON, "a ping afterwards", driver.ping()).await??;
+    let id = sleeper(&cx, &driver).await?;
+    driver.remove_container(&id).await?;
+    Ok(())
+}
