@@ -1,0 +1,198 @@
+//! What is to be built.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use orchestra::{ContainerPath, Env, ImageRef, Job, Name, NetworkMode, OutputSink, Platform, PullPolicy, VolumeId};
+use tokio::sync::{Mutex, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use crate::{BuildError, BuildEvent, BuildResult, RegistryAuth, run, validate};
+
+/// The BuildKit image that builds run in where nothing else is said.
+pub const DEFAULT_BUILDKIT_IMAGE: &str = "moby/buildkit:v0.34.2";
+
+/// An image build: a Dockerfile and its context become an image, in a registry or in the engine.
+///
+/// Fields are set directly; [`validate`](Self::validate) tells whether they fit together, and [`run`](Self::run) begins with it.
+///
+/// ```
+/// use orchestra::{ContainerPath, Job, VolumeId};
+/// use orchestra_image_build::{BuildError, BuildInput, BuildResult, ImageBuild};
+///
+/// async fn build(job: &Job, source: VolumeId) -> Result<BuildResult, BuildError> {
+///     let tag = "registry.example.com/team/app:1.2".parse()?;
+///     let mut build = ImageBuild::new("app".parse()?, tag, "source".parse()?);
+///     build.inputs.push(BuildInput { volume: source, path: "source".parse()? });
+///     build.build_args.insert("GO_VERSION".into(), "1.26".into());
+///     build.push = true;
+///     build.run(job).await
+/// }
+/// ```
+#[non_exhaustive]
+pub struct ImageBuild {
+    /// The build's name within its job: its container's, and its output volume's with `._build` added (so at most 56 bytes).
+    pub name: Name,
+    /// What the image is called, registry included. A tag, never a digest.
+    pub tag: ImageRef,
+    /// The directory whose files the Dockerfile can copy, relative to the working directory: an input's
+    /// [`path`](BuildInput::path), or a directory in or above some.
+    pub context: ContainerPath,
+    /// The Dockerfile's path, looked for in the context first, then in the working directory; `Dockerfile` where `None`.
+    pub dockerfile: Option<String>,
+    /// Whether the image is pushed to the registry in its tag. If not, it is loaded into the engine under its tag.
+    pub push: bool,
+    /// Values of the Dockerfile's `ARG`s. They are no place for secrets: they stand in the image's history.
+    pub build_args: BTreeMap<String, String>,
+    /// The Dockerfile's stage to build; the last where `None`.
+    pub target: Option<String>,
+    /// What the image is built for; the builder's own platform where empty. More than one needs [`push`](Self::push).
+    pub platforms: Vec<Platform>,
+    /// The BuildKit image. It has to hold `sh`, `buildctl`, `buildctl-daemonless.sh` and `buildkitd`.
+    pub image: ImageRef,
+    /// Volumes that hold the context and the Dockerfile. The build can't write to them.
+    pub inputs: Vec<BuildInput>,
+    /// Volumes that the builder writes to: one at `/var/lib/buildkit` keeps its layer cache.
+    pub caches: Vec<BuildCache>,
+    /// The build container's environment: variables of a proxy, `BUILDKITD_FLAGS`. Steps of the Dockerfile don't see it.
+    pub env: Env,
+    /// How the tag's registry is spoken to.
+    pub registry: Option<RegistryAuth>,
+    /// How further registries are spoken to, which base images come from.
+    pub base_registries: Vec<RegistryAuth>,
+    /// The build container's network. A registry on the engine host's loopback is reached with [`NetworkMode::Host`].
+    pub network: NetworkMode,
+    /// When [`image`](Self::image) is fetched.
+    pub pull: PullPolicy,
+    /// How long an attempt may take; also how long the loading of the image into the engine may.
+    pub timeout: Option<Duration>,
+    /// How often the build is tried until it succeeds; at least once.
+    pub attempts: u32,
+    /// How many bytes of the output are kept for [`BuildResult::stderr`] from its start, and how many from its end.
+    pub capture: usize,
+    /// A sink need not be `Sync`; a build is all the same.
+    pub(crate) live: Mutex<Live>,
+}
+
+/// A volume with files for a build.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BuildInput {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Where it stands, relative to the working directory.
+    pub path: ContainerPath,
+}
+
+/// A volume that a builder keeps files in from one build to the next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BuildCache {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Where it stands: absolute, or relative to the working directory.
+    pub path: ContainerPath,
+}
+
+/// Who watches.
+#[derive(Default)]
+pub(crate) struct Live {
+    pub(crate) output: Option<Box<dyn OutputSink>>,
+    pub(crate) events: Option<mpsc::Sender<BuildEvent>>,
+}
+
+impl ImageBuild {
+    /// A build of the default BuildKit image that loads its result into the engine.
+    ///
+    /// # Panics
+    /// Never: the default image's reference is valid.
+    #[must_use]
+    pub fn new(name: Name, tag: ImageRef, context: ContainerPath) -> Self {
+        #[expect(clippy::expect_used, reason = "a constant that a test parses")]
+        let image = ImageRef::new(DEFAULT_BUILDKIT_IMAGE).expect("a valid reference");
+        Self {
+            name,
+            tag,
+            context,
+            dockerfile: None,
+            push: false,
+            build_args: BTreeMap::new(),
+            target: None,
+            platforms: Vec::new(),
+            image,
+            inputs: Vec::new(),
+            caches: Vec::new(),
+            env: Env::default(),
+            registry: None,
+            base_registries: Vec::new(),
+            network: NetworkMode::Default,
+            pull: PullPolicy::IfNotPresent,
+            timeout: None,
+            attempts: 1,
+            capture: 1 << 20,
+            live: Mutex::default(),
+        }
+    }
+
+    /// Sends live output there: the builder's standard output as it is, and its progress rendered as text, as standard error.
+    #[must_use]
+    pub fn output(mut self, sink: impl OutputSink + 'static) -> Self {
+        self.live.get_mut().output = Some(Box::new(sink));
+        self
+    }
+
+    /// Sends what happens there. The channel is waited for, so that nothing is lost: receive from it while the build runs, or drop the receiver.
+    #[must_use]
+    pub fn events(mut self, events: mpsc::Sender<BuildEvent>) -> Self {
+        self.live.get_mut().events = Some(events);
+        self
+    }
+
+    /// Whether the fields are valid and fit together. Nothing is made or asked.
+    ///
+    /// # Errors
+    /// [`BuildError::Job`] of [`InvalidInput`](orchestra::ErrorKind::InvalidInput) naming the field and what to write instead.
+    pub fn validate(&self) -> Result<(), BuildError> {
+        validate::check(self).map_err(|error| BuildError::Job(error.with("build", &self.name)))
+    }
+
+    /// Builds. Dropping the future cancels the build; what it made is removed all the same.
+    ///
+    /// # Errors
+    /// All of [`BuildError`]. What [`validate`](Self::validate) refuses and what the engine can't do is an error before anything is made.
+    pub async fn run(self, job: &Job) -> Result<BuildResult, BuildError> {
+        self.validate()?;
+        let cancel = CancellationToken::new();
+        let dropped = cancel.clone().drop_guard();
+        let work = tokio::spawn(run::build(self, job.clone(), cancel));
+        let result = work.await.unwrap_or_else(|error| Err(run::ended_with_runtime(&error)));
+        drop(dropped);
+        result
+    }
+}
+
+impl fmt::Debug for ImageBuild {
+    /// Values of build arguments and of the environment are not shown, as one may hold a secret by mistake.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ImageBuild")
+            .field("name", &self.name)
+            .field("tag", &self.tag)
+            .field("context", &self.context)
+            .field("dockerfile", &self.dockerfile)
+            .field("push", &self.push)
+            .field("build_args", &self.build_args.keys())
+            .field("target", &self.target)
+            .field("platforms", &self.platforms)
+            .field("image", &self.image)
+            .field("inputs", &self.inputs)
+            .field("caches", &self.caches)
+            .field("env", &self.env)
+            .field("registry", &self.registry)
+            .field("base_registries", &self.base_registries)
+            .field("network", &self.network)
+            .field("pull", &self.pull)
+            .field("timeout", &self.timeout)
+            .field("attempts", &self.attempts)
+            .field("capture", &self.capture)
+            .finish_non_exhaustive()
+    }
+}

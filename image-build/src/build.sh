@@ -1,0 +1,45 @@
+# Runs in the BuildKit image as `sh -c … orchestra-build CONTEXT DOCKERFILE ARGUMENT…`, in the directory that the inputs
+# stand in. What a user wrote comes in as positional parameters only, and is always quoted.
+set -eu
+trap 'exit 143' TERM
+# Of what a former attempt wrote, nothing counts from here on.
+echo '{"orchestra":"start"}' >&2
+
+context=./$1 dockerfile=$2
+shift 2
+here=$(pwd -P)
+[ -d "$context" ] || exit 91
+if [ -f "$context/$dockerfile" ]; then
+	dockerfile=$context/$dockerfile
+elif [ -f "./$dockerfile" ]; then
+	dockerfile=./$dockerfile
+else
+	exit 92
+fi
+
+# A symbolic link must not make the container's own files, credentials among them, a part of the image.
+context=$(cd -P "$context" && pwd -P)
+directory=$(cd -P "${dockerfile%/*}" && pwd -P)
+case $context/ in "$here"/*) ;; *) exit 93 ;; esac
+case $directory/ in "$here"/*) ;; *) exit 93 ;; esac
+
+# BuildKit before 0.13 does not know it.
+progress=plain
+if buildctl build --help 2>&1 | grep -q rawjson; then
+	progress=rawjson
+fi
+
+# As process 1 this shell is sent the signal, and the others are in its process group. The daemon's wrapper has to
+# outlive it (it inherits that the signal is ignored), since it ends the daemon when `buildctl` has been.
+trap '' TERM
+buildctl-daemonless.sh build "--progress=$progress" --frontend=dockerfile.v0 \
+	"--local=context=$context" "--local=dockerfile=$directory" "--opt=filename=${dockerfile##*/}" "$@" &
+trap 'trap "" TERM; kill -s TERM 0' TERM
+code=0
+wait $! || code=$?
+# A signal that has a trap interrupts `wait`.
+while kill -0 $! 2>/dev/null; do
+	code=0
+	wait $! || code=$?
+done
+exit "$code"

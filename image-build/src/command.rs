@@ -1,0 +1,225 @@
+//! The build container: its script, its arguments and all else of its task.
+
+use orchestra::{ContainerPath, Mount, Result, Task, VolumeId};
+
+use crate::{ImageBuild, registry};
+
+/// What runs in the container. Its exit codes are those below, else `buildctl`'s.
+const SCRIPT: &str = include_str!("build.sh");
+/// The context is no directory.
+pub(crate) const CONTEXT_MISSING: u8 = 91;
+/// The Dockerfile is neither in the context nor in the working directory.
+pub(crate) const DOCKERFILE_MISSING: u8 = 92;
+/// The context or the Dockerfile's directory is a symbolic link that leads out of the working directory.
+pub(crate) const OUTSIDE: u8 = 93;
+
+/// Where the output volume stands: outside of the working directory, so that no context contains it.
+const OUT: &str = "/orchestra";
+/// In the output volume: what BuildKit says of the image.
+pub(crate) const METADATA: &str = "metadata.json";
+/// In the output volume: the image, if it is not pushed.
+pub(crate) const IMAGE: &str = "image.tar";
+
+/// `buildctl-daemonless.sh` tries 10 times, about 2 seconds, to reach the daemon it started, which a slow host needs more
+/// than (moby/buildkit issues 1423 and 3002). Its pauses grow: 60 are about 40 seconds.
+const RETRIES: (&str, &str) = ("BUILDCTL_CONNECT_RETRIES_MAX", "60");
+
+/// The build's task, with its output on the volume `out`.
+pub(crate) fn task(build: &ImageBuild, out: &VolumeId) -> Result<Task> {
+    let mut task = Task::with_image(build.name.clone(), build.image.clone())
+        .command(argv(build))
+        .working_dir(Task::WORKING_DIR)?
+        .mount(out, OUT)?
+        .privileged(true)
+        .network(build.network)
+        .pull(build.pull)
+        .attempts(build.attempts);
+    let inputs = build.inputs.iter().map(|input| (&input.volume, &input.path, true));
+    let caches = build.caches.iter().map(|cache| (&cache.volume, &cache.path, false));
+    task.spec
+        .mounts
+        .extend(inputs.chain(caches).map(|(volume, target, read_only)| Mount {
+            volume: volume.clone(),
+            target: target.clone(),
+            read_only,
+        }));
+    task.spec.env = build.env.clone();
+    task.spec
+        .env
+        .0
+        .entry(RETRIES.0.to_owned())
+        .or_insert_with(|| RETRIES.1.to_owned());
+    let registries: Vec<_> = build.registry.iter().chain(&build.base_registries).collect();
+    for file in registry::files(&registries, &build.tag)? {
+        task = task.file(file);
+    }
+    let of_image = registries
+        .iter()
+        .find(|registry| registry.host(&build.tag) == build.image.registry());
+    if let Some(credentials) = of_image.and_then(|registry| registry.credentials.clone()) {
+        task = task.credentials(credentials);
+    }
+    if let Some(timeout) = build.timeout {
+        task = task.timeout(timeout);
+    }
+    Ok(task)
+}
+
+/// The Dockerfile's path as it was given.
+pub(crate) fn dockerfile(build: &ImageBuild) -> Result<ContainerPath> {
+    ContainerPath::new(build.dockerfile.as_deref().unwrap_or("Dockerfile"))
+}
+
+fn argv(build: &ImageBuild) -> Vec<String> {
+    let dockerfile = build.dockerfile.as_deref().unwrap_or("Dockerfile");
+    let mut argv: Vec<String> = [
+        "sh",
+        "-c",
+        SCRIPT,
+        "orchestra-build",
+        build.context.as_str(),
+        dockerfile,
+    ]
+    .map(str::to_owned)
+    .into();
+    // An option's value is an argument of its own: `buildctl` takes trailing blanks from `--opt=VALUE`.
+    let mut opt = |value: String| argv.extend(["--opt".to_owned(), value]);
+    build
+        .build_args
+        .iter()
+        .for_each(|(key, value)| opt(format!("build-arg:{key}={value}")));
+    build.target.iter().for_each(|target| opt(format!("target={target}")));
+    if !build.platforms.is_empty() {
+        let platforms: Vec<_> = build.platforms.iter().map(ToString::to_string).collect();
+        opt(format!("platform={}", platforms.join(",")));
+    }
+    argv.push(format!("--output={}", output(build)));
+    argv.push(format!("--metadata-file={OUT}/{METADATA}"));
+    argv
+}
+
+/// A record of comma separated values, as `--output` is read.
+fn output(build: &ImageBuild) -> String {
+    let name = format!("name={}", build.tag.canonical());
+    let mut registries = build.registry.iter().chain(&build.base_registries);
+    let insecure = registries.any(|registry| registry.insecure && registry.host(&build.tag) == build.tag.registry());
+    let mut fields = if build.push {
+        vec!["type=image".to_owned(), name, "push=true".to_owned()]
+    } else {
+        vec!["type=docker".to_owned(), name, format!("dest={OUT}/{IMAGE}")]
+    };
+    if build.push && insecure {
+        fields.push("registry.insecure=true".to_owned());
+    }
+    fields.iter().map(|field| csv(field)).collect::<Vec<_>>().join(",")
+}
+
+/// One field (RFC 4180). A reference needs no quotes; should its grammar ever grow, it still can't become two fields.
+fn csv(field: &str) -> String {
+    if field.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", field.replace('"', "\"\""))
+    } else {
+        field.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::RegistryAuth;
+    use orchestra::{Credentials, ExposeSecret};
+
+    fn build() -> ImageBuild {
+        ImageBuild::new(
+            "app".parse().unwrap(),
+            "r.example.com/app:1".parse().unwrap(),
+            "source".parse().unwrap(),
+        )
+    }
+
+    fn arguments(build: &ImageBuild) -> Vec<String> {
+        argv(build).split_off(4)
+    }
+
+    #[test]
+    fn a_build_that_says_nothing_is_loaded_from_the_output_volume() {
+        assert_eq!(
+            arguments(&build()),
+            [
+                "source",
+                "Dockerfile",
+                "--output=type=docker,name=r.example.com/app:1,dest=/orchestra/image.tar",
+                "--metadata-file=/orchestra/metadata.json",
+            ]
+        );
+    }
+
+    #[test]
+    fn everything_that_is_said_becomes_one_argument() {
+        let mut build = build();
+        build.push = true;
+        build.dockerfile = Some("source/Docker file".into());
+        build.build_args = [("A", "x, y\n$(id) \"'"), ("B", "")]
+            .map(|(k, v)| (k.into(), v.into()))
+            .into();
+        build.target = Some("production".into());
+        build.platforms = vec!["linux/amd64".parse().unwrap(), "linux/arm/v7".parse().unwrap()];
+        build.registry = Some(RegistryAuth {
+            insecure: true,
+            ..RegistryAuth::default()
+        });
+        assert_eq!(
+            arguments(&build),
+            [
+                "source",
+                "source/Docker file",
+                "--opt",
+                "build-arg:A=x, y\n$(id) \"'",
+                "--opt",
+                "build-arg:B=",
+                "--opt",
+                "target=production",
+                "--opt",
+                "platform=linux/amd64,linux/arm/v7",
+                "--output=type=image,name=r.example.com/app:1,push=true,registry.insecure=true",
+                "--metadata-file=/orchestra/metadata.json",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_field_stays_one_field() {
+        assert_eq!(csv("name=a,push=false"), "\"name=a,push=false\"");
+        assert_eq!(csv("a\"b"), "\"a\"\"b\"");
+        assert_eq!(csv("name=a"), "name=a");
+    }
+
+    #[test]
+    fn the_script_is_the_same_whatever_is_built() {
+        let mut other = build();
+        other.context = "$(reboot)".parse().unwrap();
+        other.dockerfile = Some("`reboot`".into());
+        assert_eq!(argv(&build())[..4], argv(&other)[..4]);
+    }
+
+    #[test]
+    fn a_password_is_in_no_part_of_the_container_that_an_engine_shows() {
+        let mut build = build();
+        build.registry = Some(RegistryAuth::new(Credentials::new("robot", "hunter2")));
+        let task = task(&build, &"out".parse().unwrap()).unwrap();
+        let password = build.registry.as_ref().unwrap().credentials.as_ref().unwrap();
+        assert_eq!(password.password.expose_secret(), "hunter2");
+        let encoded = "cm9ib3Q6aHVudGVyMg";
+        let shown = format!("{task:?} {:?} {:?} {build:?}", task.spec.env.0, task.spec.entrypoint);
+        assert!(!shown.contains("hunter2") && !shown.contains(encoded), "{shown}");
+    }
+
+    #[test]
+    fn what_the_user_says_of_the_connection_wins() {
+        let mut build = build();
+        let tries = |build: &ImageBuild| task(build, &"out".parse().unwrap()).unwrap().spec.env.0[RETRIES.0].clone();
+        assert_eq!(tries(&build), "60");
+        build.env.0.insert(RETRIES.0.into(), "3".into());
+        assert_eq!(tries(&build), "3");
+    }
+}

@@ -1,0 +1,50 @@
+//! Container image builds as an ordinary [`Task`](orchestra::Task): a privileged container of the BuildKit image, on any
+//! engine that can run one.
+//!
+//! An [`ImageBuild`] says what to build, [`ImageBuild::run`] builds it in a [`Job`](orchestra::Job):
+//!
+//! ```
+//! use orchestra::{Job, Task, VolumeId};
+//! use orchestra_image_build::{BuildError, BuildInput, ImageBuild};
+//!
+//! async fn build_and_run(job: &Job, source: VolumeId) -> Result<(), BuildError> {
+//!     let mut build = ImageBuild::new("app".parse()?, "app:latest".parse()?, "source".parse()?);
+//!     build.inputs.push(BuildInput { volume: source, path: "source".parse()? });
+//!     let built = build.output(orchestra::sink::to_writers(tokio::io::stdout(), tokio::io::stderr())).run(job).await?;
+//!     println!("{} {}", built.reference, built.digest);
+//!     job.run(Task::new("smoke-test", built.reference.as_str())?).await?.success()?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # How data flows
+//! 1. What can't work is refused before anything is made.
+//! 2. The build becomes a task: a fixed script with everything a user wrote as its positional parameters; inputs, caches and
+//!    an output volume as mounts; credentials as a file that only root can read.
+//! 3. The script finds the Dockerfile and runs `buildctl-daemonless.sh`, which starts a BuildKit daemon for this build.
+//! 4. `buildctl` reports progress as lines of JSON. They become [`BuildEvent`]s, and text in the form of BuildKit's plain
+//!    progress for the output sink and the result; an older `buildctl` writes that text itself.
+//! 5. The image goes from the builder to its registry; or, without [`push`](ImageBuild::push), by way of the output volume
+//!    into the engine. Its digest is read from BuildKit's metadata file on that volume, which is then removed.
+//!
+//! # Privileges
+//! The container is privileged: BuildKit's worker mounts file systems and makes containers of its own. Who may run a build
+//! can do on the engine's host what root can.
+
+mod build;
+mod command;
+mod error;
+mod event;
+mod hint;
+mod progress;
+mod registry;
+mod result;
+mod run;
+mod validate;
+mod watch;
+
+pub use build::{BuildCache, BuildInput, DEFAULT_BUILDKIT_IMAGE, ImageBuild};
+pub use error::{BuildError, FailedBuild};
+pub use event::BuildEvent;
+pub use registry::RegistryAuth;
+pub use result::BuildResult;

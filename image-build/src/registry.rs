@@ -1,0 +1,200 @@
+//! How registries are spoken to, and the two files that tell BuildKit.
+
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use orchestra::{ContainerPath, Credentials, Error, ExposeSecret, ImageRef, InjectedFile, Result};
+use serde_json::json;
+
+/// Where `buildctl` looks for credentials, as its image's user is root.
+const CREDENTIALS: &str = "/root/.docker/config.json";
+/// Where `buildkitd` looks for its configuration.
+const CONFIGURATION: &str = "/etc/buildkit/buildkitd.toml";
+/// The key that credentials for docker.io have had in `config.json` since its first registry.
+const DOCKER_IO: &str = "https://index.docker.io/v1/";
+
+/// How a registry is spoken to. `Debug` shows no credentials.
+#[derive(Clone, Debug, Default)]
+pub struct RegistryAuth {
+    /// Host and port; those of the build's tag where `None`.
+    pub hostname: Option<String>,
+    /// User name and password. They reach BuildKit as a file that only root can read, never in arguments or the environment.
+    pub credentials: Option<Credentials>,
+    /// Permits plain HTTP and certificates that can't be verified. Never for a registry that matters. BuildKit's own
+    /// configuration file, if its image holds one, is replaced.
+    pub insecure: bool,
+}
+
+impl RegistryAuth {
+    /// Credentials for the registry in the build's tag.
+    #[must_use]
+    pub fn new(credentials: Credentials) -> Self {
+        Self {
+            credentials: Some(credentials),
+            ..Self::default()
+        }
+    }
+
+    /// The registry's host, for a build of `tag`.
+    pub(crate) fn host<'a>(&'a self, tag: &'a ImageRef) -> &'a str {
+        match self.hostname.as_deref() {
+            Some("index.docker.io" | "registry-1.docker.io") => "docker.io",
+            Some(hostname) => hostname,
+            None => tag.registry(),
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        let valid = |host: &str| {
+            let rest = host.trim_start_matches('[');
+            rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == ':')
+                && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_:[]".contains(c))
+        };
+        if let Some(host) = self.hostname.as_deref().filter(|host| !valid(host)) {
+            return Err(
+                Error::invalid(format!("registry hostname {host:?} is not valid")).with_hint(
+                    "write host and port alone, for example registry.example.com:5000, without https:// and path",
+                ),
+            );
+        }
+        // RFC 7617: the first colon ends the user name.
+        if let Some(credentials) = &self.credentials {
+            let name = credentials.username.expose_secret();
+            if name.is_empty() || name.contains(':') || name.chars().any(char::is_control) {
+                return Err(Error::invalid(
+                    "the registry's user name is empty, or holds a `:` or a control character",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The files that a build container needs to speak to these registries.
+pub(crate) fn files(registries: &[&RegistryAuth], tag: &ImageRef) -> Result<Vec<InjectedFile>> {
+    let mut files = Vec::new();
+    let mut auths = BTreeMap::new();
+    let mut insecure = String::new();
+    for registry in registries {
+        let host = registry.host(tag);
+        if let Some(Credentials { username, password }) = &registry.credentials {
+            let auth = STANDARD.encode(format!("{}:{}", username.expose_secret(), password.expose_secret()));
+            let key = if host == "docker.io" { DOCKER_IO } else { host };
+            auths.insert(key, json!({ "auth": auth }));
+        }
+        if registry.insecure {
+            // A host was checked to hold nothing that TOML's quotes do not.
+            insecure += &format!("[registry.\"{host}\"]\n  http = true\n  insecure = true\n");
+        }
+    }
+    if !auths.is_empty() {
+        let content = json!({ "auths": auths }).to_string();
+        files.push(InjectedFile::new(ContainerPath::new(CREDENTIALS)?, content));
+    }
+    if !insecure.is_empty() {
+        files.push(InjectedFile::new(ContainerPath::new(CONFIGURATION)?, insecure));
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn auth(hostname: Option<&str>, user: &str) -> RegistryAuth {
+        RegistryAuth {
+            hostname: hostname.map(Into::into),
+            credentials: Some(Credentials::new(user, "pa:ss\"word")),
+            insecure: false,
+        }
+    }
+
+    fn content(registries: &[&RegistryAuth], tag: &str) -> serde_json::Value {
+        let files = files(registries, &tag.parse().unwrap()).unwrap();
+        assert_eq!(
+            (files.len(), files[0].path.as_str(), files[0].mode),
+            (1, "/root/.docker/config.json", 0o600)
+        );
+        serde_json::from_slice(&files[0].content).unwrap()
+    }
+
+    #[test]
+    fn credentials_of_several_registries_are_one_file_that_only_root_can_read() {
+        let config = content(
+            &[&auth(None, "a"), &auth(Some("base.example.com"), "b")],
+            "r.example.com:5000/x",
+        );
+        let expected = |user: &str| STANDARD.encode(format!("{user}:pa:ss\"word"));
+        assert_eq!(config["auths"]["r.example.com:5000"]["auth"], expected("a"));
+        assert_eq!(config["auths"]["base.example.com"]["auth"], expected("b"));
+    }
+
+    #[test]
+    fn docker_io_has_the_key_that_clients_look_for() {
+        for (hostname, tag) in [
+            (None, "team/app"),
+            (Some("index.docker.io"), "r.example.com/x"),
+            (Some("docker.io"), "x"),
+        ] {
+            let config = content(&[&auth(hostname, "a")], tag);
+            assert!(config["auths"].get(DOCKER_IO).is_some(), "{config}");
+        }
+    }
+
+    #[test]
+    fn an_insecure_registry_is_told_to_the_daemon_and_no_other_is() {
+        let insecure = RegistryAuth {
+            insecure: true,
+            ..RegistryAuth::default()
+        };
+        let made = files(&[&insecure], &"127.0.0.1:5000/x".parse().unwrap()).unwrap();
+        assert_eq!(made[0].path.as_str(), CONFIGURATION);
+        assert_eq!(
+            made[0].content,
+            "[registry.\"127.0.0.1:5000\"]\n  http = true\n  insecure = true\n"
+        );
+        assert!(
+            files(&[&RegistryAuth::default()], &"x".parse().unwrap())
+                .unwrap()
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn what_could_break_out_of_a_file_is_refused() {
+        for bad in [
+            "",
+            "https://r.example.com",
+            "r.example.com/v2",
+            "a\"]\nroot = \"x",
+            "a b",
+            "-x",
+        ] {
+            let refused = RegistryAuth {
+                hostname: Some(bad.into()),
+                ..RegistryAuth::default()
+            }
+            .check();
+            assert!(refused.is_err(), "{bad:?}");
+        }
+        for good in ["r.example.com:5000", "localhost", "[::1]:5000"] {
+            assert!(
+                RegistryAuth {
+                    hostname: Some(good.into()),
+                    ..RegistryAuth::default()
+                }
+                .check()
+                .is_ok(),
+                "{good:?}"
+            );
+        }
+        assert!(auth(None, "a:b").check().is_err());
+    }
+
+    #[test]
+    fn debug_shows_no_credentials() {
+        let shown = format!("{:?}", auth(None, "robot"));
+        assert!(!shown.contains("robot") && !shown.contains("pa:ss"), "{shown}");
+    }
+}

@@ -1,0 +1,292 @@
+//! Refusal of what can't be built, before anything is made.
+
+use std::collections::BTreeSet;
+
+use orchestra::{ContainerPath, Error, Name, Result, Task, VolumeId};
+
+use crate::{ImageBuild, command};
+
+/// What the output volume's name has more than the build's: odd, so that no artifact is called so.
+const OUT_SUFFIX: &str = "._build";
+
+pub(crate) fn check(build: &ImageBuild) -> Result<()> {
+    let out = out_name(&build.name)?;
+    if let Some(digest) = build.tag.digest() {
+        return Err(Error::invalid(format!("tag {} is pinned to {digest}", build.tag))
+            .with_hint("leave out the digest: it follows from what is built"));
+    }
+    check_context(build)?;
+    check_dockerfile(build)?;
+    if let Some(key) = build.build_args.keys().find(|key| !is_word(key)) {
+        return Err(
+            Error::invalid(format!("build argument {key:?} is not a name that ARG can have"))
+                .with_hint("use letters, digits and `_`"),
+        );
+    }
+    if let Some((key, _)) = build.build_args.iter().find(|(_, value)| value.contains('\0')) {
+        return Err(Error::invalid(format!(
+            "the value of build argument {key} holds a NUL byte"
+        )));
+    }
+    if let Some(target) = build.target.as_deref().filter(|target| !is_word(target)) {
+        return Err(
+            Error::invalid(format!("target {target:?} is not a name that a stage can have"))
+                .with_hint("write what stands after AS in the Dockerfile, or leave target out for the last stage"),
+        );
+    }
+    check_platforms(build)?;
+    build
+        .registry
+        .iter()
+        .chain(&build.base_registries)
+        .try_for_each(crate::RegistryAuth::check)?;
+    if build.base_registries.iter().any(|registry| registry.hostname.is_none()) {
+        return Err(Error::invalid("a registry of base images has no hostname"));
+    }
+    if build.timeout.is_some_and(|timeout| timeout.is_zero()) {
+        return Err(Error::invalid("the timeout is zero").with_hint("leave it out for a build without one"));
+    }
+    // What all tasks have to fulfil: two mounts at one place, names of environment variables.
+    command::task(build, &VolumeId::new(out.as_str())?)?.spec.validate()
+}
+
+/// The name of the build's output volume.
+pub(crate) fn out_name(name: &Name) -> Result<Name> {
+    Name::new(format!("{name}{OUT_SUFFIX}")).map_err(|_| {
+        let most = 63 - OUT_SUFFIX.len();
+        Error::invalid(format!(
+            "build name {name:?} is too long: its volume's name is made of it, so at most {most} bytes are allowed"
+        ))
+    })
+}
+
+fn check_context(build: &ImageBuild) -> Result<()> {
+    let context = &build.context;
+    if context.is_absolute() {
+        return Err(Error::invalid(format!("context {context} is absolute"))
+            .with_hint("write it relative to the working directory: the name of an input, or a directory of it"));
+    }
+    let context = context.resolve(Task::WORKING_DIR);
+    let holds = |outer: &str, inner: &str| {
+        inner
+            .strip_prefix(outer)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    let mounted = |path: &ContainerPath| {
+        let path = path.resolve(Task::WORKING_DIR);
+        holds(&path, &context) || holds(&context, &path)
+    };
+    if build.inputs.iter().any(|input| mounted(&input.path)) {
+        return Ok(());
+    }
+    let inputs: Vec<&str> = build.inputs.iter().map(|input| input.path.as_str()).collect();
+    let (first, hint) = (
+        build.context.as_str().split('/').next().unwrap_or_default(),
+        match inputs.as_slice() {
+            [] => "give the volume that holds it as an input".to_owned(),
+            inputs => format!("the inputs are: {}", inputs.join(", ")),
+        },
+    );
+    Err(Error::invalid(format!(
+        "context {} is in no input: none is mounted at {first}",
+        build.context
+    ))
+    .with_hint(hint))
+}
+
+fn check_dockerfile(build: &ImageBuild) -> Result<()> {
+    let path =
+        command::dockerfile(build).map_err(|error| Error::invalid(format!("dockerfile: {}", error.message())))?;
+    if path.is_absolute() || path.as_str() == "." {
+        return Err(Error::invalid(format!(
+            "dockerfile {path} is not a file's path relative to the context or the working directory"
+        )));
+    }
+    Ok(())
+}
+
+fn check_platforms(build: &ImageBuild) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    if let Some(twice) = build
+        .platforms
+        .iter()
+        .map(ToString::to_string)
+        .find(|platform| !seen.insert(platform.clone()))
+    {
+        return Err(Error::invalid(format!("platform {twice} is given twice")));
+    }
+    if build.platforms.len() > 1 && !build.push {
+        return Err(Error::invalid(format!(
+            "{} platforms are asked for without push",
+            build.platforms.len()
+        ))
+        .with_hint(
+            "an engine's image store holds one platform of an image: push to a registry, or name one platform",
+        ));
+    }
+    // They are public fields: what parsing refuses may still be in there.
+    build
+        .platforms
+        .iter()
+        .try_for_each(|platform| platform.to_string().parse::<orchestra::Platform>().map(|_| ()))
+}
+
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c)) && !text.starts_with('-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{BuildCache, BuildError, BuildInput};
+
+    fn build() -> ImageBuild {
+        let mut build = ImageBuild::new(
+            "app".parse().unwrap(),
+            "r.example.com/app:1".parse().unwrap(),
+            "source/app".parse().unwrap(),
+        );
+        build.inputs.push(input("source"));
+        build
+    }
+
+    fn input(path: &str) -> BuildInput {
+        BuildInput {
+            volume: "v".parse().unwrap(),
+            path: path.parse().unwrap(),
+        }
+    }
+
+    /// What is said when `change` is made to a valid build.
+    fn refused(change: impl FnOnce(&mut ImageBuild)) -> String {
+        let mut build = build();
+        change(&mut build);
+        match build.validate() {
+            Err(BuildError::Job(error)) if error.kind() == orchestra::ErrorKind::InvalidInput => format!("{error:?}"),
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+
+    fn contains(text: &str, parts: &[&str]) {
+        parts
+            .iter()
+            .for_each(|part| assert!(text.contains(part), "{part:?} is not in {text:?}"));
+    }
+
+    #[test]
+    fn a_build_with_all_that_can_be_said_is_accepted() {
+        let mut build = build();
+        build.dockerfile = Some("source/docker/Dockerfile.prod".into());
+        build.build_args.insert("GO_VERSION".into(), "1.26".into());
+        build.target = Some("production".into());
+        build.platforms = vec!["linux/amd64".parse().unwrap()];
+        build.caches.push(BuildCache {
+            volume: "c".parse().unwrap(),
+            path: "/var/lib/buildkit".parse().unwrap(),
+        });
+        build.validate().unwrap();
+        build.context = ".".parse().unwrap();
+        build.validate().unwrap();
+    }
+
+    #[test]
+    fn a_context_that_no_input_holds_is_refused_with_the_inputs() {
+        contains(
+            &refused(|build| build.context = "sources".parse().unwrap()),
+            &["context sources", "none is mounted at sources", "are: source"],
+        );
+        contains(&refused(|build| build.inputs.clear()), &["source/app", "as an input"]);
+        contains(
+            &refused(|build| build.context = "/etc".parse().unwrap()),
+            &["context /etc is absolute"],
+        );
+    }
+
+    #[test]
+    fn a_dockerfile_outside_is_refused() {
+        for bad in ["/etc/passwd", "../Dockerfile", "a/../../b", "", ".", "a\nb"] {
+            contains(&refused(|build| build.dockerfile = Some(bad.into())), &["dockerfile"]);
+        }
+    }
+
+    #[test]
+    fn two_volumes_at_one_place_are_refused() {
+        contains(
+            &refused(|build| build.inputs.push(input("./source"))),
+            &["two mounts stand at /workspace/source"],
+        );
+        contains(
+            &refused(|build| build.inputs.push(input("/orchestra"))),
+            &["two mounts stand at /orchestra"],
+        );
+    }
+
+    #[test]
+    fn words_that_are_none_are_refused() {
+        for bad in ["", "a b", "a=b", "a,b", "-a", "a\n"] {
+            contains(
+                &refused(|build| build.target = Some(bad.into())),
+                &["target", "leave target out"],
+            );
+            contains(
+                &refused(|build| drop(build.build_args.insert(bad.into(), String::new()))),
+                &["build argument"],
+            );
+        }
+        contains(
+            &refused(|build| drop(build.env.0.insert("A=B".into(), String::new()))),
+            &["environment variable"],
+        );
+    }
+
+    #[test]
+    fn several_platforms_need_a_registry() {
+        let two = || vec!["linux/amd64".parse().unwrap(), "linux/arm64".parse().unwrap()];
+        contains(
+            &refused(|build| build.platforms = two()),
+            &["without push", "one platform"],
+        );
+        let mut build = build();
+        (build.platforms, build.push) = (two(), true);
+        build.validate().unwrap();
+        contains(
+            &refused(|build| build.platforms = vec!["a/b".parse().unwrap(), "a/b".parse().unwrap()]),
+            &["twice"],
+        );
+        contains(
+            &refused(|build| {
+                build.platforms = vec!["a/b".parse().unwrap()];
+                build.platforms[0].os = "linux,push=false".into();
+            }),
+            &["platform"],
+        );
+    }
+
+    #[test]
+    fn a_digest_can_not_be_chosen() {
+        let tag = format!("app@sha256:{}", "0".repeat(64));
+        contains(
+            &refused(|build| build.tag = tag.parse().unwrap()),
+            &["is pinned", "leave out the digest"],
+        );
+    }
+
+    #[test]
+    fn a_name_too_long_for_its_volume_is_refused() {
+        contains(
+            &refused(|build| build.name = "x".repeat(57).parse().unwrap()),
+            &["at most 56"],
+        );
+        let mut build = build();
+        build.name = "x".repeat(56).parse().unwrap();
+        build.validate().unwrap();
+    }
+
+    #[test]
+    fn a_timeout_of_nothing_is_refused() {
+        contains(
+            &refused(|build| build.timeout = Some(std::time::Duration::ZERO)),
+            &["timeout is zero"],
+        );
+    }
+}
