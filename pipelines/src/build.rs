@@ -1,0 +1,87 @@
+//! From a [`BuildPlan`] to the build that `orchestra-image-build` runs.
+
+use orchestra::{Error, ImageRef, Name, VolumeId};
+use orchestra_image_build::{BuildCache, BuildInput, ImageBuild};
+
+use crate::BuildPlan;
+
+type Set = fn(&mut ImageBuild, &BuildPlan);
+
+/// Each key of a `build_image` step, and what it sets.
+const KEYS: [(&str, Set); 10] = [
+    ("tag", |build, plan| build.tag = plan.tag.clone()),
+    ("dockerfile", |build, plan| {
+        build.dockerfile.clone_from(&plan.dockerfile)
+    }),
+    ("push", |build, plan| build.push = plan.push),
+    ("build_args", |build, plan| {
+        build.build_args.clone_from(&plan.build_args)
+    }),
+    ("target", |build, plan| build.target.clone_from(&plan.target)),
+    ("platforms", |build, plan| build.platforms.clone_from(&plan.platforms)),
+    ("image", |build, plan| {
+        plan.image.iter().for_each(|image| build.image = image.clone())
+    }),
+    ("env", |build, plan| build.env.clone_from(&plan.env)),
+    ("registry", |build, plan| build.registry.clone_from(&plan.registry)),
+    ("network", |build, plan| build.network = plan.network),
+];
+
+impl BuildPlan {
+    /// The build, on these volumes: those of the inputs, then those of the caches.
+    pub(crate) fn image_build(&self, name: &Name, volumes: impl IntoIterator<Item = VolumeId>) -> ImageBuild {
+        let mut volumes = volumes.into_iter();
+        let mut build = ImageBuild::new(name.clone(), self.tag.clone(), self.context.clone());
+        let inputs = self.inputs.iter().zip(volumes.by_ref());
+        build.inputs = inputs
+            .map(|(input, volume)| BuildInput {
+                volume,
+                path: input.path.clone(),
+            })
+            .collect();
+        let caches = self.caches.iter().zip(volumes);
+        build.caches = caches
+            .map(|(path, volume)| BuildCache {
+                volume,
+                path: path.clone(),
+            })
+            .collect();
+        KEYS.iter().for_each(|(_, set)| set(&mut build, self));
+        build
+    }
+
+    /// What `orchestra-image-build` would refuse, with the key to blame. It does not matter here which volumes there are.
+    pub(crate) fn problems(&self, name: &Name) -> Vec<(&'static str, Error)> {
+        let (Ok(volume), Ok(tag)) = (VolumeId::new("any"), ImageRef::new("any")) else {
+            return Vec::new();
+        };
+        let mut bare = self.clone();
+        bare.caches.clear();
+        let base = || {
+            let mut build = ImageBuild::new(name.clone(), tag.clone(), self.context.clone());
+            build.inputs = bare
+                .image_build(name, self.inputs.iter().map(|_| volume.clone()))
+                .inputs;
+            // Several platforms are a problem of `platforms`, and only without it.
+            build.push = self.push;
+            build
+        };
+        let of_base = std::iter::once(("name", base()));
+        let of_keys = KEYS.iter().map(|(key, set)| {
+            let mut build = base();
+            set(&mut build, self);
+            (*key, build)
+        });
+        let mut problems: Vec<(&'static str, Error)> = Vec::new();
+        for (key, build) in of_base.chain(of_keys) {
+            let Err(orchestra_image_build::BuildError::Job(error)) = build.validate() else {
+                continue;
+            };
+            // What is wrong with the base is wrong with each key on it.
+            if !problems.iter().any(|(_, known)| known.message() == error.message()) {
+                problems.push((key, error));
+            }
+        }
+        problems
+    }
+}

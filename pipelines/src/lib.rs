@@ -1,0 +1,80 @@
+//! Pipelines: a plan, the YAML front end that makes it, and the executor that runs it on any engine.
+//!
+//! ```
+//! use orchestra::SharedDriver;
+//! use orchestra_pipelines::{Pipeline, RunOptions, RunReport, Status, run};
+//!
+//! const TEXT: &str = "
+//! plan:
+//! - task: write
+//!   image: busybox
+//!   config:
+//!     outputs: [{ name: greeting }]
+//!     run: { path: sh, args: [-c, 'echo hello > greeting/text'] }
+//! - task: read
+//!   image: busybox
+//!   config:
+//!     inputs: [{ name: greeting }]
+//!     run: { path: cat, args: [greeting/text] }
+//! ";
+//!
+//! async fn greet(driver: SharedDriver) -> Result<RunReport, orchestra_pipelines::Invalid> {
+//!     let pipeline = Pipeline::parse("greet.yml", TEXT)?;
+//!     Ok(run(&pipeline, driver, RunOptions::default()).await)
+//! }
+//! # use orchestra_conformance::memory::{MemoryEngine, MemoryImage};
+//! # let engine = MemoryEngine::new();
+//! # engine.add_image("busybox", MemoryImage::busybox()).unwrap();
+//! # let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+//! # let report = runtime.block_on(greet(engine.driver())).unwrap();
+//! # assert_eq!(report.status, Status::Succeeded);
+//! ```
+//!
+//! # How data flows
+//! [`Pipeline::read`] parses a file, checks it whole and either gives a [`Pipeline`], whose values are valid by their types,
+//! or [`Invalid`] with everything that is wrong. [`run()`] makes one [`orchestra::Job`] of each [`JobPlan`] and a task or an image
+//! build of each [`Step`]. What happens goes out as [`RunEvent`]s, with back-pressure; what came of it is the [`RunReport`].
+//!
+//! # The YAML
+//! It is [Concourse](https://concourse-ci.org/docs.html)'s, as far as there is a key for it below. A file has a `plan`, or `jobs`
+//! with a `name` and a `plan` each; keys that start with `x-` hold anchors. All steps may have `timeout` (`90s`, `1h30m`; of
+//! each attempt) and `attempts`. Artifacts and caches stand in the working directory,
+//! [`/workspace`](orchestra::Task::WORKING_DIR), and live as long as their job.
+//!
+//! | `task: NAME` | |
+//! | --- | --- |
+//! | `image` | wins over the `config`'s |
+//! | `privileged`, `network` | `network` is `default`, `none` or `host` |
+//! | `params`, `env` | one by either name; wins over the `config`'s |
+//! | `config.platform` | `linux`, or with a processor: `linux/arm64` |
+//! | `config.image`, `config.image_resource` | one of them; `source` has `repository`, `tag`, `digest`, `username`, `password`, `insecure` |
+//! | `config.inputs`, `config.outputs` | `name` and `path`, which is the name where not given. An artifact is made once, by one output |
+//! | `config.caches` | `path` |
+//! | `config.run` | `path`, `args`, `dir` (relative to the working directory), `user` |
+//! | `config.params`, `config.env` | text; a number is passed on as it is written |
+//! | `config.limits`, `config.container_limits` | `cpu` (or `cpus`): processors, a quota, where Concourse has shares; `memory`: `512MB`, in powers of 1024 |
+//!
+//! | `build_image:` | |
+//! | --- | --- |
+//! | `name` | `build-` and the image's name where not given |
+//! | `tag`, `push` | where the image goes: into its registry, or without `push` into the engine |
+//! | `context`, `inputs` | without `inputs`, the artifact that `context` starts with |
+//! | `dockerfile`, `target`, `build_args`, `platforms` | `dockerfile` is relative to the context or to the working directory |
+//! | `registry` | `hostname`, `username`, `password`, `insecure` |
+//! | `image`, `env`, `caches`, `network` | BuildKit's own |
+//!
+//! A task whose image an earlier step of its job pushed gets what was pushed, with the credentials of the push, and not what
+//! the engine may have had under that tag.
+
+mod build;
+mod plan;
+mod problem;
+mod run;
+mod units;
+mod yaml;
+
+pub use plan::{Action, Artifact, BuildPlan, JobPlan, Pipeline, Step, StepKind, TaskImage, TaskPlan};
+pub use problem::{Invalid, Place, Problem};
+pub use run::{
+    BuiltImage, Data, PlannedJob, PlannedStep, RunEvent, RunEventKind, RunOptions, RunReport, Status, StepReport, run,
+};

@@ -1,0 +1,205 @@
+//! One job of a run.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::time::Instant;
+
+use futures_util::future::try_join_all;
+use orchestra::{Credentials, EventKind, ImageRef, Job, JobId, Name, Result, SharedDriver, VolumeId};
+use tokio::sync::mpsc;
+
+use super::event::{RunEventKind, Teller};
+use super::{RunOptions, RunReport, Status, StepReport};
+use crate::{Action, BuildPlan, JobPlan, Step};
+
+/// Events of the engine, or of a build, that may wait for whoever receives the run's events.
+pub(super) const EVENTS: usize = 64;
+
+/// A job that is being run, and what its steps have made so far.
+pub(super) struct JobRun<'a> {
+    pub(super) plan: &'a JobPlan,
+    pub(super) job: Job,
+    pub(super) options: &'a RunOptions,
+    pub(super) teller: &'a Teller,
+    engine: mpsc::Receiver<orchestra::Event>,
+    volumes: HashMap<Name, VolumeId>,
+    /// What was pushed, by its canonical name, and how the registry was spoken to.
+    pub(super) pushed: HashMap<String, Pushed>,
+    warnings: Vec<String>,
+    begun: bool,
+}
+
+/// How to get back what a build has pushed.
+#[derive(Clone, Default)]
+pub(super) struct Pushed {
+    pub(super) credentials: Option<Credentials>,
+    pub(super) insecure: bool,
+}
+
+impl Pushed {
+    /// The registry of the tag may be another one than that of the credentials.
+    pub(super) fn by(plan: &BuildPlan) -> Self {
+        let own = plan
+            .registry
+            .as_ref()
+            .filter(|auth| auth.hostname.as_deref().is_none_or(|host| host == plan.tag.registry()));
+        own.map(|auth| Self {
+            credentials: auth.credentials.clone(),
+            insecure: auth.insecure,
+        })
+        .unwrap_or_default()
+    }
+}
+
+impl<'a> JobRun<'a> {
+    pub(super) fn new(
+        plan: &'a JobPlan,
+        id: JobId,
+        driver: SharedDriver,
+        options: &'a RunOptions,
+        teller: &'a Teller,
+    ) -> Self {
+        let (events, engine) = mpsc::channel(EVENTS);
+        let job = Job::builder(driver)
+            .id(id)
+            // Containers of finished tasks are kept for whoever carries on, or looks at them.
+            .resumable(options.run_id.is_some() || options.keep)
+            .grace(options.grace)
+            .capture(options.capture)
+            .events(events)
+            .cancel_with(&options.cancel)
+            .build();
+        Self {
+            plan,
+            job,
+            options,
+            teller,
+            engine,
+            volumes: HashMap::new(),
+            pushed: HashMap::new(),
+            warnings: Vec::new(),
+            begun: false,
+        }
+    }
+
+    /// Runs the steps; none if an earlier job did not succeed.
+    pub(super) async fn run(&mut self, report: &mut RunReport) {
+        if report.status == Status::Succeeded && !self.options.cancel.is_cancelled() {
+            self.begun = true;
+            let id = self.job.id().clone();
+            self.teller
+                .tell(RunEventKind::JobStarted {
+                    job: self.plan.name.clone(),
+                    id,
+                })
+                .await;
+        }
+        for step in &self.plan.plan {
+            let skipped = report.status != Status::Succeeded || self.options.cancel.is_cancelled();
+            let finished = if skipped {
+                StepReport::new(&self.plan.name, &step.name, step.kind(), Status::Skipped)
+            } else {
+                let finished = self.step(step).await;
+                report.status = finished.status;
+                finished
+            };
+            self.teller
+                .tell(RunEventKind::StepFinished {
+                    report: Box::new(finished.clone()),
+                })
+                .await;
+            report.steps.push(finished);
+        }
+    }
+
+    async fn step(&mut self, step: &Step) -> StepReport {
+        let (job, name, kind) = (self.plan.name.clone(), step.name.clone(), step.kind());
+        self.teller
+            .tell(RunEventKind::StepStarted { job, step: name, kind })
+            .await;
+        let began = Instant::now();
+        let mut report = match &step.action {
+            Action::Task(plan) => self.task(step, plan).await,
+            Action::BuildImage(plan) => self.build(step, plan).await,
+        };
+        report.duration = began.elapsed();
+        report
+    }
+
+    /// Removes everything of the job, or leaves it where that was asked for.
+    pub(super) async fn end(&mut self, report: &mut RunReport) {
+        let job = self.job.clone();
+        // A job that was not begun has nothing, unless another process began it.
+        if self.options.keep || !self.begun && self.options.run_id.is_none() {
+            job.keep();
+        } else if let Err(error) = self.watch(job.end()).await {
+            let message = format!(
+                "the job {} could not be removed: {error}; `orchestra gc` will do it once this process has ended",
+                job.id()
+            );
+            self.warn(message).await;
+        }
+        report.warnings.append(&mut self.warnings);
+    }
+
+    /// The volumes of these names, made where they are not there yet.
+    pub(super) async fn volumes(&mut self, names: &[Name]) -> Result<Vec<VolumeId>> {
+        let missing: Vec<&Name> = names.iter().filter(|name| !self.volumes.contains_key(*name)).collect();
+        let job = self.job.clone();
+        let made = self
+            .watch(try_join_all(missing.iter().map(|name| job.create_volume(name))))
+            .await?;
+        self.volumes.extend(missing.into_iter().cloned().zip(made));
+        Ok(names
+            .iter()
+            .filter_map(|name| self.volumes.get(name).cloned())
+            .collect())
+    }
+
+    /// How to pull `image`, if an earlier step pushed it.
+    pub(super) fn pushed(&self, image: &ImageRef) -> Option<Pushed> {
+        self.pushed.get(&image.canonical()).cloned()
+    }
+
+    /// Waits for something that the job does, and meanwhile passes on what the engine tells of it. All of that is told
+    /// when this returns.
+    pub(super) async fn watch<F: Future>(&mut self, work: F) -> F::Output {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                Some(event) = self.engine.recv() => self.engine_event(event).await,
+                output = &mut work => {
+                    while let Ok(event) = self.engine.try_recv() {
+                        self.engine_event(event).await;
+                    }
+                    return output;
+                }
+            }
+        }
+    }
+
+    async fn engine_event(&mut self, event: orchestra::Event) {
+        if let EventKind::Warning { message } = &event.kind {
+            return self.warn(message.clone()).await;
+        }
+        let (job, step) = (self.plan.name.clone(), event.task.clone());
+        self.teller
+            .tell(RunEventKind::Engine {
+                job,
+                step,
+                detail: Box::new(event),
+            })
+            .await;
+    }
+
+    pub(super) async fn warn(&mut self, message: String) {
+        self.warnings.push(message.clone());
+        self.teller
+            .tell(RunEventKind::Warning {
+                job: Some(self.plan.name.clone()),
+                message,
+            })
+            .await;
+    }
+}

@@ -1,0 +1,166 @@
+//! The executor: jobs in the order of the file, the steps of a job in order, up to the first that does not succeed.
+//!
+//! Each [`JobPlan`](crate::JobPlan) is one [`orchestra::Job`], its artifacts and caches are that job's volumes, its steps
+//! that job's tasks. All that a run keeps is in the engine, under names that follow from the run's id and the plan:
+//! that is how another process carries on with it.
+
+mod event;
+mod job;
+mod output;
+mod report;
+mod status;
+mod step;
+
+use std::time::{Duration, Instant};
+
+use orchestra::{ImageRef, JobId, Name, PullPolicy, SharedDriver};
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+pub use event::{Data, PlannedJob, PlannedStep, RunEvent, RunEventKind};
+pub use report::{BuiltImage, RunReport, StepReport};
+pub use status::Status;
+
+use self::event::Teller;
+use self::job::JobRun;
+use crate::{JobPlan, Pipeline};
+
+/// How a pipeline is run.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RunOptions {
+    /// Names the run, so that another process can carry on with it if this one dies: finished tasks are not run twice,
+    /// running ones are attached to. A run that has no name given gets one, and can't be carried on with.
+    pub run_id: Option<JobId>,
+    /// Leaves containers and volumes where they are at the end.
+    pub keep: bool,
+    /// Only the job of this name.
+    pub job: Option<Name>,
+    /// Ends the run when it is cancelled: the step that runs is stopped, what follows is skipped, all is removed.
+    pub cancel: CancellationToken,
+    /// Tells what happens. It is waited for: receive while the run goes on, or drop the receiver.
+    pub events: Option<mpsc::Sender<RunEvent>>,
+    /// How long a task that is asked to end has until it is killed.
+    pub grace: Duration,
+    /// How many bytes of a step's output are kept from its start and from its end, each stream.
+    pub capture: usize,
+    /// When images are fetched. What an earlier step of the job has pushed is always fetched anew.
+    pub pull: PullPolicy,
+    /// The BuildKit image of builds that name none; that of `orchestra-image-build` where `None`.
+    pub buildkit: Option<ImageRef>,
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        Self {
+            run_id: None,
+            keep: false,
+            job: None,
+            cancel: CancellationToken::new(),
+            events: None,
+            grace: Duration::from_secs(5),
+            capture: 1 << 20,
+            pull: PullPolicy::default(),
+            buildkit: None,
+        }
+    }
+}
+
+/// Runs a pipeline to its end and removes everything it made, however it ends, unless told to [keep](RunOptions::keep) it.
+///
+/// What goes wrong is in the report: a run has no other error.
+pub async fn run(pipeline: &Pipeline, driver: SharedDriver, options: RunOptions) -> RunReport {
+    let began = Instant::now();
+    let run_id = options.run_id.clone().unwrap_or_else(JobId::unique);
+    let teller = Teller(options.events.clone());
+    let wanted = |job: &&JobPlan| options.job.as_ref().is_none_or(|name| *name == job.name);
+    let jobs: Vec<&JobPlan> = pipeline.jobs.iter().filter(wanted).collect();
+    let planned = jobs.iter().map(|job| PlannedJob::of(job)).collect();
+    teller
+        .tell(RunEventKind::RunStarted {
+            run_id: run_id.clone(),
+            jobs: planned,
+        })
+        .await;
+
+    let mut report = RunReport {
+        run_id,
+        status: Status::Succeeded,
+        steps: Vec::new(),
+        warnings: Vec::new(),
+        duration: Duration::ZERO,
+    };
+    if let (Some(name), true) = (&options.job, jobs.is_empty()) {
+        let message = format!("{} has no job `{name}`", pipeline.name);
+        teller
+            .tell(RunEventKind::Warning {
+                job: None,
+                message: message.clone(),
+            })
+            .await;
+        report.warnings.push(message);
+        report.status = Status::Failed;
+    }
+    let mut ended = Vec::new();
+    for plan in jobs {
+        let id = job_id(&report.run_id, &plan.name, pipeline.jobs.len() == 1);
+        let mut job = JobRun::new(plan, id, driver.clone(), &options, &teller);
+        job.run(&mut report).await;
+        // While a run can be carried on with, what a finished job left says that it is finished.
+        if options.run_id.is_some() {
+            ended.push(job)
+        } else {
+            job.end(&mut report).await
+        }
+    }
+    for mut job in ended.into_iter().rev() {
+        job.end(&mut report).await;
+    }
+    if report.status == Status::Succeeded
+        && options.cancel.is_cancelled()
+        && report.steps.iter().any(|step| step.status == Status::Skipped)
+    {
+        report.status = Status::Aborted;
+    }
+    report.duration = began.elapsed();
+    teller
+        .tell(RunEventKind::RunFinished {
+            status: report.status,
+            duration: report.duration,
+        })
+        .await;
+    report
+}
+
+/// The id of a pipeline's job: the run's where it is the only one, else made of both names.
+fn job_id(run: &JobId, job: &Name, only: bool) -> JobId {
+    if only {
+        return run.clone();
+    }
+    let joined = format!("{run}-{job}");
+    JobId::new(joined.as_str()).unwrap_or_else(|_| {
+        // Too long, or with a dot: what is cut or replaced must not make two jobs one.
+        let digest = Sha256::digest(&joined);
+        let hash: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        let start: String = joined.replace('.', "-").chars().take(54).collect();
+        JobId::new(format!("{start}-{hash}")).unwrap_or_else(|_| run.clone())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_of_one_run_have_ids_of_their_own() {
+        let run = JobId::new("r".repeat(60)).unwrap();
+        let id = |job: &str| job_id(&run, &Name::new(job).unwrap(), false);
+        assert_ne!(id("unit-tests"), id("unit-testing"));
+        let short = JobId::new("42").unwrap();
+        let id = |job: &str, only| job_id(&short, &Name::new(job).unwrap(), only);
+        assert_eq!(id("test", false).as_str(), "42-test");
+        assert_eq!(id("test", true).as_str(), "42");
+        assert_ne!(id("a.b", false), id("a-b", false));
+    }
+}

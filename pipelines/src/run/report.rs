@@ -1,0 +1,86 @@
+//! What came of a run.
+
+use std::time::Duration;
+
+use orchestra::{ExitStatus, ImageRef, JobId, Name, Timings};
+use serde::Serialize;
+
+use super::Status;
+use crate::StepKind;
+
+/// What came of a run.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct RunReport {
+    /// The run.
+    pub run_id: JobId,
+    /// That of the first step that did not succeed.
+    pub status: Status,
+    /// Every step of the jobs that were asked for, in the order of the file.
+    pub steps: Vec<StepReport>,
+    /// What should be known beside the result: what could not be removed.
+    pub warnings: Vec<String>,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+/// What came of a step.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct StepReport {
+    /// Its job.
+    pub job: Name,
+    /// Its name.
+    #[serde(rename = "step")]
+    pub name: Name,
+    /// What it is.
+    pub kind: StepKind,
+    /// How it ended.
+    pub status: Status,
+    /// How its process ended, if there was one.
+    pub exit: Option<ExitStatus>,
+    /// Which try that was, from 1; `None` where it is not known.
+    pub attempt: Option<u32>,
+    /// How long it took.
+    pub duration: Duration,
+    /// Where the time of a task went.
+    pub timings: Option<Timings>,
+    /// What a build built.
+    pub image: Option<BuiltImage>,
+    /// What went wrong, in one or a few lines.
+    pub error: Option<String>,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// The last lines it wrote, where it did not succeed.
+    pub log_tail: String,
+}
+
+impl StepReport {
+    pub(super) fn new(job: &Name, name: &Name, kind: StepKind, status: Status) -> Self {
+        Self {
+            job: job.clone(),
+            name: name.clone(),
+            kind,
+            status,
+            exit: None,
+            attempt: None,
+            duration: Duration::ZERO,
+            timings: None,
+            image: None,
+            error: None,
+            hint: None,
+            log_tail: String::new(),
+        }
+    }
+}
+
+/// An image that was built.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct BuiltImage {
+    /// Its tag.
+    #[serde(rename = "ref")]
+    pub reference: ImageRef,
+    /// Its digest: `sha256:…`.
+    pub digest: String,
+}

@@ -1,0 +1,277 @@
+//! Steps on a [`Job`](orchestra::Job): what the plan says in the core's terms, and what came of it in the report's.
+
+use orchestra::{
+    ContainerPath, Error, ErrorKind, ExitStatus, Mount, Name, PullPolicy, Result, Task, TaskResult, VolumeId,
+};
+use orchestra_image_build::{BuildError, BuildResult};
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+
+use super::event::RunEventKind;
+use super::job::{EVENTS, JobRun, Pushed};
+use super::output::{Output, Tail};
+use super::{BuiltImage, Status, StepReport};
+use crate::{Artifact, BuildPlan, Step, TaskPlan};
+
+impl JobRun<'_> {
+    /// Runs a `task` step.
+    pub(super) async fn task(&mut self, step: &Step, plan: &TaskPlan) -> StepReport {
+        let tail = Tail::new();
+        let mut report = StepReport::new(&self.plan.name, &step.name, step.kind(), Status::Errored);
+        let task = match self
+            .mounts(step, plan.inputs.iter().chain(&plan.outputs), &plan.caches)
+            .await
+        {
+            Ok(mounts) => self.describe(step, plan, mounts, &tail),
+            Err(error) => Err(error),
+        };
+        let result = match task {
+            Ok(task) => {
+                let job = self.job.clone();
+                self.watch(job.run(task)).await
+            }
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(result) => finished(&mut report, &result, step),
+            Err(error) => failed(&mut report, &error),
+        }
+        if report.status != Status::Succeeded {
+            report.log_tail = tail.lines();
+        }
+        report
+    }
+
+    fn describe(
+        &self,
+        step: &Step,
+        plan: &TaskPlan,
+        mounts: Vec<(VolumeId, ContainerPath)>,
+        tail: &Tail,
+    ) -> Result<Task> {
+        let image = &plan.image;
+        let mut task = Task::with_image(step.name.clone(), image.reference.clone())
+            .command(plan.command.iter().cloned())
+            .privileged(plan.privileged)
+            .network(plan.network)
+            .attempts(step.attempts)
+            .pull(self.options.pull)
+            .insecure(image.insecure)
+            .output(self.output(step, tail));
+        let mut credentials = image.credentials.clone();
+        if let Some(pushed) = self.pushed(&image.reference) {
+            // The engine may have an older image of this tag. An engine that takes no word on how to speak to a registry has
+            // its own configuration for that.
+            let insecure = image.insecure || pushed.insecure && self.job.driver().info().capabilities.insecure_pull;
+            task = task.pull(PullPolicy::Always).insecure(insecure);
+            credentials = credentials.or(pushed.credentials);
+        }
+        if let Some(credentials) = credentials {
+            task = task.credentials(credentials);
+        }
+        if let Some(timeout) = step.timeout {
+            task = task.timeout(timeout);
+        }
+        let spec = &mut task.spec;
+        spec.platform.clone_from(&plan.platform);
+        spec.env.clone_from(&plan.env);
+        spec.user.clone_from(&plan.user);
+        spec.limits.clone_from(&plan.limits);
+        // Artifacts stand in the same place whatever directory the program starts in.
+        let absolute = |path: &ContainerPath| ContainerPath::new(path.resolve(Task::WORKING_DIR));
+        let dir = plan
+            .dir
+            .as_ref()
+            .map_or_else(|| ContainerPath::new(Task::WORKING_DIR), absolute)?;
+        spec.working_dir = Some(dir);
+        for (volume, path) in mounts {
+            spec.mounts.push(Mount {
+                volume,
+                target: absolute(&path)?,
+                read_only: false,
+            });
+        }
+        Ok(task)
+    }
+
+    fn output(&self, step: &Step, tail: &Tail) -> Output {
+        Output {
+            job: self.plan.name.clone(),
+            step: step.name.clone(),
+            teller: self.teller.clone(),
+            tail: tail.clone(),
+        }
+    }
+
+    /// The volumes of artifacts and caches, each with its place.
+    async fn mounts<'p>(
+        &mut self,
+        step: &Step,
+        artifacts: impl IntoIterator<Item = &'p Artifact>,
+        caches: &[ContainerPath],
+    ) -> Result<Vec<(VolumeId, ContainerPath)>> {
+        let mut names = Vec::new();
+        let mut paths = Vec::new();
+        for artifact in artifacts {
+            names.push(artifact.name.clone());
+            paths.push(artifact.path.clone());
+        }
+        for path in caches {
+            names.push(cache_name(&step.name, path)?);
+            paths.push(path.clone());
+        }
+        Ok(self.volumes(&names).await?.into_iter().zip(paths).collect())
+    }
+
+    /// Runs a `build_image` step.
+    pub(super) async fn build(&mut self, step: &Step, plan: &BuildPlan) -> StepReport {
+        let tail = Tail::new();
+        let mut report = StepReport::new(&self.plan.name, &step.name, step.kind(), Status::Errored);
+        let result = match self.mounts(step, &plan.inputs, &plan.caches).await {
+            Ok(mounts) => {
+                self.run_build(step, plan, mounts.into_iter().map(|(volume, _)| volume), &tail)
+                    .await
+            }
+            Err(error) => Err(error.into()),
+        };
+        match result {
+            Ok(built) => {
+                report.status = Status::Succeeded;
+                report.exit = Some(ExitStatus::Code(built.code));
+                report.timings = Some(built.timings);
+                report.image = Some(BuiltImage {
+                    reference: built.reference,
+                    digest: built.digest,
+                });
+                if plan.push {
+                    self.pushed.insert(plan.tag.canonical(), Pushed::by(plan));
+                }
+                for warning in built.warnings {
+                    self.warn(format!("{}: {warning}", step.name)).await;
+                }
+            }
+            Err(error) => build_failed(&mut report, &error, &tail),
+        }
+        report
+    }
+
+    async fn run_build(
+        &mut self,
+        step: &Step,
+        plan: &BuildPlan,
+        volumes: impl Iterator<Item = VolumeId>,
+        tail: &Tail,
+    ) -> Result<BuildResult, BuildError> {
+        let mut build = plan.image_build(&step.name, volumes);
+        build.timeout = step.timeout;
+        build.attempts = step.attempts;
+        build.pull = self.options.pull;
+        build.capture = self.options.capture;
+        if let (None, Some(image)) = (&plan.image, &self.options.buildkit) {
+            build.image = image.clone();
+        }
+        let (events, mut received) = mpsc::channel(EVENTS);
+        let build = build.output(self.output(step, tail)).events(events);
+        let (job, teller) = (self.job.clone(), self.teller.clone());
+        let tell = |detail| {
+            let (job, step) = (self.plan.name.clone(), step.name.clone());
+            teller.tell(RunEventKind::Build { job, step, detail })
+        };
+        let work = async {
+            let mut running = std::pin::pin!(build.run(&job));
+            loop {
+                tokio::select! {
+                    biased;
+                    Some(event) = received.recv() => tell(event).await,
+                    result = &mut running => {
+                        while let Ok(event) = received.try_recv() {
+                            tell(event).await;
+                        }
+                        return result;
+                    }
+                }
+            }
+        };
+        self.watch(work).await
+    }
+}
+
+/// A cache's volume, told by the step and the path it stands at. A path is no valid name, and two of them may be hard to
+/// tell apart when made one: hence the hash. No artifact can be called `cache.…`.
+fn cache_name(step: &Name, path: &ContainerPath) -> Result<Name> {
+    let digest = Sha256::digest(format!("{step}\0{path}"));
+    let hash: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    Name::new(format!("cache.{hash}"))
+}
+
+fn finished(report: &mut StepReport, result: &TaskResult, step: &Step) {
+    report.status = Status::of_exit(result.exit);
+    report.exit = Some(result.exit);
+    report.attempt = Some(result.attempt);
+    report.timings = Some(result.timings);
+    if result.exit.success() {
+        return;
+    }
+    let timeout = step.timeout.unwrap_or_default();
+    report.error = Some(match result.exit {
+        ExitStatus::TimedOut => format!("it did not end within its timeout of {timeout:?}"),
+        exit => exit.to_string(),
+    });
+    report.hint = hint(result.exit).map(str::to_owned);
+}
+
+/// What to do about an exit that says something by itself.
+fn hint(exit: ExitStatus) -> Option<&'static str> {
+    match exit {
+        ExitStatus::OutOfMemory => Some("raise `limits.memory`, or let the program use less"),
+        ExitStatus::TimedOut => Some("raise the step's `timeout`, or find out what it waited for"),
+        ExitStatus::Code(126) => {
+            Some("the program is there but can't be executed: check its permissions and what it was built for")
+        }
+        ExitStatus::Code(127) => Some("a program was not found: check that the image has it"),
+        _ => None,
+    }
+}
+
+fn failed(report: &mut StepReport, error: &Error) {
+    report.status = Status::of_error(error.kind());
+    report.error = Some(error.to_string());
+    report.hint = error.hint().map(str::to_owned);
+    if error.kind() == ErrorKind::Cancelled {
+        report.exit = Some(ExitStatus::Cancelled);
+    }
+}
+
+fn build_failed(report: &mut StepReport, error: &BuildError, tail: &Tail) {
+    if let Some(error) = error.engine_error() {
+        failed(report, error);
+        report.log_tail = tail.lines();
+        return;
+    }
+    report.exit = error.exit();
+    report.hint = error.hint();
+    let Some(build) = error.failed() else {
+        // The metadata is BuildKit's matter; a missing context or Dockerfile is the pipeline's.
+        report.status = if matches!(error, BuildError::Metadata { .. }) {
+            Status::Errored
+        } else {
+            Status::Failed
+        };
+        report.error = Some(error.to_string());
+        return;
+    };
+    report.status = Status::of_exit(build.exit);
+    report.timings = Some(build.timings);
+    let mut lines = vec![match (build.exit, build.timeout) {
+        (ExitStatus::TimedOut, Some(timeout)) => format!("it did not end within its timeout of {timeout:?}"),
+        (exit, _) => exit.to_string(),
+    }];
+    lines.extend(build.step.iter().map(|step| format!("step: {step}")));
+    lines.extend(build.error.iter().map(|error| format!("error: {error}")));
+    report.error = Some(lines.join("\n"));
+    // What the step itself wrote says more than the progress of its neighbours.
+    let said = [&build.log, &build.said]
+        .into_iter()
+        .find(|text| !text.trim().is_empty());
+    report.log_tail = said.cloned().unwrap_or_else(|| tail.lines());
+}

@@ -1,0 +1,250 @@
+//! `build_image` steps.
+
+use std::time::Duration;
+
+use orchestra::{ContainerPath, Env, ImageRef, Name, Platform};
+use orchestra_image_build::RegistryAuth;
+
+use super::fields::{Fields, Known};
+use super::reader::{Reader, list};
+use super::step::{self, Read};
+use super::tree::{At, Node};
+use crate::{Action, Artifact, BuildPlan, Step, StepKind};
+
+const STEP: Known = Known {
+    later: &[
+        "on_success",
+        "on_failure",
+        "on_error",
+        "on_abort",
+        "ensure",
+        "assert",
+        "tags",
+    ],
+    misplaced: &[
+        "name",
+        "context",
+        "dockerfile",
+        "tag",
+        "push",
+        "build_args",
+        "target",
+        "platforms",
+        "image",
+        "inputs",
+        "caches",
+        "env",
+        "registry",
+        "network",
+    ],
+    belongs: "under `build_image`, indented by two more spaces",
+    ..Known::of(&["build_image", "timeout", "attempts"])
+};
+
+const BUILD: Known = Known::of(&[
+    "name",
+    "context",
+    "dockerfile",
+    "tag",
+    "push",
+    "build_args",
+    "target",
+    "platforms",
+    "image",
+    "inputs",
+    "caches",
+    "env",
+    "registry",
+    "network",
+    "timeout",
+    "attempts",
+]);
+
+const REGISTRY: Known = Known::of(&["hostname", "username", "password", "insecure"]);
+
+/// Reads a step that has the key `build_image`.
+pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
+    let before = reader.count();
+    let outer = reader.fields(node, "a `build_image` step", STEP)?;
+    let spot = outer.key("build_image").unwrap_or(outer.spot).clone();
+    let mut read = Read {
+        name: None,
+        kind: StepKind::BuildImage,
+        spot,
+        inputs: Vec::new(),
+        outputs: Vec::new(),
+        complete: true,
+        step: None,
+    };
+    let Some(node) = outer.required("build_image", "build_image: { context: source, tag: team/app:1 }") else {
+        return Some(read);
+    };
+    let Some(fields) = reader.fields(node, "`build_image`", BUILD) else {
+        return Some(read);
+    };
+
+    read.name = fields.parse::<Name>("name");
+    let (timeout, attempts) = modifiers(&outer, &fields);
+    let context = fields
+        .required("context", "context: source")
+        .and_then(|_| relative(&fields, "context"));
+    let tag = fields
+        .required("tag", "tag: registry.example.com/team/app:1")
+        .and_then(|_| fields.parse::<ImageRef>("tag"));
+    let dockerfile = relative(&fields, "dockerfile").map(|path| path.value.as_str().to_owned());
+    let push = fields.flag("push").unwrap_or(false);
+    let build_args = fields.texts("build_args");
+    let target = fields.text("target").map(|target| target.value);
+    let platforms: Vec<At<Platform>> = fields
+        .items("platforms")
+        .iter()
+        .filter_map(|node| reader.parse(node, "an item of `platforms`"))
+        .collect();
+    let image = fields.parse("image").map(|image| image.value);
+    let inputs = inputs(&fields, context.as_ref());
+    let caches = step::caches(&fields);
+    let mounts = inputs.iter().map(|at| (&at.value.path, &at.spot));
+    step::mounts(reader, mounts.chain(caches.iter().map(|at| (&at.value, &at.spot))));
+    read.inputs = step::names(&inputs);
+    let env = Env(fields.texts("env"));
+    let registry = fields.get("registry").and_then(|node| registry(reader, node));
+    let network = step::network(&fields);
+    if let (Some(context), Some(tag), true) = (context, tag, reader.count() == before) {
+        // A name that is not valid was told, and the count has grown.
+        let name = read
+            .name
+            .as_ref()
+            .map_or_else(|| default_name(&tag.value), |name| Some(name.value.clone()))?;
+        let plan = BuildPlan {
+            tag: tag.value,
+            context: context.value,
+            dockerfile,
+            push,
+            build_args,
+            target,
+            platforms: step::values(platforms),
+            image,
+            inputs: step::values(inputs),
+            caches: step::values(caches),
+            env,
+            registry,
+            network,
+        };
+        for (key, error) in plan.problems(&name) {
+            let spot = fields.get(key).map_or(&read.spot, |value| &value.spot);
+            reader.report(spot, "", error.message(), error.hint().map(str::to_owned));
+        }
+        read.step = Some(Step {
+            name,
+            action: Action::BuildImage(Box::new(plan)),
+            timeout,
+            attempts: attempts.unwrap_or(1),
+        });
+    }
+    Some(read)
+}
+
+/// `timeout` and `attempts`, which may stand with the other keys or beside `build_image`, as a task's do.
+fn modifiers(outer: &Fields<'_, '_>, inner: &Fields<'_, '_>) -> (Option<Duration>, Option<u32>) {
+    for key in ["timeout", "attempts"] {
+        if let (Some(beside), Some(within)) = (outer.key(key), inner.key(key)) {
+            let places = [(beside, "this one"), (within, "and this one")];
+            inner.reader.conflict(
+                places,
+                format!("`{key}` stands both in `build_image` and beside it"),
+                "keep one of the two",
+            );
+        }
+    }
+    let (beside, within) = (step::modifiers(outer), step::modifiers(inner));
+    (within.0.or(beside.0), within.1.or(beside.1))
+}
+
+/// The artifacts that are mounted: those that are named, or else the one that the context is of.
+fn inputs(fields: &Fields<'_, '_>, context: Option<&At<ContainerPath>>) -> Vec<At<Artifact>> {
+    let named = fields.items("inputs");
+    let Some(context) = context else {
+        return step::artifacts(fields.reader, named, "an input");
+    };
+    let path = context.value.as_str();
+    if named.is_empty() {
+        let first = path.split('/').next().unwrap_or(path);
+        let found = Name::new(first).and_then(|name| {
+            Ok(Artifact {
+                path: ContainerPath::new(first)?,
+                name,
+            })
+        });
+        if found.is_err() {
+            let help = "name an artifact (`context: source`), or list what to mount under `inputs`".to_owned();
+            fields.reader.report(
+                &context.spot,
+                "",
+                format!("the context `{path}` starts with no artifact's name"),
+                help,
+            );
+        }
+        return found
+            .into_iter()
+            .map(|value| At {
+                value,
+                spot: context.spot.clone(),
+            })
+            .collect();
+    }
+    let before = fields.reader.count();
+    let inputs = step::artifacts(fields.reader, named, "an input");
+    let holds = |outer: &str, inner: &str| {
+        outer == "."
+            || inner
+                .strip_prefix(outer)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    let fits = |input: &At<Artifact>| {
+        let mount = input.value.path.as_str();
+        holds(mount, path) || holds(path, mount)
+    };
+    if !inputs.iter().any(fits) && fields.reader.count() == before {
+        let mounts = list(inputs.iter().map(|input| input.value.path.as_str()));
+        let help =
+            format!("mounted are {mounts}; let the context start with one of them, or add its artifact to `inputs`");
+        fields.reader.report(
+            &context.spot,
+            "",
+            format!("the context `{path}` is in none of the build's inputs"),
+            help,
+        );
+    }
+    inputs
+}
+
+/// A path that stays where artifacts are.
+fn relative(fields: &Fields<'_, '_>, key: &str) -> Option<At<ContainerPath>> {
+    let path = fields.parse::<ContainerPath>(key)?;
+    if path.value.is_absolute() {
+        let help = format!("write it relative to the working directory, which artifacts stand in: `{key}: source`");
+        fields
+            .reader
+            .report(&path.spot, "", format!("`{key}` is an absolute path"), help);
+        return None;
+    }
+    Some(path)
+}
+
+fn registry(reader: &Reader<'_>, node: &Node) -> Option<RegistryAuth> {
+    let fields = reader.fields(node, "`registry`", REGISTRY)?;
+    Some(RegistryAuth {
+        hostname: fields.text("hostname").map(|hostname| hostname.value),
+        credentials: step::credentials(&fields),
+        insecure: fields.flag("insecure").unwrap_or(false),
+    })
+}
+
+/// A build is called after what it builds: `build-app` for `registry.example.com/team/app:1`.
+fn default_name(tag: &ImageRef) -> Option<Name> {
+    let last = tag.repository().rsplit('/').next().unwrap_or_default();
+    let name: String = format!("build-{last}").chars().take(50).collect();
+    Name::new(name.replace("..", "."))
+        .or_else(|_| Name::new("build-image"))
+        .ok()
+}

@@ -1,0 +1,217 @@
+//! What all parts of the front end read values with: typed values out, problems collected, nothing thrown away.
+
+use std::cell::{Cell, RefCell};
+use std::fmt::Display;
+use std::ops::Range;
+use std::str::FromStr;
+
+use super::tree::{At, Node, Spot, Value};
+use crate::{Place, Problem};
+
+/// More than a person reads at once; a file that is something else than a pipeline has thousands.
+const MAX_PROBLEMS: usize = 50;
+
+/// The text and what is wrong with it so far.
+pub(super) struct Reader<'t> {
+    text: &'t str,
+    lines: Vec<usize>,
+    problems: RefCell<Vec<Problem>>,
+    count: Cell<usize>,
+}
+
+impl<'t> Reader<'t> {
+    pub(super) fn new(text: &'t str) -> Self {
+        let lines = std::iter::once(0)
+            .chain(text.match_indices('\n').map(|(at, _)| at + 1))
+            .collect();
+        Self {
+            text,
+            lines,
+            problems: RefCell::default(),
+            count: Cell::new(0),
+        }
+    }
+
+    /// Notes a problem at a node; where an alias brought it elsewhere, that place is shown too.
+    pub(super) fn report(&self, spot: &Spot, label: &str, message: impl Into<String>, help: impl Into<Option<String>>) {
+        let used = spot.used.iter().map(|used| (used.clone(), "used here"));
+        self.note(
+            message.into(),
+            help.into(),
+            std::iter::once((spot.span.clone(), label)).chain(used),
+        );
+    }
+
+    /// Notes a problem that two places make together; the first is the one to change.
+    pub(super) fn conflict(&self, places: [(&Spot, &str); 2], message: impl Into<String>, help: impl Into<String>) {
+        // Where one anchor brought both, only the places of use tell them apart.
+        let places = places.map(|(spot, label)| (spot.used.as_ref().unwrap_or(&spot.span).clone(), label));
+        self.note(message.into(), Some(help.into()), places.into_iter());
+    }
+
+    fn note<'a>(&self, message: String, help: Option<String>, places: impl Iterator<Item = (Range<usize>, &'a str)>) {
+        let places = places.map(|(span, label)| self.place(span, label)).collect();
+        let problem = Problem { message, help, places };
+        self.count.set(self.count.get() + 1);
+        let mut problems = self.problems.borrow_mut();
+        // The same line of an anchor is read once for each alias.
+        if problems.len() <= MAX_PROBLEMS
+            && !problems
+                .iter()
+                .any(|known| known.message == problem.message && known.places.first() == problem.places.first())
+        {
+            problems.push(problem);
+        }
+    }
+
+    fn place(&self, span: Range<usize>, label: &str) -> Place {
+        let line = self.lines.partition_point(|start| *start <= span.start);
+        let start = self.lines[line - 1];
+        // A block of text is shown by its first line.
+        let shown = self.text[span.clone()]
+            .find('\n')
+            .map_or(span.end, |at| span.start + at);
+        let column = self.text[start..span.start].chars().count() + 1;
+        Place {
+            line,
+            column,
+            span: span.start..shown,
+            label: label.to_owned(),
+        }
+    }
+
+    /// The place of a line and column, both from 1.
+    pub(super) fn spot(&self, line: usize, column: usize) -> Spot {
+        let start = self
+            .lines
+            .get(line.saturating_sub(1))
+            .copied()
+            .unwrap_or(self.text.len());
+        let at = self.text[start..]
+            .char_indices()
+            .nth(column.saturating_sub(1))
+            .map_or(self.text.len(), |(at, _)| start + at);
+        let end = self.text[at..]
+            .chars()
+            .next()
+            .filter(|c| *c != '\n')
+            .map_or(at, |c| at + c.len_utf8());
+        Spot {
+            span: at..end,
+            used: None,
+        }
+    }
+
+    /// How many problems were noted: what grew while something was read was wrong in it.
+    pub(super) fn count(&self) -> usize {
+        self.count.get()
+    }
+
+    /// All problems in the order of the file.
+    pub(super) fn finish(self) -> Vec<Problem> {
+        let mut problems = self.problems.into_inner();
+        let cut = problems.len() > MAX_PROBLEMS;
+        problems.truncate(MAX_PROBLEMS);
+        problems.sort_by_key(|problem| problem.places.first().map(|place| place.span.start));
+        if cut {
+            let message = format!("there are more than {MAX_PROBLEMS} problems; the others are not shown");
+            problems.push(Problem {
+                message,
+                help: None,
+                places: Vec::new(),
+            });
+        }
+        problems
+    }
+
+    pub(super) fn wrong(&self, spot: &Spot, what: &str, expected: &str, found: &Value) {
+        self.report(
+            spot,
+            &format!("this is {}", found.kind()),
+            format!("{what} is {expected}, not {}", found.kind()),
+            None,
+        );
+    }
+
+    /// A scalar as text. `None` and a problem for anything else.
+    pub(super) fn text(&self, node: &Node, what: &str) -> Option<At<String>> {
+        let value = match &node.value {
+            Value::Text(text) | Value::Number(text) => text.clone(),
+            Value::Bool(value) => value.to_string(),
+            other => {
+                let help = matches!(other, Value::Null).then(|| "give it a value, or remove the key".to_owned());
+                self.report(
+                    &node.spot,
+                    &format!("this is {}", other.kind()),
+                    format!("{what} is text, not {}", other.kind()),
+                    help,
+                );
+                return None;
+            }
+        };
+        Some(At {
+            value,
+            spot: node.spot.clone(),
+        })
+    }
+
+    /// A scalar of a type that is read from text.
+    pub(super) fn parse<T: FromStr<Err = orchestra::Error>>(&self, node: &Node, what: &str) -> Option<At<T>> {
+        let At { value, spot } = self.text(node, what)?;
+        match value.parse() {
+            Ok(value) => Some(At { value, spot }),
+            Err(error) => {
+                self.report(&spot, "", error.message(), error.hint().map(str::to_owned));
+                None
+            }
+        }
+    }
+
+    /// The items of a list; nothing counts as an empty one.
+    pub(super) fn items<'n>(&self, node: &'n Node, what: &str) -> &'n [Node] {
+        match &node.value {
+            Value::List(items) => items,
+            Value::Null => &[],
+            other => {
+                self.wrong(&node.spot, what, "a list", other);
+                &[]
+            }
+        }
+    }
+
+    /// Refuses a value that stands for a secret: passed on as it is, it would be used as the password itself.
+    pub(super) fn literal(&self, value: &At<String>) -> bool {
+        if !value.value.starts_with("secret:") {
+            return true;
+        }
+        let help = "put the value itself here for now, or leave it out: `secret:` references are refused until they can be resolved";
+        self.report(
+            &value.spot,
+            "a secret",
+            format!("secrets are not available yet: `{}` can't be resolved", value.value),
+            help.to_owned(),
+        );
+        false
+    }
+}
+
+/// The candidate that was probably meant.
+pub(super) fn closest<'c>(name: &str, candidates: &[&'c str]) -> Option<&'c str> {
+    let score = |candidate: &&str| strsim::jaro_winkler(&name.to_ascii_lowercase(), &candidate.to_ascii_lowercase());
+    let best = candidates
+        .iter()
+        .copied()
+        .max_by(|a, b| score(a).total_cmp(&score(b)))?;
+    let edits = strsim::damerau_levenshtein(&name.to_ascii_lowercase(), &best.to_ascii_lowercase());
+    (edits <= 2.max(name.len() / 3) || score(&best) > 0.88).then_some(best)
+}
+
+/// Names as a person lists them.
+pub(super) fn list<T: Display>(names: impl IntoIterator<Item = T>) -> String {
+    let names: Vec<String> = names.into_iter().map(|name| format!("`{name}`")).collect();
+    match names.as_slice() {
+        [] => "none".to_owned(),
+        [one] => one.clone(),
+        [most @ .., last] => format!("{} and {last}", most.join(", ")),
+    }
+}

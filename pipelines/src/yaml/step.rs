@@ -1,0 +1,168 @@
+//! What steps of all kinds have: names, artifacts, mounts, limits on time and tries.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use orchestra::{ContainerPath, Credentials, Name, NetworkMode, Task};
+
+use super::fields::{Fields, Known};
+use super::reader::Reader;
+use super::tree::{At, Node, Spot, Value};
+use crate::{Artifact, Step, StepKind, units};
+
+/// A step as far as it could be read. What other steps need to know of it is kept even if the step itself is not valid,
+/// so that one mistake is told once.
+pub(super) struct Read {
+    /// `None` where the name defaults, or is not valid.
+    pub(super) name: Option<At<Name>>,
+    pub(super) kind: StepKind,
+    pub(super) spot: Spot,
+    pub(super) inputs: Vec<At<Name>>,
+    pub(super) outputs: Vec<At<Name>>,
+    /// Whether `outputs` are all of them; not if a key could not be understood.
+    pub(super) complete: bool,
+    /// The step, if all of it is valid.
+    pub(super) step: Option<Step>,
+}
+
+/// Volumes of caches, of the core and of image builds have names too.
+fn reserved(name: &str) -> Option<&'static str> {
+    if name.ends_with("._build") {
+        return Some("use a name that does not end with `._build`");
+    }
+    let taken = ["cache.", "runner-"].iter().any(|prefix| name.starts_with(prefix));
+    taken.then_some("use a name that starts neither with `cache.` nor with `runner-`")
+}
+
+/// Upper bound of `attempts`: a task that fails a hundred times will not succeed.
+const MAX_ATTEMPTS: u32 = 100;
+
+/// `timeout` and `attempts`.
+pub(super) fn modifiers(fields: &Fields<'_, '_>) -> (Option<Duration>, Option<u32>) {
+    let attempts = |text: &str| match text.parse() {
+        Ok(number @ 1..=MAX_ATTEMPTS) => Ok(number),
+        _ => Err("write a whole number from 1 to 100"),
+    };
+    (
+        fields.read("timeout", "duration", units::duration),
+        fields.read("attempts", "number of attempts", attempts),
+    )
+}
+
+/// `network`.
+pub(super) fn network(fields: &Fields<'_, '_>) -> NetworkMode {
+    fields.parse("network").map(|mode| mode.value).unwrap_or_default()
+}
+
+/// Inputs or outputs.
+pub(super) fn artifacts(reader: &Reader<'_>, items: &[Node], what: &'static str) -> Vec<At<Artifact>> {
+    const KEYS: Known = Known {
+        later: &["optional"],
+        ..Known::of(&["name", "path"])
+    };
+    let mut artifacts = Vec::new();
+    for item in items {
+        if let Value::Text(name) = &item.value {
+            let message = format!("{what} is a map of keys and values, not text");
+            reader.report(&item.spot, "this is text", message, format!("write `- name: {name}`"));
+            continue;
+        }
+        let Some(fields) = reader.fields(item, what, KEYS) else {
+            continue;
+        };
+        if fields.required("name", "name: source").is_none() {
+            continue;
+        }
+        let (Some(name), path) = (fields.parse::<Name>("name"), fields.parse("path")) else {
+            continue;
+        };
+        if let Some(help) = reserved(name.value.as_str()) {
+            let message = format!(
+                "the artifact `{}` has a name that Orchestra keeps for itself",
+                name.value
+            );
+            reader.report(&name.spot, "", message, help.to_owned());
+            continue;
+        }
+        // What is a valid name is a valid path.
+        let Ok(default) = ContainerPath::new(name.value.as_str()) else {
+            continue;
+        };
+        let path = path.map_or(default, |path| path.value);
+        artifacts.push(At {
+            value: Artifact { name: name.value, path },
+            spot: name.spot,
+        });
+    }
+    artifacts
+}
+
+/// Directories that are kept.
+pub(super) fn caches(fields: &Fields<'_, '_>) -> Vec<At<ContainerPath>> {
+    let mut caches = Vec::new();
+    for item in fields.items("caches") {
+        let Some(cache) = fields.reader.fields(item, "a cache", Known::of(&["path"])) else {
+            continue;
+        };
+        if cache.required("path", "path: .cache").is_some() {
+            caches.extend(cache.parse("path"));
+        }
+    }
+    caches
+}
+
+/// Refuses mounts that would hide each other.
+pub(super) fn mounts<'m>(reader: &Reader<'_>, mounts: impl Iterator<Item = (&'m ContainerPath, &'m Spot)>) {
+    let mut targets: BTreeMap<String, &Spot> = BTreeMap::new();
+    for (path, spot) in mounts {
+        let target = path.resolve(Task::WORKING_DIR);
+        if target == "/" {
+            reader.report(
+                spot,
+                "",
+                "nothing can be mounted at `/`",
+                "give it a directory of its own".to_owned(),
+            );
+        } else if let Some(first) = targets.get(&target) {
+            let places = [(spot, "this one"), (*first, "and this one")];
+            reader.conflict(
+                places,
+                format!("two mounts stand at {target}"),
+                "give one of them another `path`",
+            );
+        } else {
+            targets.insert(target, spot);
+        }
+    }
+}
+
+/// A user name and a password: both or none.
+pub(super) fn credentials(fields: &Fields<'_, '_>) -> Option<Credentials> {
+    let literal = |key| fields.text(key).filter(|value| fields.reader.literal(value));
+    let (username, password) = (literal("username"), literal("password"));
+    for (there, missing) in [("username", "password"), ("password", "username")] {
+        if let (Some(spot), None) = (fields.key(there), fields.key(missing)) {
+            fields.reader.report(
+                spot,
+                "",
+                format!("`{there}` without `{missing}`"),
+                format!("add `{missing}`, or remove `{there}`"),
+            );
+        }
+    }
+    Some(Credentials::new(username?.value, password?.value))
+}
+
+pub(super) fn names(artifacts: &[At<Artifact>]) -> Vec<At<Name>> {
+    artifacts
+        .iter()
+        .map(|artifact| At {
+            value: artifact.value.name.clone(),
+            spot: artifact.spot.clone(),
+        })
+        .collect()
+}
+
+pub(super) fn values<T>(list: Vec<At<T>>) -> Vec<T> {
+    list.into_iter().map(|at| at.value).collect()
+}

@@ -1,0 +1,330 @@
+//! What users may write, and what it means.
+
+use std::time::Duration;
+
+use orchestra::{ExposeSecret, NetworkMode};
+use orchestra_pipelines::{Action, BuildPlan, Pipeline, Step, TaskPlan};
+
+fn steps(text: &str) -> Vec<Step> {
+    let pipeline = Pipeline::parse("ci.yml", text).unwrap_or_else(|invalid| panic!("{invalid:?}"));
+    pipeline.jobs.into_iter().flat_map(|job| job.plan).collect()
+}
+
+fn task(step: &Step) -> &TaskPlan {
+    match &step.action {
+        Action::Task(task) => task,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn build(step: &Step) -> &BuildPlan {
+    match &step.action {
+        Action::BuildImage(build) => build,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The user's own page, but for its secrets.
+const PAGE: &str = r#"
+plan:
+  - task: checkout
+    config:
+      platform: linux
+      image_resource: { type: registry-image, source: { repository: alpine } }
+      outputs: [{ name: source }]
+      run: { path: sh, args: ["-c", "git clone $REPO source"] }
+  - build_image:
+      name: build-app
+      context: source
+      dockerfile: source/Dockerfile
+      tag: registry.example.com/myapp:latest
+      push: true
+      build_args:
+        GO_VERSION: "1.26"
+      target: production
+      platforms: [linux/amd64]
+      inputs:
+        - name: source
+      caches:
+        - path: /var/lib/buildkit
+      registry:
+        hostname: registry.example.com
+        username: robot
+        password: hunter2
+        insecure: false
+  - task: smoke-test
+    image: registry.example.com/myapp:latest
+    config:
+      platform: linux
+      run: { path: /myapp, args: [--version] }
+"#;
+
+#[test]
+fn the_page_of_image_build_runs_unchanged() {
+    let steps = steps(PAGE);
+    assert_eq!(
+        steps.iter().map(|step| step.name.as_str()).collect::<Vec<_>>(),
+        ["checkout", "build-app", "smoke-test"]
+    );
+    let checkout = task(&steps[0]);
+    assert_eq!(checkout.image.reference.as_str(), "alpine");
+    assert_eq!(checkout.command, ["sh", "-c", "git clone $REPO source"]);
+    let build = build(&steps[1]);
+    assert_eq!(
+        (build.context.as_str(), build.dockerfile.as_deref()),
+        ("source", Some("source/Dockerfile"))
+    );
+    assert_eq!(
+        (build.tag.as_str(), build.push),
+        ("registry.example.com/myapp:latest", true)
+    );
+    assert_eq!(build.build_args["GO_VERSION"], "1.26");
+    assert_eq!(
+        (build.target.as_deref(), build.platforms[0].to_string().as_str()),
+        (Some("production"), "linux/amd64")
+    );
+    assert_eq!(build.caches[0].as_str(), "/var/lib/buildkit");
+    let registry = build.registry.as_ref().unwrap();
+    assert_eq!(registry.hostname.as_deref(), Some("registry.example.com"));
+    assert_eq!(
+        registry.credentials.as_ref().unwrap().password.expose_secret(),
+        "hunter2"
+    );
+    assert_eq!(
+        task(&steps[2]).image.reference.as_str(),
+        "registry.example.com/myapp:latest"
+    );
+}
+
+#[test]
+fn a_build_without_name_and_inputs_mounts_what_its_context_is_of() {
+    let steps = steps(
+        "
+plan:
+  - task: checkout
+    image: busybox
+    config: { outputs: [{ name: source }], run: { path: 'true' } }
+  - build_image:
+      context: source
+      tag: registry.example.com/team/myapp:latest
+      push: true
+      caches:
+        - path: /var/lib/buildkit
+  - build_image: { context: source/app, tag: myapp, timeout: 10m }
+    attempts: 2
+",
+    );
+    assert_eq!(
+        steps.iter().map(|step| step.name.as_str()).collect::<Vec<_>>(),
+        ["checkout", "build-myapp", "build-myapp-2"]
+    );
+    for (step, context) in [(&steps[1], "source"), (&steps[2], "source/app")] {
+        let build = build(step);
+        assert_eq!(build.context.as_str(), context);
+        assert_eq!(
+            build
+                .inputs
+                .iter()
+                .map(|input| (input.name.as_str(), input.path.as_str()))
+                .collect::<Vec<_>>(),
+            [("source", "source")]
+        );
+    }
+    assert_eq!(
+        (steps[2].timeout, steps[2].attempts),
+        (Some(Duration::from_secs(600)), 2)
+    );
+}
+
+#[test]
+fn every_key_of_a_task_reaches_the_plan() {
+    let steps = steps(
+        r#"
+plan:
+  - task: make
+    image: busybox:1
+    config: { outputs: [{ name: source }], run: { path: 'true' } }
+  - task: test
+    privileged: true
+    timeout: 1h30m
+    attempts: 3
+    network: none
+    params: { LEVEL: step, EXTRA: 1.20 }
+    config:
+      platform: linux/arm64
+      image_resource:
+        type: registry-image
+        source: { repository: registry.example.com/team/go, tag: 1.20, username: robot, password: hunter2, insecure: true }
+      inputs: [{ name: source, path: src/app }]
+      outputs: [{ name: report, path: /out }]
+      caches: [{ path: .cache }]
+      run: { path: make, args: [test, 8, -j], dir: src/app, user: "1000:1000" }
+      params: { LEVEL: config, EMPTY: , FLAG: true }
+      container_limits: { cpu: 1.5, memory: 512MB }
+"#,
+    );
+    let (step, test) = (&steps[1], task(&steps[1]));
+    assert_eq!((step.timeout, step.attempts), (Some(Duration::from_secs(5400)), 3));
+    assert_eq!((test.privileged, test.network), (true, NetworkMode::None));
+    assert_eq!(
+        test.image.reference.as_str(),
+        "registry.example.com/team/go:1.20",
+        "a number is the text that was written"
+    );
+    assert!(test.image.insecure && test.image.credentials.is_some());
+    assert_eq!(test.platform.as_ref().unwrap().to_string(), "linux/arm64");
+    assert_eq!(
+        (
+            test.inputs[0].path.as_str(),
+            test.outputs[0].path.as_str(),
+            test.caches[0].as_str()
+        ),
+        ("src/app", "/out", ".cache")
+    );
+    assert_eq!(test.command, ["make", "test", "8", "-j"]);
+    assert_eq!(
+        (
+            test.dir.as_ref().unwrap().as_str(),
+            test.user.as_ref().unwrap().as_str()
+        ),
+        ("src/app", "1000:1000")
+    );
+    let env: Vec<_> = test
+        .env
+        .0
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    assert_eq!(
+        env,
+        [("EMPTY", ""), ("EXTRA", "1.20"), ("FLAG", "true"), ("LEVEL", "step")]
+    );
+    assert_eq!(
+        (test.limits.cpus.unwrap().millis(), test.limits.memory),
+        (1500, Some(512 << 20))
+    );
+}
+
+#[test]
+fn the_steps_image_wins_and_the_other_ones_credentials_stay_home() {
+    let steps = steps(
+        "
+plan:
+  - task: test
+    image: mine:1
+    config:
+      image_resource: { type: registry-image, source: { repository: theirs, username: robot, password: hunter2 } }
+      run: { path: 'true' }
+",
+    );
+    let image = &task(&steps[0]).image;
+    assert_eq!(image.reference.as_str(), "mine:1");
+    assert!(image.credentials.is_none());
+}
+
+#[test]
+fn an_image_is_pinned_by_its_digest() {
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let text = format!(
+        "plan: [{{ task: t, config: {{ image_resource: {{ type: registry-image, source: {{ repository: app, tag: v1, digest: '{digest}' }} }}, run: {{ path: sh }} }} }}]"
+    );
+    assert_eq!(
+        task(&steps(&text)[0]).image.reference.as_str(),
+        format!("app:v1@{digest}")
+    );
+}
+
+#[test]
+fn anchors_and_merge_keys_work() {
+    let steps = steps(
+        "
+x-task: &task
+  image: busybox:stable
+  timeout: 1m
+  config: &config
+    run: &run { path: sh, args: [-c, 'exit 0'] }
+    params: { A: one }
+plan:
+  - <<: *task
+    task: first
+  - <<: *task
+    task: second
+    timeout: 2m
+    config:
+      <<: *config
+      run: { <<: *run, dir: sub }
+",
+    );
+    assert_eq!(
+        (steps[0].timeout, steps[1].timeout),
+        (Some(Duration::from_secs(60)), Some(Duration::from_secs(120)))
+    );
+    let second = task(&steps[1]);
+    assert_eq!(
+        (
+            second.command.len(),
+            second.dir.as_ref().unwrap().as_str(),
+            second.env.0["A"].as_str()
+        ),
+        (3, "sub", "one")
+    );
+}
+
+#[test]
+fn several_jobs_keep_their_order_and_their_own_names() {
+    let text = "
+jobs:
+  - name: unit
+    plan: [{ task: test, image: a, config: { outputs: [{ name: o }], run: { path: sh } } }]
+  - name: lint
+    plan: [{ task: test, image: a, config: { outputs: [{ name: o }], run: { path: sh } } }]
+";
+    let pipeline = Pipeline::parse("ci.yml", text).unwrap();
+    assert_eq!(
+        pipeline.jobs.iter().map(|job| job.name.as_str()).collect::<Vec<_>>(),
+        ["unit", "lint"]
+    );
+}
+
+#[test]
+fn a_bare_plans_job_is_called_after_its_file() {
+    let text = "plan: [{ task: t, image: a, config: { run: { path: sh } } }]";
+    for (file, job) in [
+        ("ci/release v1.yml", "release-v1"),
+        ("-", "main"),
+        ("ci.test.yaml", "ci-test"),
+    ] {
+        assert_eq!(Pipeline::parse(file, text).unwrap().jobs[0].name.as_str(), job);
+    }
+}
+
+#[test]
+fn a_shells_arithmetic_is_no_variable() {
+    let text = "plan: [{ task: t, image: a, config: { run: { path: sh, args: [-c, 'echo $((i)) $((1 + 2))'] } } }]";
+    assert_eq!(task(&steps(text)[0]).command[2], "echo $((i)) $((1 + 2))");
+}
+
+#[test]
+fn a_thousand_steps_that_merge_one_anchor_are_read_in_no_time() {
+    let mut text =
+        "x-t: &t { image: busybox, config: { run: { path: sh, args: [-c, 'exit 0'] } } }\nplan:\n".to_owned();
+    for step in 0..1000 {
+        text += &format!("  - {{ <<: *t, task: step-{step} }}\n");
+    }
+    let began = std::time::Instant::now();
+    assert_eq!(steps(&text).len(), 1000);
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[test]
+fn every_example_is_valid() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
+    let mut names = Vec::new();
+    for file in std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()) {
+        if file.extension().is_some_and(|extension| extension == "yml") {
+            Pipeline::read(&file).unwrap_or_else(|invalid| panic!("{invalid:?}"));
+            names.push(file.file_name().unwrap().to_string_lossy().into_owned());
+        }
+    }
+    assert!(names.len() >= 3, "{names:?}");
+}
