@@ -1,0 +1,181 @@
+//! The command line, as clap reads it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use orchestra::{ImageRef, JobId, NetworkMode, Platform};
+
+use crate::duration;
+
+/// Runs CI pipelines and builds images on container engines.
+///
+/// Exit codes: 0 success, 1 a step failed, 2 bad input, 3 the engine or a registry failed, 130 interrupted.
+#[derive(Debug, Parser)]
+#[command(name = "orchestra", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a pipeline
+    Run(RunArgs),
+    /// Check a pipeline without running it
+    Validate(ValidateArgs),
+    /// Build an image from a directory
+    Build(Box<BuildArgs>),
+    /// Show which engine is used, what it can do, and what is wrong with it
+    Doctor(DoctorArgs),
+    /// Remove what runs that died left in the engine
+    Gc(GcArgs),
+}
+
+/// What every command that talks to an engine takes.
+#[derive(Debug, Default, Args)]
+pub(crate) struct EngineArgs {
+    /// Which driver talks to the engine
+    #[arg(long, value_name = "NAME")]
+    pub(crate) driver: Option<String>,
+    /// The configuration file [default: orchestra.toml, where there is one]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// How progress is shown.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub(crate) struct ShowArgs {
+    /// Print events on standard output, one JSON object a line
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Print all output as plain lines, on a terminal too
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) plain: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The pipeline's file
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    /// The run's id: one that died is carried on when it is given again
+    #[arg(long, value_name = "ID")]
+    pub(crate) run_id: Option<JobId>,
+    /// Run only this job
+    #[arg(long, value_name = "NAME")]
+    pub(crate) job: Option<String>,
+    #[command(flatten)]
+    pub(crate) show: ShowArgs,
+    /// Leave containers and volumes in the engine, to look at; `orchestra gc` removes them
+    #[arg(long)]
+    pub(crate) keep: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ValidateArgs {
+    /// The pipeline's file
+    pub(crate) file: PathBuf,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BuildArgs {
+    /// The directory that is the build's context
+    #[arg(default_value = ".")]
+    pub(crate) dir: PathBuf,
+    /// The image's name, for example registry.example.com/team/app:1.2
+    #[arg(short, long)]
+    pub(crate) tag: ImageRef,
+    /// The Dockerfile, relative to the context [default: Dockerfile]
+    #[arg(short = 'f', long, value_name = "DOCKERFILE")]
+    pub(crate) file: Option<String>,
+    /// Set a build argument; without a value, that of the environment is taken
+    #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
+    pub(crate) build_args: Vec<String>,
+    /// Stop at this stage of the Dockerfile
+    #[arg(long, value_name = "STAGE")]
+    pub(crate) target: Option<String>,
+    /// Build for this platform, for example linux/arm64; may be given more than once
+    #[arg(long = "platform", value_name = "PLATFORM", value_delimiter = ',')]
+    pub(crate) platforms: Vec<Platform>,
+    /// Push the image to its registry instead of loading it into the engine
+    #[arg(long)]
+    pub(crate) push: bool,
+    /// Speak plain HTTP to the registry
+    #[arg(long)]
+    pub(crate) insecure: bool,
+    /// The registry that the user name is for [default: the tag's]
+    #[arg(long, value_name = "HOST", requires = "username")]
+    pub(crate) registry: Option<String>,
+    /// The user name for the registry
+    #[arg(long, requires = "password_stdin")]
+    pub(crate) username: Option<String>,
+    /// Read the registry's password from standard input
+    #[arg(long, requires = "username")]
+    pub(crate) password_stdin: bool,
+    /// The build container's network: default, none, or host, which reaches a registry on loopback
+    #[arg(long, value_name = "MODE")]
+    pub(crate) network: Option<NetworkMode>,
+    /// End the build when it takes longer, for example 10m
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    pub(crate) timeout: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    #[command(flatten)]
+    pub(crate) show: ShowArgs,
+    /// Leave container and volumes in the engine, to look at; `orchestra gc` removes them
+    #[arg(long)]
+    pub(crate) keep: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GcArgs {
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    /// Also remove what runs left that can't be seen from here (other machines, other containers), if it is this old
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    pub(crate) older_than: Option<Duration>,
+    /// Only tell what would be removed
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_password_is_never_an_argument() {
+        let refused = Cli::try_parse_from(["orchestra", "build", "-t", "a", "--username", "u"]).unwrap_err();
+        assert!(refused.to_string().contains("--password-stdin"), "{refused}");
+        assert!(Cli::try_parse_from(["orchestra", "build", "-t", "a", "--password", "p"]).is_err());
+    }
+
+    #[test]
+    fn a_tag_that_is_not_valid_is_refused_with_the_form_it_has() {
+        let refused = Cli::try_parse_from(["orchestra", "build", "-t", "UPPER"]).unwrap_err();
+        assert!(refused.to_string().contains("UPPER"), "{refused}");
+    }
+}

@@ -1,0 +1,155 @@
+//! What is to be built, from the command's flags.
+
+use std::io::{self, Read};
+use std::path::Path;
+
+use orchestra::{ContainerPath, Credentials, ImageRef, Name, SecretString, VolumeId};
+use orchestra_image_build::{BuildError, BuildInput, ImageBuild, RegistryAuth};
+
+use super::CONTEXT;
+use crate::args::BuildArgs;
+use crate::config::Config;
+use crate::context;
+use crate::exit::Failure;
+
+/// A password that is longer is a mistake.
+const LONGEST_PASSWORD: u64 = 64 * 1024;
+
+/// Checks everything that can be checked before the engine is asked for anything.
+pub(super) fn describe(args: &BuildArgs, config: &Config, volume: VolumeId) -> Result<ImageBuild, Failure> {
+    context::check(&args.dir)?;
+    let mut build = ImageBuild::new(name(&args.tag)?, args.tag.clone(), ContainerPath::new(CONTEXT)?);
+    build.inputs.push(BuildInput {
+        volume,
+        path: build.context.clone(),
+    });
+    build.dockerfile = Some(dockerfile(&args.dir, args.file.as_deref())?);
+    build.push = args.push;
+    for pair in &args.build_args {
+        let (name, value) = match pair.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            // As docker's client has it: one that the environment does not have is not set.
+            None => (pair.as_str(), std::env::var(pair).ok()),
+        };
+        if name.is_empty() {
+            return Err(Failure::bad_input(format!("the build argument {pair:?} has no name"))
+                .with_hint("write --build-arg NAME=VALUE"));
+        }
+        build.build_args.extend(value.map(|value| (name.to_owned(), value)));
+    }
+    build.target = args.target.clone();
+    build.platforms = args.platforms.clone();
+    if let Some(image) = &config.image_build.image {
+        build.image = image.clone();
+    }
+    build.network = args.network.unwrap_or_default();
+    build.timeout = args.timeout;
+    let credentials = args
+        .username
+        .clone()
+        .map(|username| Ok::<_, Failure>(Credentials::new(username, password(io::stdin())?)))
+        .transpose()?;
+    if credentials.is_some() || args.insecure {
+        let mut registry = RegistryAuth::default();
+        registry.hostname = args.registry.clone();
+        registry.credentials = credentials;
+        registry.insecure = args.insecure;
+        build.registry = Some(registry);
+    }
+    build
+        .validate()
+        .map_err(|error| broken(&error).unwrap_or_else(|| Failure::bad_input(error.to_string())))?;
+    Ok(build)
+}
+
+/// The build is called as its image is, without registry and tag.
+fn name(tag: &ImageRef) -> Result<Name, orchestra::Error> {
+    let last = tag.repository().rsplit('/').next().unwrap_or_default();
+    Name::new(last.get(..last.len().min(50)).unwrap_or_default()).or_else(|_| Name::new("image"))
+}
+
+/// The core's error in a build's, with its hint.
+fn broken(error: &BuildError) -> Option<Failure> {
+    let hint = error.hint();
+    error
+        .engine_error()
+        .map(|inner| Failure::text(inner.kind().into(), error.to_string(), hint))
+}
+
+/// The Dockerfile's path in the context. It is looked for there, and then, as docker's client does it, from here.
+fn dockerfile(context: &Path, given: Option<&str>) -> Result<String, Failure> {
+    let name = given.unwrap_or("Dockerfile");
+    if context.join(name).is_file() && !Path::new(name).is_absolute() {
+        return Ok(name.to_owned());
+    }
+    if let Some(given) = given
+        && let (Ok(file), Ok(context)) = (Path::new(given).canonicalize(), context.canonicalize())
+        && file.is_file()
+    {
+        let inside = file.strip_prefix(&context).ok().and_then(Path::to_str);
+        return inside.map(ToOwned::to_owned).ok_or_else(|| {
+            Failure::bad_input(format!(
+                "the Dockerfile {given} is outside of the context {}",
+                context.display()
+            ))
+            .with_hint("move it into the context, or give a directory that has both")
+        });
+    }
+    let missing = format!("there is no Dockerfile {name:?} in {}", context.display());
+    Err(Failure::bad_input(missing).with_hint("name it by --file, relative to the context"))
+}
+
+/// One line of standard input.
+fn password(input: impl Read) -> Result<SecretString, Failure> {
+    let mut text = String::new();
+    let read = input.take(LONGEST_PASSWORD).read_to_string(&mut text);
+    read.map_err(|error| Failure::bad_input(format!("read the password from standard input: {error}")))?;
+    match text.trim_end_matches(['\r', '\n']) {
+        "" => Err(Failure::bad_input("standard input has no password")
+            .with_hint("write it there: `orchestra build … --password-stdin < FILE`")),
+        password => Ok(password.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_dockerfile_is_found_in_the_context_and_from_here_but_not_outside() {
+        let dir = tempfile::tempdir().unwrap();
+        let context = dir.path().join("context");
+        fs::create_dir_all(context.join("docker")).unwrap();
+        let said = |given: Option<&str>| dockerfile(&context, given).map_err(|failure| format!("{failure:?}"));
+        assert!(said(None).unwrap_err().contains("there is no Dockerfile"));
+        for file in [
+            context.join("Dockerfile"),
+            context.join("docker/Prod"),
+            dir.path().join("Outside"),
+        ] {
+            fs::write(file, "FROM scratch").unwrap();
+        }
+        let path = |name: &str| context.join(name).display().to_string();
+        assert_eq!(said(None).unwrap(), "Dockerfile");
+        assert_eq!(said(Some("docker/Prod")).unwrap(), "docker/Prod");
+        assert_eq!(said(Some(&path("docker/Prod"))).unwrap(), "docker/Prod");
+        assert!(
+            said(Some(&path("../Outside")))
+                .unwrap_err()
+                .contains("outside of the context")
+        );
+        assert!(
+            said(Some("docker")).unwrap_err().contains("there is no Dockerfile"),
+            "a directory"
+        );
+    }
+
+    #[test]
+    fn a_password_is_one_line_and_is_never_shown() {
+        use orchestra::ExposeSecret;
+        assert_eq!(password(&b"hunter2\r\n"[..]).unwrap().expose_secret(), "hunter2");
+        assert!(password(&b"\n"[..]).is_err());
+        assert!(!format!("{:?}", password(&b"hunter2\n"[..]).unwrap()).contains("hunter2"));
+    }
+}

@@ -1,0 +1,197 @@
+//! `orchestra build`: a directory of this machine, built into an image by an engine that need not be on it.
+//!
+//! The directory goes into a volume of the engine as a tar that is read while it is sent; from then on it is the same
+//! `image.build` as a pipeline's. Progress goes to standard error, so that standard output has the result alone.
+
+mod describe;
+mod event;
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use orchestra::{Error, ErrorKind, Job, JobId, LogChunk, Name, SharedDriver, VolumeId, VolumePath};
+use orchestra_image_build::{BuildError, BuildResult, ImageBuild};
+use orchestra_pipelines::{Data, Status, StepKind};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use self::describe::describe;
+use self::event::{End, Kind, Teller};
+use crate::args::BuildArgs;
+use crate::config::Config;
+use crate::exit::{Exit, Failure};
+use crate::progress::{Display, Log};
+use crate::run::{exit, tell_kept};
+use crate::{context, drivers, interrupt};
+
+/// The name of the context's volume, and of where that stands.
+const CONTEXT: &str = "context";
+/// How often it is told how much has been sent.
+const TOLD_EVERY: Duration = Duration::from_millis(100);
+/// How many events may wait on their way to the display.
+const WAITING: usize = 64;
+
+/// What went wrong, and with what.
+enum Trouble {
+    Context(Error),
+    Build(BuildError),
+}
+
+pub(crate) async fn run(args: BuildArgs) -> Result<Exit, Failure> {
+    let config = Config::load(&args.engine)?;
+    let id = JobId::unique();
+    let build = describe(&args, &config, id.volume(&Name::new(CONTEXT)?))?;
+    let driver = drivers::connect(&config).await?;
+
+    let cancel = CancellationToken::new();
+    let display = Display::start(args.show, Log::Stderr, cancel.clone());
+    let interrupts = interrupt::listen(cancel.clone(), driver.clone(), display.job(), display.notes())?;
+    let teller = Teller {
+        events: display.events(),
+        name: build.name.clone(),
+    };
+
+    let (status, built) = in_job(driver, &config, id.clone(), &args, build, &teller, &cancel).await;
+
+    drop((interrupts, teller));
+    display.finish().await;
+    if args.keep {
+        tell_kept(&id);
+    }
+    match built {
+        Ok(built) if !args.show.json => {
+            // Who does not read the answer has the exit code.
+            writeln!(io::stdout(), "ref: {}\ndigest: {}", built.reference, built.digest).ok();
+            Ok(Exit::Success)
+        }
+        Err(Trouble::Context(error)) if error.kind() == ErrorKind::Io => Ok(Exit::BadInput),
+        _ => Ok(exit(status)),
+    }
+}
+
+/// The build as a job of its own, which is gone when this returns.
+async fn in_job(
+    driver: SharedDriver,
+    config: &Config,
+    id: JobId,
+    args: &BuildArgs,
+    build: ImageBuild,
+    teller: &Teller,
+    cancel: &CancellationToken,
+) -> (Status, Result<BuildResult, Trouble>) {
+    let began = Instant::now();
+    teller.tell(Kind::RunStarted { run_id: id.clone() }).await;
+    teller
+        .tell(Kind::StepStarted {
+            kind: StepKind::BuildImage,
+        })
+        .await;
+    let (events, happened) = mpsc::channel(WAITING);
+    let watching = tokio::spawn(watch(happened, |event| Kind::Engine(Box::new(event)), teller.clone()));
+    let job = Job::builder(driver)
+        .id(id)
+        .resumable(args.keep)
+        .grace(config.grace)
+        .cancel_with(cancel)
+        .events(events)
+        .build();
+
+    let outcome = send_and_build(&job, &args.dir, build, teller, cancel).await;
+    let end = End::of(&outcome, began.elapsed());
+    let status = end.status;
+    teller.tell(Kind::StepFinished { end: Box::new(end) }).await;
+    if args.keep {
+        job.keep();
+    } else if let Err(error) = job.end().await {
+        let message = format!("not everything was removed: {error}; `orchestra gc` does it later");
+        teller.tell(Kind::Warning { message }).await;
+    }
+    drop(job);
+    watching.await.ok();
+    teller
+        .tell(Kind::RunFinished {
+            status,
+            duration: began.elapsed(),
+        })
+        .await;
+    (status, outcome)
+}
+
+async fn send_and_build(
+    job: &Job,
+    dir: &Path,
+    build: ImageBuild,
+    teller: &Teller,
+    cancel: &CancellationToken,
+) -> Result<BuildResult, Trouble> {
+    let volume = job.create_volume(CONTEXT).await.map_err(Trouble::Context)?;
+    tokio::select! {
+        sent = send(job, &volume, dir, teller) => sent.map_err(Trouble::Context)?,
+        () = cancel.cancelled() => {
+            return Err(Trouble::Context(Error::new(ErrorKind::Cancelled, "interrupted while the context was sent")));
+        }
+    }
+    let (output, written) = mpsc::channel(WAITING);
+    let (events, happened) = mpsc::channel(WAITING);
+    let as_output = |chunk: LogChunk| Kind::Output {
+        stream: chunk.stream,
+        data: Data(chunk.bytes),
+    };
+    let written = tokio::spawn(watch(written, as_output, teller.clone()));
+    let happened = tokio::spawn(watch(happened, Kind::Build, teller.clone()));
+    let built = build.output(output).events(events).run(job).await;
+    // Everything that was said comes before the end.
+    written.await.ok();
+    happened.await.ok();
+    built.map_err(Trouble::Build)
+}
+
+/// Sends the context, which is never whole in memory.
+async fn send(job: &Job, volume: &VolumeId, dir: &Path, teller: &Teller) -> orchestra::Result<()> {
+    let (skip, mut skipped) = mpsc::unbounded_channel::<PathBuf>();
+    let tar = context::tar(dir.to_owned(), move |path| {
+        skip.send(path.to_owned()).ok();
+    });
+    let left_out = |path: PathBuf| Kind::Warning {
+        message: format!(
+            "{} is neither file, directory nor link; it is left out of the context",
+            path.display()
+        ),
+    };
+    let sent = Arc::new(AtomicU64::new(0));
+    let counter = sent.clone();
+    let counted = tar.inspect(move |piece| {
+        let size = piece.as_ref().map_or(0, |piece| piece.len() as u64);
+        counter.fetch_add(size, Ordering::Relaxed);
+    });
+    let root = VolumePath::root();
+    let mut writing = job.driver().write_volume(volume, &root, counted.boxed());
+    let mut clock = tokio::time::interval(TOLD_EVERY);
+    loop {
+        tokio::select! {
+            written = &mut writing => break written?,
+            Some(path) = skipped.recv() => teller.tell(left_out(path)).await,
+            _ = clock.tick() => teller.tell(Kind::Sending { bytes: sent.load(Ordering::Relaxed) }).await,
+        }
+    }
+    while let Ok(path) = skipped.try_recv() {
+        teller.tell(left_out(path)).await;
+    }
+    teller
+        .tell(Kind::Sent {
+            bytes: sent.load(Ordering::Relaxed),
+        })
+        .await;
+    Ok(())
+}
+
+/// Passes on what comes from a channel.
+async fn watch<T>(mut from: mpsc::Receiver<T>, as_kind: impl Fn(T) -> Kind, teller: Teller) {
+    while let Some(item) = from.recv().await {
+        teller.tell(as_kind(item)).await;
+    }
+}

@@ -1,0 +1,272 @@
+//! The configuration: defaults, then the file, then `ORCHESTRA_*` variables, then flags.
+//!
+//! ```toml
+//! driver = "docker"
+//! grace = "10s"                       # what a task that is asked to end has until it is killed
+//!
+//! [docker]
+//! host = "unix:///var/run/docker.sock"
+//!
+//! [image_build]
+//! image = "moby/buildkit:v0.34.2"
+//! ```
+//!
+//! Two underscores stand for a dot in a variable's name: `ORCHESTRA_DOCKER__HOST`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use figment::error::Kind;
+use figment::providers::{Env, Format, Serialized, Toml};
+use figment::{Figment, Source};
+use orchestra::ImageRef;
+use serde::{Deserialize, Deserializer};
+
+use crate::args::EngineArgs;
+use crate::drivers::{self, DockerConfig};
+use crate::duration;
+use crate::exit::Failure;
+
+/// The file that is read where there is one and `--config` is not given.
+const FILE: &str = "orchestra.toml";
+/// What the names of variables start with.
+const PREFIX: &str = "ORCHESTRA_";
+/// The keys at the top, which a variable's name is compared with.
+const KEYS: [&str; 4] = ["driver", "grace", "docker", "image_build"];
+
+/// How the program is set up.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Config {
+    /// Which driver.
+    #[serde(default = "default_driver")]
+    pub(crate) driver: String,
+    /// How long a task that is asked to end has until it is killed.
+    #[serde(default = "default_grace", deserialize_with = "read_duration")]
+    pub(crate) grace: Duration,
+    #[serde(default)]
+    pub(crate) docker: DockerConfig,
+    #[serde(default)]
+    pub(crate) image_build: ImageBuildConfig,
+}
+
+/// How images are built.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ImageBuildConfig {
+    /// The BuildKit image of builds that name none.
+    pub(crate) image: Option<ImageRef>,
+}
+
+fn default_driver() -> String {
+    drivers::DEFAULT.to_owned()
+}
+
+fn default_grace() -> Duration {
+    Duration::from_secs(10)
+}
+
+fn read_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    duration::parse(&text).map_err(serde::de::Error::custom)
+}
+
+impl Config {
+    /// Reads all of it.
+    ///
+    /// # Errors
+    /// Bad input, naming file or variable, key and what would be right.
+    pub(crate) fn load(args: &EngineArgs) -> Result<Self, Failure> {
+        let file = match &args.config {
+            Some(file) => Some(file.clone()),
+            None => Some(PathBuf::from(FILE)).filter(|file| file.exists()),
+        };
+        let mut figment = Figment::new();
+        if let Some(file) = &file {
+            check_readable(file)?;
+            figment = figment.merge(Toml::file_exact(file));
+        }
+        check_variables(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()))?;
+        figment = figment.merge(Env::prefixed(PREFIX).filter(|key| known(key.as_str())).split("__"));
+        if let Some(driver) = &args.driver {
+            figment = figment.merge(Serialized::default("driver", driver));
+        }
+        figment.extract().map_err(|error| refuse(&error))
+    }
+}
+
+/// Figment takes a file that is not there for an empty one.
+fn check_readable(file: &Path) -> Result<(), Failure> {
+    match fs::read_to_string(file) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Failure::bad_input(format!(
+            "read the configuration {}: {error}",
+            file.display()
+        ))),
+    }
+}
+
+fn top(key: &str) -> String {
+    key.split("__").next().unwrap_or(key).to_ascii_lowercase()
+}
+
+fn known(key: &str) -> bool {
+    KEYS.contains(&top(key).as_str())
+}
+
+/// A variable that is none of ours may be anybody's, but one that is nearly ours is a mistake.
+fn check_variables(names: impl Iterator<Item = String>) -> Result<(), Failure> {
+    for name in names {
+        let Some(key) = name.strip_prefix(PREFIX).map(top).filter(|key| !known(key)) else {
+            continue;
+        };
+        if let Some(meant) = KEYS.iter().find(|known| strsim::osa_distance(known, &key) <= 2) {
+            let meant = meant.to_ascii_uppercase();
+            return Err(
+                Failure::bad_input(format!("the environment variable {name} is not a setting"))
+                    .with_hint(format!("{PREFIX}{meant} is; set that or unset {name}")),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn refuse(error: &figment::Error) -> Failure {
+    let path = &error.path;
+    let place = match error
+        .metadata
+        .as_ref()
+        .map(|metadata| (metadata.source.as_ref(), metadata))
+    {
+        Some((Some(Source::File(file)), _)) => {
+            let name = shorten(file).display().to_string();
+            match path
+                .last()
+                .and_then(|key| line_of(&fs::read_to_string(file).ok()?, key))
+            {
+                Some(line) => format!("{name}:{line}: "),
+                None => format!("{name}: "),
+            }
+        }
+        Some((_, metadata)) if metadata.name.contains("environment") => {
+            format!(
+                "environment variable {PREFIX}{}: ",
+                path.join("__").to_ascii_uppercase()
+            )
+        }
+        _ => String::new(),
+    };
+    let key = path.join(".");
+    match &error.kind {
+        Kind::UnknownField(_, expected) => {
+            Failure::bad_input(format!("{place}unknown setting `{key}`")).with_hint(match expected {
+                [] => "there are no settings here".to_owned(),
+                expected => format!("there are {}", expected.join(", ")),
+            })
+        }
+        kind if key.is_empty() => Failure::bad_input(format!("{place}{kind}")),
+        kind => Failure::bad_input(format!("{place}setting `{key}`: {kind}")),
+    }
+}
+
+/// Figment makes paths absolute; a person wrote a relative one.
+fn shorten(file: &Path) -> &Path {
+    let here = std::env::current_dir().unwrap_or_default();
+    file.strip_prefix(here).unwrap_or(file)
+}
+
+/// The line that gives `key` a value or starts its table.
+fn line_of(text: &str, key: &str) -> Option<usize> {
+    let starts = |line: &str| {
+        let line = line.trim_start().trim_start_matches(['[', '"', '\'']);
+        let after = line.strip_prefix(key)?.trim_start_matches(['"', '\'']).trim_start();
+        after.starts_with(['=', '.', ']']).then_some(())
+    };
+    text.lines().position(|line| starts(line).is_some()).map(|at| at + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Exit;
+
+    fn load(text: &str) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(FILE);
+        fs::write(&file, text).unwrap();
+        let args = EngineArgs {
+            driver: None,
+            config: Some(file),
+        };
+        Config::load(&args).map_err(|failure| {
+            assert_eq!(failure.exit, Exit::BadInput);
+            format!("{failure:?}")
+        })
+    }
+
+    #[test]
+    fn what_is_not_said_has_defaults() {
+        let config = load("").unwrap();
+        assert_eq!(
+            (config.driver.as_str(), config.grace),
+            ("docker", Duration::from_secs(10))
+        );
+    }
+
+    #[test]
+    fn a_file_is_read() {
+        let config = load("grace = '1m'\n[image_build]\nimage = 'localhost/buildkit:1'").unwrap();
+        assert_eq!(config.grace, Duration::from_secs(60));
+        assert_eq!(config.image_build.image.unwrap().as_str(), "localhost/buildkit:1");
+    }
+
+    #[test]
+    fn mistakes_are_refused_with_their_place() {
+        for (text, told) in [
+            ("drivr = 'docker'", "orchestra.toml:1: unknown setting `drivr`"),
+            (
+                "\n[docker]\nhots = 'x'",
+                "orchestra.toml:3: unknown setting `docker.hots`",
+            ),
+            (
+                "grace = '10'",
+                "orchestra.toml:1: setting `grace`: \\\"10\\\" has no unit",
+            ),
+            ("grace = 10", "orchestra.toml:1: setting `grace`: invalid type"),
+            (
+                "[image_build]\nimage = 'UPPER'",
+                "orchestra.toml:2: setting `image_build.image`",
+            ),
+            ("= 1", "line 1"),
+        ] {
+            let failure = load(text).unwrap_err();
+            assert!(failure.contains(told), "{text}: {failure}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_asked_for_must_be_there() {
+        let args = EngineArgs {
+            driver: None,
+            config: Some("/nowhere/orchestra.toml".into()),
+        };
+        assert!(format!("{:?}", Config::load(&args).unwrap_err()).contains("/nowhere/orchestra.toml"));
+    }
+
+    #[test]
+    fn a_misspelt_variable_is_refused_and_a_strangers_is_not() {
+        let check = |name: &str| check_variables(std::iter::once(name.to_owned()));
+        assert!(check("ORCHESTRA_DIRVER").is_err());
+        assert!(check("ORCHESTRA_IMAGE_BULD__IMAGE").is_err());
+        for fine in [
+            "ORCHESTRA_LOG",
+            "ORCHESTRA_TEST_DRIVER",
+            "ORCHESTRA_DOCKER__HOST",
+            "DRIVR",
+            "ORCHESTRA_RUN_URL",
+        ] {
+            assert!(check(fine).is_ok(), "{fine}");
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! The `orchestra` command: runs pipelines and builds images on container engines.
+//!
+//! Arguments ([`args`]) and configuration ([`config`]) decide which driver is made ([`drivers`]); each command has a module
+//! of its name; what happens comes back as events that [`progress`] shows; how it ends is an [`exit`].
+
+mod args;
+mod build;
+mod config;
+mod console;
+mod context;
+mod doctor;
+mod drivers;
+mod duration;
+mod exit;
+mod gc;
+mod interrupt;
+mod log;
+mod progress;
+mod run;
+mod validate;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+use crate::exit::{Exit, Failure};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = match &cli.command {
+        Command::Run(args) => args.show.json,
+        Command::Build(args) => args.show.json,
+        Command::Validate(_) => false,
+        Command::Doctor(args) => args.json,
+        Command::Gc(args) => args.json,
+    };
+    log::start()
+        .and_then(|()| execute(cli.command))
+        .unwrap_or_else(|failure| failure.report(json))
+        .into()
+}
+
+fn execute(command: Command) -> Result<Exit, Failure> {
+    // One thread is enough for waiting, and costs the least to start; what blocks has its own (progress, packing).
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::text(Exit::Engine, format!("start the runtime: {error}"), None))?;
+    let outcome = match command {
+        Command::Run(args) => runtime.block_on(run::run(args)),
+        Command::Build(args) => runtime.block_on(build::run(*args)),
+        Command::Validate(args) => validate::run(&args),
+        Command::Doctor(args) => runtime.block_on(doctor::run(args)),
+        Command::Gc(args) => runtime.block_on(gc::run(args)),
+    };
+    // Nothing that is still waited for in the background is worth waiting for.
+    runtime.shutdown_background();
+    outcome
+}

@@ -1,0 +1,68 @@
+//! `orchestra run`: a pipeline from its file to its summary.
+
+use std::io::{self, Write};
+
+use orchestra::{JobId, Name};
+use orchestra_pipelines::{Pipeline, RunOptions, Status};
+use tokio_util::sync::CancellationToken;
+
+use crate::args::RunArgs;
+use crate::config::Config;
+use crate::exit::{Exit, Failure};
+use crate::progress::{Display, Log};
+use crate::{drivers, interrupt};
+
+pub(crate) async fn run(args: RunArgs) -> Result<Exit, Failure> {
+    let pipeline = Pipeline::read(&args.file).map_err(Failure::invalid)?;
+    let job = args.job.map(|job| find_job(&pipeline, &job)).transpose()?;
+    let config = Config::load(&args.engine)?;
+    let driver = drivers::connect(&config).await?;
+
+    let cancel = CancellationToken::new();
+    let display = Display::start(args.show, Log::Stdout, cancel.clone());
+    let interrupts = interrupt::listen(cancel.clone(), driver.clone(), display.job(), display.notes())?;
+
+    let mut options = RunOptions::default();
+    options.run_id = args.run_id;
+    options.keep = args.keep;
+    options.job = job;
+    options.cancel = cancel;
+    options.events = Some(display.events());
+    options.grace = config.grace;
+    options.buildkit = config.image_build.image;
+    let report = orchestra_pipelines::run(&pipeline, driver, options).await;
+
+    drop(interrupts);
+    display.finish().await;
+    if args.keep {
+        tell_kept(&report.run_id);
+    }
+    Ok(exit(report.status))
+}
+
+/// Says how to find what was left in the engine.
+pub(crate) fn tell_kept(id: &JobId) {
+    let kept =
+        format!("kept: containers and volumes whose names begin with orchestra.{id}; `orchestra gc` removes them");
+    // Nobody is left to tell if standard error is closed.
+    writeln!(io::stderr(), "{kept}").ok();
+}
+
+/// What a run's end means for who called the program.
+pub(crate) fn exit(status: Status) -> Exit {
+    match status {
+        Status::Succeeded | Status::Skipped => Exit::Success,
+        Status::Failed => Exit::StepFailed,
+        Status::Errored => Exit::Engine,
+        Status::Aborted => Exit::Interrupted,
+    }
+}
+
+fn find_job(pipeline: &Pipeline, name: &str) -> Result<Name, Failure> {
+    let found = pipeline.jobs.iter().find(|job| job.name.as_str() == name);
+    found.map(|job| job.name.clone()).ok_or_else(|| {
+        let names: Vec<&str> = pipeline.jobs.iter().map(|job| job.name.as_str()).collect();
+        Failure::bad_input(format!("{} has no job {name:?}", pipeline.name))
+            .with_hint(format!("there are {}", names.join(", ")))
+    })
+}

@@ -1,0 +1,41 @@
+//! `orchestra validate`: says what is wrong with a pipeline, or that nothing is.
+
+use std::io::Write;
+
+use orchestra_pipelines::Pipeline;
+
+use crate::args::ValidateArgs;
+use crate::exit::{Exit, Failure};
+
+pub(crate) fn run(args: &ValidateArgs) -> Result<Exit, Failure> {
+    let (answer, exit) = match Pipeline::read(&args.file) {
+        Err(invalid) if !args.json => return Err(Failure::invalid(invalid)),
+        Err(invalid) => {
+            let answer = serde_json::json!({"valid": false, "file": invalid.name(), "problems": invalid.problems()});
+            (answer.to_string(), Exit::BadInput)
+        }
+        Ok(pipeline) => {
+            let steps: usize = pipeline.jobs.iter().map(|job| job.plan.len()).sum();
+            let jobs = pipeline.jobs.len();
+            let answer = if args.json {
+                serde_json::json!({"valid": true, "file": pipeline.name, "jobs": jobs, "steps": steps}).to_string()
+            } else {
+                format!(
+                    "{} is valid: {}, {}",
+                    pipeline.name,
+                    count(jobs, "job"),
+                    count(steps, "step")
+                )
+            };
+            (answer, Exit::Success)
+        }
+    };
+    // Who does not read the answer has the exit code.
+    writeln!(std::io::stdout(), "{answer}").ok();
+    Ok(exit)
+}
+
+/// `1 job`, `2 jobs`.
+pub(crate) fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
