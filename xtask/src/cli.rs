@@ -1,0 +1,169 @@
+//! The command line.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    bench, checks, demo, e2e,
+    engine::{Driver, Engine},
+    enter,
+    environment::Environment,
+    guard, packages, process, signals, throwaway,
+};
+
+/// Provisions engines, runs the tests and measures, for those who work on orchestra.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Which engine to use.
+#[derive(Clone, Copy, Debug, Args)]
+struct Target {
+    /// The driver under test.
+    #[arg(long, value_enum, default_value_t = Driver::Docker)]
+    driver: Driver,
+    /// The engine's generation [default: host where docker runs already, else bookworm]
+    #[arg(long, value_enum)]
+    engine: Option<Engine>,
+}
+
+impl Target {
+    fn engine(self) -> Engine {
+        self.engine.unwrap_or_else(Engine::default_here)
+    }
+
+    fn start(self) -> Result<Environment> {
+        Environment::start(self.driver, self.engine())
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Install what is missing to build and test
+    Setup,
+    /// Build and run an image by examples/image-build.yml, and check the digest that it prints
+    Demo {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Run all checks: format, lints, unit, doc, and end-to-end tests on every engine that there is
+    Test,
+    /// Run the conformance suite and the end-to-end tests on one engine
+    E2e {
+        #[command(flatten)]
+        target: Target,
+        /// Arguments for the test programs, for example a filter
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Measure orchestra against the engine's own client
+    Bench {
+        #[command(flatten)]
+        target: Target,
+        /// Arguments for the measuring program
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Run a command beside an engine, of which `DOCKER_HOST` and `ORCHESTRA_TEST_*` tell it
+    With {
+        #[command(flatten)]
+        target: Target,
+        /// The command and its arguments
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Be the first process of a sandbox
+    #[command(hide = true)]
+    Guard { plan: PathBuf },
+    /// Run a command in a sandbox
+    #[command(hide = true)]
+    Enter {
+        owner: u32,
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Run one more docker daemon, for a test to kill
+    #[command(hide = true)]
+    ThrowawayDockerd {
+        #[arg(long, value_enum)]
+        engine: Engine,
+        folder: PathBuf,
+    },
+}
+
+/// Does what the command line says.
+pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
+    // These two do not end by signals, and have no threads before they are where they belong.
+    match &cli.command {
+        Command::Guard { plan } => return guard::main(plan),
+        Command::Enter { owner, command } => return enter::run(*owner, command),
+        _ => {}
+    }
+    signals::listen()?;
+    match cli.command {
+        Command::Setup => packages::setup()?,
+        Command::Demo { target } => {
+            packages::prepare(target.engine())?;
+            let orchestra = demo::build()?;
+            demo::run(&target.start()?, target.driver, &orchestra)?;
+        }
+        Command::Test => return checks::run(),
+        Command::E2e { target, args } => {
+            packages::prepare(target.engine())?;
+            let orchestra = e2e::build()?;
+            e2e::run(&target.start()?, &orchestra, &args)?.into_result()?;
+        }
+        Command::Bench { target, args } => {
+            packages::prepare(target.engine())?;
+            let programs = bench::build()?;
+            bench::run(&target.start()?, &programs, &args)?;
+        }
+        Command::With { target, command } => return with(target, &command),
+        Command::ThrowawayDockerd { engine, folder } => throwaway::run(engine, &folder)?,
+        Command::Guard { .. } | Command::Enter { .. } => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn with(target: Target, command: &[String]) -> Result<ExitCode> {
+    let (program, args) = command.split_first().context("there is no command to run")?;
+    let environment = target.start()?;
+    let status = process::status(environment.command(program).args(args))?;
+    Ok(enter::exit_code(status))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_benchmark_gets_the_arguments_that_are_not_ours() {
+        let cli = Cli::parse_from(["xtask", "bench", "--engine", "sid", "--only", "logs"]);
+        let Command::Bench { target, args } = cli.command else {
+            panic!("parsed as something else");
+        };
+        assert_eq!(target.engine(), Engine::Sid);
+        assert_eq!(args, ["--only", "logs"]);
+    }
+
+    #[test]
+    fn a_command_keeps_its_options() {
+        let cli = Cli::parse_from(["xtask", "with", "--engine", "trixie", "--", "ls", "--engine", "x"]);
+        let Command::With { command, .. } = cli.command else {
+            panic!("parsed as something else");
+        };
+        assert_eq!(command, ["ls", "--engine", "x"]);
+    }
+}

@@ -1,0 +1,131 @@
+//! What a command that needs an engine runs in: the engine, two registries, and variables that tell of them.
+
+use std::{fs, process::Command};
+
+use anyhow::{Result, bail};
+
+use crate::{
+    daemon::Docker,
+    engine::{Driver, Engine},
+    folders::{self, Folders},
+    images, packages, process,
+    registry::{self, HostRegistries},
+    rootfs, runtime,
+    sandbox::Sandbox,
+    term,
+};
+
+/// An engine with its registries. It ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Environment {
+    variables: Vec<(&'static str, String)>,
+    provided: Provided,
+}
+
+/// Where the engine and the registries come from.
+#[derive(Debug)]
+enum Provided {
+    Private(Sandbox),
+    /// The user's own engine; only the registries are ours.
+    Host {
+        #[expect(dead_code, reason = "kept for its end")]
+        registries: HostRegistries,
+    },
+}
+
+impl Environment {
+    /// Installs and makes what is missing, then starts the engine and its registries.
+    pub(crate) fn start(driver: Driver, engine: Engine) -> Result<Self> {
+        let password = folders::random_hex(12)?;
+        let mut variables = vec![
+            ("ORCHESTRA_TEST_DRIVER", driver.to_string()),
+            ("ORCHESTRA_TEST_ENGINE", engine.to_string()),
+            ("ORCHESTRA_TEST_IMAGE", images::BUSYBOX.into()),
+            ("ORCHESTRA_TEST_BUILDKIT_IMAGE", images::BUILDKIT.into()),
+            ("ORCHESTRA_TEST_REGISTRY", registry::OPEN.into()),
+            ("ORCHESTRA_TEST_REGISTRY_AUTH", registry::AUTH.into()),
+            ("ORCHESTRA_TEST_REGISTRY_USER", registry::USER.into()),
+            ("ORCHESTRA_TEST_REGISTRY_PASSWORD", password.clone()),
+        ];
+        let provided = match engine {
+            Engine::Host => Provided::Host {
+                registries: HostRegistries::start(&password)?,
+            },
+            Engine::Bookworm | Engine::Trixie | Engine::Sid => {
+                let (sandbox, folders) = private_docker(engine, Some(&password))?;
+                let pid = fs::read_to_string(folders.run.join("docker.pid"))?;
+                let throwaway = [
+                    &folders.program().display().to_string(),
+                    "throwaway-dockerd",
+                    "--engine",
+                    &engine.to_string(),
+                ];
+                variables.extend([
+                    (
+                        "DOCKER_HOST",
+                        format!("unix://{}", folders.run.join("docker.sock").display()),
+                    ),
+                    ("ORCHESTRA_TEST_ENGINE_PID", pid.trim().to_owned()),
+                    ("ORCHESTRA_TEST_DOCKERD", serde_json::to_string(&throwaway)?),
+                ]);
+                Provided::Private(sandbox)
+            }
+        };
+        Ok(Self { variables, provided })
+    }
+
+    /// A command that runs in the environment.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = match &self.provided {
+            Provided::Private(sandbox) => sandbox.command(program),
+            Provided::Host { .. } => process::command(program),
+        };
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// Does `work` on the network that the registries listen on.
+    pub(crate) fn on_network<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        match &self.provided {
+            Provided::Private(sandbox) => sandbox.on_network(work),
+            Provided::Host { .. } => work(),
+        }
+    }
+}
+
+/// Starts a private docker engine in a sandbox, with the images that tests use; and registries, for which
+/// it takes the password of the one that asks for it. Without registries there is no network for containers either.
+pub(crate) fn private_docker(engine: Engine, registries: Option<&str>) -> Result<(Sandbox, Folders)> {
+    if !process::is_root() {
+        bail!(
+            "a private engine is started only as root: run this as root, or start docker and choose it by --engine host"
+        );
+    }
+    packages::ensure(packages::DOCKER)?;
+    let archives = if registries.is_some() {
+        images::all()?
+    } else {
+        vec![images::busybox()?]
+    };
+    let rootfs = rootfs::of(engine)?;
+    // The guard takes over the lock.
+    let (folders, _lock) = Folders::make()?;
+    let bounded = runtime::provide(&folders.disk.join("runc-bounded"))?;
+    let mut daemons = Docker {
+        folders: &folders,
+        bounded,
+        bridge: registries.is_some(),
+    }
+    .daemons()?;
+    if let Some(password) = registries {
+        daemons.extend(registry::daemons(&folders, password)?);
+    }
+    let sandbox = term::step(&format!("start docker of {engine}"), || {
+        Sandbox::start(folders.clone(), rootfs, daemons)
+    })?;
+    let socket = folders.run.join("docker.sock");
+    term::step("load images", || {
+        archives.iter().try_for_each(|archive| images::load(&socket, archive))
+    })?;
+    Ok((sandbox, folders))
+}

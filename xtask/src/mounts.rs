@@ -1,0 +1,84 @@
+//! The mounts of a sandbox. They are in its own mount namespace, so nobody else sees them.
+
+use std::{
+    ffi::CStr,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, unmount};
+
+use crate::folders::Folders;
+
+/// Makes the mounts.
+///
+/// With a root file system, that one is made ready for daemons to be started in it by `chroot`.
+pub(crate) fn make(folders: &Folders, rootfs: Option<&Path>) -> Result<()> {
+    mount_bind(&folders.disk, folders.data())?;
+    let Some(root) = rootfs else {
+        return hide(Path::new("/"));
+    };
+    // Engines refuse to unpack layers unless their root is a mount point.
+    mount_bind_recursive(root, root)?;
+    for folder in ["/proc", "/sys", "/dev"] {
+        mount_bind_recursive(folder, inside(root, Path::new(folder)))?;
+    }
+    fs::create_dir_all(root.join("etc/docker"))?;
+    hide(root)?;
+    // The same paths inside and outside spare everyone a translation.
+    mount_empty(&root.join("tmp"))?;
+    let run = inside(root, &folders.run);
+    fs::create_dir_all(&run)?;
+    Ok(mount_bind_recursive(&folders.run, run)?)
+}
+
+/// Hides other daemons' sockets, and settings and keys of a docker that is not ours.
+fn hide(root: &Path) -> Result<()> {
+    for folder in [root.join("run"), root.join("etc/docker")] {
+        if folder.is_dir() {
+            mount_empty(&folder)?;
+        }
+    }
+    Ok(())
+}
+
+fn mount_empty(folder: &Path) -> Result<()> {
+    mount("tmpfs", folder, "tmpfs", MountFlags::empty(), None::<&CStr>)
+        .with_context(|| format!("cannot mount on {}", folder.display()))
+}
+
+/// Where an absolute path lies under a root.
+fn inside(root: &Path, path: &Path) -> PathBuf {
+    root.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+/// Undoes [`make`], so that the folders can be removed.
+pub(crate) fn unmake(folders: &Folders, rootfs: Option<&Path>) -> Result<()> {
+    rootfs.map_or(Ok(()), unmount_below)?;
+    unmount_below(&folders.run)
+}
+
+/// Unmounts what lies in a folder, so that removing the folder cannot reach into what was mounted there.
+fn unmount_below(folder: &Path) -> Result<()> {
+    let mut mounts = mounts_below(folder)?;
+    // Later mounts lie on or in earlier ones.
+    mounts.reverse();
+    for mount in mounts {
+        unmount(&mount, UnmountFlags::DETACH).with_context(|| format!("cannot unmount {}", mount.display()))?;
+    }
+    match mounts_below(folder)?.first() {
+        Some(mount) => bail!("{} is still mounted: {} is left", mount.display(), folder.display()),
+        None => Ok(()),
+    }
+}
+
+fn mounts_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    // The table writes a space, which would end the field, as its octal number.
+    Ok(points
+        .map(|point| PathBuf::from(point.replace("\\040", " ")))
+        .filter(|point| point.starts_with(folder))
+        .collect())
+}

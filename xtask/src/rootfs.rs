@@ -1,0 +1,38 @@
+//! Root file systems of newer Debian releases, from which newer engines are run.
+//!
+//! One that is there is kept. To have a newer state of an unstable release, remove its folder in `.fixtures`.
+
+use std::{path::PathBuf, process::Command};
+
+use anyhow::Result;
+
+use crate::{engine::Engine, fixtures, packages, process, term};
+
+/// What an engine's generation is made of. docker's recommendations (a git, a compressor) are of no use here.
+const PACKAGES: &str = "docker.io,containerd,runc,iptables";
+
+/// The root file system that an engine runs from, made when missing; none for an engine of this distribution.
+pub(crate) fn of(engine: Engine) -> Result<Option<PathBuf>> {
+    let (release, options): (_, &[&str]) = match engine {
+        Engine::Bookworm | Engine::Host => return Ok(None),
+        Engine::Trixie => ("trixie", &[]),
+        // Unstable's lists are valid for a week, and a clock that is off must not matter.
+        Engine::Sid => ("sid", &["--aptopt=Acquire::Check-Valid-Until \"false\""]),
+    };
+    let key = fixtures::key(&[PACKAGES.as_bytes()]);
+    fixtures::get(&format!("rootfs-{release}-{key}"), |folder| {
+        packages::ensure(packages::ROOTFS)?;
+        term::note(&format!(
+            "making a root file system of Debian {release}, which takes a minute"
+        ));
+        process::output(
+            Command::new("mmdebstrap")
+                .args(["--variant=minbase", &format!("--include={PACKAGES}")])
+                .args(options)
+                .arg(release)
+                .arg(folder),
+        )
+        .map(drop)
+    })
+    .map(Some)
+}
