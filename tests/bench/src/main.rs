@@ -1,0 +1,75 @@
+//! Side-by-side measurements of orchestra and the engine's own client, on the engine of the environment.
+//!
+//! Each comparison runs its two sides in turn, A B, B A, A B …, in one process on one engine, and prints the median of the
+//! ratios pair by pair: machines are noisy, and what drifts meets both sides of a pair. Nothing is asserted.
+
+mod bare;
+mod build;
+mod client;
+mod logs;
+mod pairs;
+mod pipeline;
+mod tasks;
+
+use std::error::Error;
+
+use client::Client;
+use orchestra::SharedDriver;
+use orchestra_docker::{DockerConfig, DockerDriver};
+use pairs::Table;
+
+type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+/// What every measurement needs.
+struct Bench {
+    driver: SharedDriver,
+    client: Client,
+    image: String,
+    rounds: usize,
+    table: Table,
+}
+
+#[tokio::main]
+#[expect(clippy::print_stdout, reason = "the table is what this program is for")]
+async fn main() -> Outcome<()> {
+    let names: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let rounds = std::env::args()
+        .find_map(|arg| arg.strip_prefix("--rounds=")?.parse().ok())
+        .unwrap_or(15);
+    let driver = std::sync::Arc::new(DockerDriver::connect(DockerConfig::default()).await?);
+    let driver = orchestra::layer::standard(driver);
+    let client = Client::find()?;
+    println!(
+        "engine {} {} (API {}), client {}, {rounds} pairs",
+        driver.info().driver,
+        driver.info().engine_version,
+        driver.info().api_version,
+        client.version
+    );
+    let image = std::env::var("ORCHESTRA_TEST_IMAGE").unwrap_or_else(|_| "busybox:stable".to_owned());
+    let mut bench = Bench {
+        driver,
+        client,
+        image,
+        rounds,
+        table: Table::default(),
+    };
+    let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
+    if wanted("task") {
+        tasks::one(&mut bench).await?;
+    }
+    if wanted("steps") {
+        pipeline::thirty_steps(&mut bench).await?;
+    }
+    if wanted("many") {
+        tasks::fifty_at_once(&mut bench).await?;
+    }
+    if wanted("logs") {
+        logs::one_gib(&mut bench).await?;
+    }
+    if wanted("build") {
+        build::one(&mut bench).await?;
+    }
+    println!("\n{}", bench.table);
+    Ok(())
+}

@@ -1,0 +1,30 @@
+//! Helpers for the end-to-end tests of the `orchestra` binary on a real engine.
+//!
+//! `cargo xtask e2e` starts an engine and two registries and tells of them by environment variables; [`Fixture::from_env`]
+//! reads these. [`Orchestra`] runs the binary as a user does, [`Engine`] looks at the engine past our own code, so that
+//! what is left behind is seen as its other users see it, and [`registry`] asks a registry what it serves.
+//!
+//! ```no_run
+//! # fn main() -> orchestra_e2e::Result<()> {
+//! let Some(fixture) = orchestra_e2e::Fixture::from_env()? else { return Ok(()) };
+//! let before = fixture.engine.contents()?;
+//! let run = fixture.orchestra(["run", "hello.yml"]).run();
+//! assert_eq!(run.code, 0, "{run}");
+//! assert_eq!(before, fixture.engine.contents()?);
+//! # Ok(())
+//! # }
+//! ```
+
+mod engine;
+mod fixture;
+mod http;
+mod orchestra;
+pub mod registry;
+
+pub use engine::{Contents, Engine};
+pub use fixture::{Credentials, Fixture};
+pub use http::{Endpoint, Response};
+pub use orchestra::{Dir, Finished, Orchestra, Running};
+
+/// What helpers fail with: a test's own end.
+pub type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;

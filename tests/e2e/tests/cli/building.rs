@@ -1,0 +1,221 @@
+//! `orchestra build`.
+
+use std::fs::File;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use orchestra_e2e::{Dir, Fixture, registry};
+use serde_json::json;
+
+use crate::running::resident;
+use crate::support::{assert_says, run, task, tests, until};
+
+tests![
+    a_directory_is_built_and_pushed,
+    an_image_that_is_not_pushed_can_be_run_by_its_tag,
+    a_registry_with_a_password_is_pushed_to,
+    a_context_is_sent_in_bounded_memory,
+    a_build_says_what_happens_as_json,
+    an_interrupted_build_command_leaves_nothing,
+    an_interrupted_context_leaves_nothing,
+    a_build_that_fails_says_why,
+];
+
+/// The engine's test image, pushed once to the registry, where BuildKit can pull it.
+pub(crate) fn base_image(fixture: &Fixture) -> String {
+    static PUSHED: OnceLock<()> = OnceLock::new();
+    let image = format!("{}/e2e/base:1", fixture.registry);
+    PUSHED.get_or_init(|| {
+        fixture
+            .engine
+            .tag(&fixture.image, &format!("{}/e2e/base", fixture.registry), "1")
+            .expect("a tag");
+        fixture.engine.push_image(&image).expect("a push");
+        fixture.engine.remove_image(&image).expect("the tag is removed");
+    });
+    image
+}
+
+/// Flags that every build in the tests has.
+fn flags<'a>(fixture: &'a Fixture, tag: &'a str) -> (Vec<&'a str>, [(&'static str, &'a str); 1]) {
+    (
+        vec!["build", "-t", tag, "--network", "host", "--insecure"],
+        [("ORCHESTRA_IMAGE_BUILD__IMAGE", fixture.buildkit_image.as_str())],
+    )
+}
+
+fn build(fixture: &Fixture, dir: &Dir, tag: &str, more: &[&str]) -> orchestra_e2e::Orchestra {
+    let (mut args, environment) = flags(fixture, tag);
+    args.extend(more);
+    environment
+        .into_iter()
+        .fold(fixture.orchestra(args).dir(dir.path()), |command, (name, value)| {
+            command.env(name, value)
+        })
+}
+
+fn a_directory_is_built_and_pushed(fixture: &Fixture) {
+    let dockerfile = format!(
+        "FROM {}\nARG WORD\nCOPY . /here\nRUN echo $WORD > /word && test -L /here/link && test ! -e /here/socket\n",
+        base_image(fixture)
+    );
+    let dir = Dir::with([("docker/Special", dockerfile.as_str()), ("sub/file", "content")]);
+    symlink("sub/file", dir.file("link")).expect("a link");
+    let _socket = UnixListener::bind(dir.file("socket")).expect("a socket");
+    let tag = format!("{}/e2e/pushed:1", fixture.registry);
+    let finished = build(
+        fixture,
+        &dir,
+        &tag,
+        &["-f", "docker/Special", "--build-arg", "WORD=hello", "--push"],
+    )
+    .run();
+    assert_eq!(finished.code, 0, "{finished}");
+    assert_says(&finished, &["warning: socket"]);
+    let served = registry::digest(&fixture.registry, "e2e/pushed", "1", None).expect("it is served");
+    assert_eq!(
+        finished.stdout(),
+        format!("ref: {tag}\ndigest: {served}\n"),
+        "{finished}"
+    );
+
+    let mut smoke = task(fixture, "smoke", "cat /word /here/link");
+    smoke["config"]["image"] = json!(tag);
+    let ran = run(fixture, [smoke], &[]);
+    fixture.engine.remove_image(&tag).expect("it is removed");
+    assert_eq!(ran.code, 0, "{ran}");
+    assert_says(&ran, &["smoke | hello", "smoke | content"]);
+}
+
+fn an_image_that_is_not_pushed_can_be_run_by_its_tag(fixture: &Fixture) {
+    let dir = Dir::with([(
+        "Dockerfile",
+        format!("FROM {}\nRUN echo loaded > /word\n", base_image(fixture)),
+    )]);
+    let tag = "orchestra-e2e/loaded:1";
+    let finished = build(fixture, &dir, tag, &[]).run();
+    assert_eq!(finished.code, 0, "{finished}");
+    assert!(
+        finished
+            .value("digest")
+            .is_some_and(|digest| digest.starts_with("sha256:")),
+        "{finished}"
+    );
+    let mut smoke = task(fixture, "smoke", "cat /word");
+    smoke["config"]["image"] = json!(tag);
+    let ran = run(fixture, [smoke], &[]);
+    fixture.engine.remove_image(tag).expect("it is removed");
+    assert_eq!(ran.code, 0, "{ran}");
+    assert_says(&ran, &["smoke | loaded"]);
+}
+
+fn a_registry_with_a_password_is_pushed_to(fixture: &Fixture) {
+    let dir = Dir::with([("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")]);
+    let tag = format!("{}/e2e/private:1", fixture.registry_auth);
+    let credentials = &fixture.credentials;
+    let command = build(
+        fixture,
+        &dir,
+        &tag,
+        &["--push", "--username", &credentials.user, "--password-stdin"],
+    );
+    let finished = command.input(format!("{}\n", credentials.password)).run();
+    assert_eq!(finished.code, 0, "{finished}");
+    assert!(!finished.all().contains(&credentials.password), "the password is shown");
+    let served = registry::digest(&fixture.registry_auth, "e2e/private", "1", Some(credentials)).expect("it is served");
+    assert_eq!(finished.value("digest"), Some(served), "{finished}");
+}
+
+fn a_context_is_sent_in_bounded_memory(fixture: &Fixture) {
+    let dir = Dir::with([
+        ("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n"),
+        (".dockerignore", "large\n"),
+    ]);
+    File::create(dir.file("large"))
+        .and_then(|file| file.set_len(512 << 20))
+        .expect("a large file");
+    let tag = format!("{}/e2e/large:1", fixture.registry);
+    let running = build(fixture, &dir, &tag, &["--push"]).start();
+    let (pid, mut peak) = (running.pid(), 0);
+    until("it ends", Duration::from_secs(90), || {
+        let now = resident(pid);
+        peak = peak.max(now);
+        // A process that has ended and was not waited for has no memory.
+        peak > 0 && now == 0
+    });
+    let finished = running.finish();
+    assert_eq!(finished.code, 0, "{finished}");
+    assert!(peak < 96 << 10, "{peak} KiB were resident");
+}
+
+fn a_build_says_what_happens_as_json(fixture: &Fixture) {
+    let dir = Dir::with([("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")]);
+    let tag = format!("{}/e2e/json:1", fixture.registry);
+    let finished = build(fixture, &dir, &tag, &["--push", "--json"]).run();
+    assert_eq!(finished.code, 0, "{finished}");
+    let events = finished.events().expect("every line is an event");
+    let end = events
+        .iter()
+        .find(|event| event["event"] == "step_finished")
+        .expect("an end");
+    let served = registry::digest(&fixture.registry, "e2e/json", "1", None).expect("it is served");
+    assert_eq!(
+        (end["image"]["ref"].as_str(), end["image"]["digest"].as_str()),
+        (Some(tag.as_str()), Some(served.as_str()))
+    );
+    assert!(
+        events
+            .iter()
+            .any(|event| event["event"] == "build" && event["detail"]["build"] == "completed"),
+        "{finished}"
+    );
+}
+
+fn an_interrupted_build_command_leaves_nothing(fixture: &Fixture) {
+    let dir = Dir::with([(
+        "Dockerfile",
+        format!("FROM {}\nRUN echo be''gun; sleep 300\n", base_image(fixture)),
+    )]);
+    let running = build(fixture, &dir, "orchestra-e2e/stopped:1", &["--json"]).start();
+    let first: serde_json::Value = serde_json::from_str(&running.line_with("run_started")).expect("JSON");
+    let id = first["run_id"].as_str().expect("an id").to_owned();
+    let _ = running.line_with("begun\\n");
+    running.signal("INT");
+    let finished = running.finish();
+    assert_eq!(finished.code, 130, "{finished}");
+    crate::support::assert_gone(fixture, &id, &finished);
+}
+
+fn an_interrupted_context_leaves_nothing(fixture: &Fixture) {
+    let dir = Dir::with([("Dockerfile", "FROM scratch\n")]);
+    File::create(dir.file("large"))
+        .and_then(|file| file.set_len(1 << 40))
+        .expect("an endless file");
+    let running = build(fixture, &dir, "orchestra-e2e/stopped:2", &["--json"]).start();
+    let first: serde_json::Value = serde_json::from_str(&running.line_with("run_started")).expect("JSON");
+    let id = first["run_id"].as_str().expect("an id").to_owned();
+    let _ = running.line_with("sending");
+    let _ = running.line_with("sending");
+    running.signal("INT");
+    let finished = running.finish();
+    assert_eq!(finished.code, 130, "{finished}");
+    crate::support::assert_gone(fixture, &id, &finished);
+}
+
+fn a_build_that_fails_says_why(fixture: &Fixture) {
+    let dir = Dir::with([(
+        "Dockerfile",
+        format!("FROM {}\nRUN echo the reason; exit 42\n", base_image(fixture)),
+    )]);
+    let finished = build(fixture, &dir, "orchestra-e2e/failing:1", &[]).run();
+    assert_eq!(finished.code, 1, "{finished}");
+    assert_says(&finished, &["step: [2/2] RUN echo the reason; exit 42", "the reason\n"]);
+    assert!(finished.stdout.is_empty(), "{finished}");
+
+    let dir = Dir::with([("Dockerfile", "FROM scratch\n")]);
+    let missing = build(fixture, &dir, "orchestra-e2e/failing:2", &["--target", "nowhere"]).run();
+    assert_eq!(missing.code, 1, "{missing}");
+    assert_says(&missing, &["nowhere"]);
+}

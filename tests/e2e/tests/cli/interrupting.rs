@@ -1,0 +1,145 @@
+//! Signals: what runs is ended and removed.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use orchestra_e2e::{Fixture, Running};
+use serde_json::json;
+
+use crate::bad_input::build;
+use crate::building::base_image;
+use crate::support::{assert_gone, assert_says, left_of, pipeline, run_id, task, tests, until};
+
+tests![
+    an_interrupted_task_is_asked_to_end_and_is_removed,
+    an_interrupted_build_is_removed,
+    a_task_that_does_not_end_is_killed_after_the_grace_period,
+    a_second_interrupt_kills_at_once,
+    a_reader_that_does_not_read_does_not_hold_an_interrupted_run,
+];
+
+/// Starts one task that says `begun`.
+fn begin(fixture: &Fixture, script: &str, id: &str, grace: &str) -> Running {
+    let dir = pipeline([task(fixture, "long", script), task(fixture, "never", "echo not run")]);
+    let command = fixture
+        .orchestra(["run", "p.yml", "--run-id", id])
+        .dir(dir.path())
+        .env("ORCHESTRA_GRACE", grace);
+    let running = command.start();
+    let _ = running.line_with("long | begun");
+    running
+}
+
+fn an_interrupted_task_is_asked_to_end_and_is_removed(fixture: &Fixture) {
+    for signal in ["INT", "TERM", "HUP"] {
+        let id = run_id("interrupt");
+        let script = "trap 'echo was asked; exit 9' TERM; echo begun; while :; do sleep 0.1; done";
+        let running = begin(fixture, script, &id, "30s");
+        let asked = Instant::now();
+        running.signal(signal);
+        let finished = running.finish();
+        assert_eq!(finished.code, 130, "{finished}");
+        assert!(asked.elapsed() < Duration::from_secs(20), "{finished}");
+        assert_says(&finished, &["long | was asked", "interrupted", "aborted"]);
+        assert!(!finished.all().contains("not run"), "{finished}");
+        assert_gone(fixture, &id, &finished);
+    }
+}
+
+fn an_interrupted_build_is_removed(fixture: &Fixture) {
+    let id = run_id("stopbuild");
+    let script = format!(
+        "printf 'FROM {}\\nRUN echo be''gun; sleep 300\\n' > source/Dockerfile",
+        base_image(fixture)
+    );
+    let dir = pipeline(build(fixture, &script, json!({})));
+    let running = fixture
+        .orchestra(["run", "p.yml", "--run-id", &id])
+        .dir(dir.path())
+        .start();
+    // The line that echo writes, not the one that shows the instruction.
+    let _ = running.line_with(" begun");
+    let asked = Instant::now();
+    running.signal("INT");
+    let finished = running.finish();
+    assert_eq!(finished.code, 130, "{finished}");
+    assert!(asked.elapsed() < Duration::from_secs(25), "{finished}");
+    assert_gone(fixture, &id, &finished);
+}
+
+fn a_task_that_does_not_end_is_killed_after_the_grace_period(fixture: &Fixture) {
+    let id = run_id("stubborn");
+    let running = begin(
+        fixture,
+        "trap '' TERM; echo begun; while :; do sleep 0.1; done",
+        &id,
+        "1s",
+    );
+    let asked = Instant::now();
+    running.signal("INT");
+    let finished = running.finish();
+    assert_eq!(finished.code, 130, "{finished}");
+    let took = asked.elapsed();
+    assert!(
+        took > Duration::from_millis(900) && took < Duration::from_secs(15),
+        "{took:?}\n{finished}"
+    );
+    assert_gone(fixture, &id, &finished);
+}
+
+fn a_second_interrupt_kills_at_once(fixture: &Fixture) {
+    let id = run_id("twice");
+    let running = begin(
+        fixture,
+        "trap '' TERM; echo begun; while :; do sleep 0.1; done",
+        &id,
+        "100s",
+    );
+    running.signal("INT");
+    std::thread::sleep(Duration::from_secs(1));
+    running.signal("INT");
+    let asked = Instant::now();
+    let finished = running.finish();
+    assert_eq!(finished.code, 130, "{finished}");
+    assert!(asked.elapsed() < Duration::from_secs(20), "{finished}");
+    assert_says(&finished, &["interrupted again"]);
+    assert_gone(fixture, &id, &finished);
+}
+
+fn a_reader_that_does_not_read_does_not_hold_an_interrupted_run(fixture: &Fixture) {
+    let id = run_id("unread");
+    let dir = pipeline([task(
+        fixture,
+        "endless",
+        "while :; do echo yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy; done",
+    )]);
+    let mut command = fixture
+        .orchestra(["run", "p.yml", "--run-id", &id])
+        .dir(dir.path())
+        .env("ORCHESTRA_GRACE", "1s")
+        .into_command();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it starts");
+    until("it runs", Duration::from_secs(20), || {
+        fixture
+            .engine
+            .leftovers()
+            .is_ok_and(|left| left.0.iter().any(|thing| thing.contains(&id)))
+    });
+    // Until every buffer on the way is full.
+    std::thread::sleep(Duration::from_secs(2));
+    let killed = std::process::Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(killed.is_ok_and(|status| status.success()));
+    let mut ended = None;
+    until("it ends", Duration::from_secs(30), || {
+        ended = child.try_wait().expect("it can be waited for");
+        ended.is_some()
+    });
+    assert_eq!(ended.and_then(|status| status.code()), Some(130));
+    assert_eq!(left_of(fixture, &id).0.len(), 0, "{:?}", left_of(fixture, &id));
+}

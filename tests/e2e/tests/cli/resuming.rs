@@ -1,0 +1,144 @@
+//! Runs that die: carried on with the same id, or collected.
+
+use std::time::Duration;
+
+use orchestra_e2e::{Fixture, Running};
+use serde_json::{Value, json};
+
+use crate::support::{
+    assert_gone, assert_says, dead_runs, left_of, pipeline, producer, run, run_id, task, tests, until,
+};
+
+tests![
+    what_a_killed_run_left_is_collected_and_a_living_one_is_not,
+    a_killed_build_is_collected,
+    a_run_that_was_killed_is_carried_on,
+    what_is_kept_stays_until_it_is_collected,
+];
+
+/// Starts these steps, waits for a line and kills the process.
+fn kill_at(fixture: &Fixture, steps: impl IntoIterator<Item = Value>, id: &str, line: &str) {
+    let dir = pipeline(steps);
+    let running: Running = fixture
+        .orchestra(["run", "p.yml", "--run-id", id])
+        .dir(dir.path())
+        .start();
+    let _ = running.line_with(line);
+    running.signal("KILL");
+    let finished = running.finish();
+    assert_eq!(finished.code, 128 + 9, "{finished}");
+}
+
+fn what_a_killed_run_left_is_collected_and_a_living_one_is_not(fixture: &Fixture) {
+    let _alone = dead_runs();
+    let (dead, alive) = (run_id("dead"), run_id("alive"));
+    let forever = |name: &str| {
+        [
+            producer(fixture, "words", "echo x > words/x"),
+            task(fixture, name, "echo begun; sleep 4; echo ended"),
+        ]
+    };
+    let dir = pipeline(forever("living"));
+    let living = fixture
+        .orchestra(["run", "p.yml", "--run-id", &alive])
+        .dir(dir.path())
+        .start();
+    let _ = living.line_with("living | begun");
+    kill_at(fixture, forever("dying"), &dead, "dying | begun");
+    let left = left_of(fixture, &dead);
+    assert!(left.0.len() >= 2, "a container and a volume: {left:?}");
+
+    let told = fixture.orchestra(["gc", "--dry-run"]).run();
+    assert_says(&told, &[&dead, "would remove"]);
+    assert!(!told.all().contains(&alive), "{told}");
+    assert_eq!(left_of(fixture, &dead), left, "a dry run removes nothing");
+
+    let collected = fixture.orchestra(["gc"]).run();
+    assert_eq!(collected.code, 0, "{collected}");
+    assert_says(&collected, &[&dead, "removed"]);
+    assert_gone(fixture, &dead, &collected);
+    let finished = living.finish();
+    assert_eq!(finished.code, 0, "{finished}");
+    assert_says(&finished, &["living | ended"]);
+    assert_gone(fixture, &alive, &finished);
+}
+
+fn a_killed_build_is_collected(fixture: &Fixture) {
+    let _alone = dead_runs();
+    let id = run_id("deadbuild");
+    let script = format!(
+        "printf 'FROM {}\\nRUN echo be''gun; sleep 300\\n' > source/Dockerfile",
+        crate::building::base_image(fixture)
+    );
+    kill_at(
+        fixture,
+        crate::bad_input::build(fixture, &script, json!({})),
+        &id,
+        " begun",
+    );
+    let collected = fixture.orchestra(["gc", "--json"]).run();
+    assert_eq!(collected.code, 0, "{collected}");
+    assert_eq!(collected.events().expect("JSON")[0]["dry_run"], false, "{collected}");
+    assert_gone(fixture, &id, &collected);
+}
+
+fn a_run_that_was_killed_is_carried_on(fixture: &Fixture) {
+    let _alone = dead_runs();
+    let id = run_id("resume");
+    // Each leaves a mark when it runs.
+    let mut long = task(
+        fixture,
+        "long",
+        "echo x >> marks/long; for i in 1 2 3 4 5 6; do echo tick $i; sleep 1; done",
+    );
+    long["config"]["inputs"] = json!([{"name": "marks"}]);
+    let mut count = task(
+        fixture,
+        "count",
+        "echo first $(cat marks/first | wc -l), long $(cat marks/long | wc -l)",
+    );
+    count["config"]["inputs"] = json!([{"name": "marks"}]);
+    let steps = || {
+        [
+            producer(fixture, "marks", "echo x >> marks/first; echo said once"),
+            long.clone(),
+            count.clone(),
+        ]
+    };
+    kill_at(fixture, steps(), &id, "long | tick 2");
+    let finished = run(fixture, steps(), &["--run-id", &id]);
+    assert_eq!(finished.code, 0, "{finished}");
+    assert_says(
+        &finished,
+        &["count | first 1, long 1", "marks | said once", "carried on"],
+    );
+    let stdout = finished.stdout();
+    let ticks: Vec<&str> = stdout.lines().filter_map(|line| line.strip_prefix("long | ")).collect();
+    assert_eq!(
+        ticks,
+        ["tick 1", "tick 2", "tick 3", "tick 4", "tick 5", "tick 6"],
+        "{finished}"
+    );
+    assert_gone(fixture, &id, &finished);
+}
+
+fn what_is_kept_stays_until_it_is_collected(fixture: &Fixture) {
+    let _alone = dead_runs();
+    let id = run_id("kept");
+    let finished = run(
+        fixture,
+        [producer(fixture, "words", "echo x > words/x; exit 1")],
+        &["--run-id", &id, "--keep"],
+    );
+    assert_eq!(finished.code, 1, "{finished}");
+    let left = left_of(fixture, &id);
+    assert!(
+        left.0.iter().any(|thing| thing.starts_with("container"))
+            && left.0.iter().any(|thing| thing.starts_with("volume")),
+        "{left:?}"
+    );
+    until("the kept run is collected", Duration::from_secs(20), || {
+        assert_eq!(fixture.orchestra(["gc"]).run().code, 0);
+        left_of(fixture, &id).0.is_empty()
+    });
+}

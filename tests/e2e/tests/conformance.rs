@@ -1,0 +1,155 @@
+//! The conformance suite on the engine that `cargo xtask e2e` started, through its own driver.
+//!
+//! `ORCHESTRA_TEST_DRIVER` names the driver; without it nothing is tried. `ORCHESTRA_TEST_DOCKERD` is the command, as a
+//! JSON list, that starts one more engine in a folder, which is its last argument.
+
+#![expect(
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "this is a test target's main function"
+)]
+
+use std::env;
+use std::process::{ExitCode, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use orchestra::{Error, ErrorKind, Result, SharedDriver};
+use orchestra_conformance::{Settings, ThrowawayEngine};
+use orchestra_docker::{DockerConfig, DockerDriver};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+async fn docker(host: Option<String>) -> Result<SharedDriver> {
+    let config = DockerConfig {
+        host,
+        ..DockerConfig::default()
+    };
+    // As every user has it.
+    Ok(orchestra::layer::standard(Arc::new(
+        DockerDriver::connect(config).await?,
+    )))
+}
+
+/// A docker engine that ends with its standard input.
+struct Dockerd {
+    folder: TempDir,
+    pid: Pid,
+    child: Child,
+}
+
+impl Dockerd {
+    async fn start(command: &[String]) -> Result<Self> {
+        let failed = |error| Error::io("start an engine", error);
+        let folder = TempDir::new().map_err(failed)?;
+        let (program, arguments) = command
+            .split_first()
+            .ok_or_else(|| Error::invalid("ORCHESTRA_TEST_DOCKERD is empty"))?;
+        let mut child = Command::new(program)
+            .args(arguments)
+            .arg(folder.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .map_err(failed)?;
+        let mut ready = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            BufReader::new(stdout).read_line(&mut ready).await.map_err(failed)?;
+        }
+        let pid = std::fs::read_to_string(folder.path().join("docker.pid")).map_err(failed)?;
+        let pid = pid.trim().parse().ok().and_then(Pid::from_raw);
+        let pid =
+            pid.ok_or_else(|| Error::new(ErrorKind::Engine, format!("the engine is not ready: it said {ready:?}")))?;
+        Ok(Self { folder, pid, child })
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        kill_process(self.pid, signal).map_err(|error| Error::io(format!("send {signal:?}"), error.into()))
+    }
+}
+
+impl Dockerd {
+    /// Whether all threads are in the state `T` of proc_pid_stat(5).
+    fn stopped(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid.as_raw_nonzero()))
+            .into_iter()
+            .flatten();
+        threads.flatten().all(|thread| {
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(')')
+                .is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
+        })
+    }
+}
+
+#[async_trait]
+impl ThrowawayEngine for Dockerd {
+    async fn connect(&self) -> Result<SharedDriver> {
+        docker(Some(format!(
+            "unix://{}",
+            self.folder.path().join("docker.sock").display()
+        )))
+        .await
+    }
+
+    async fn kill(&self) -> Result<()> {
+        self.signal(Signal::KILL)
+    }
+
+    async fn pause(&self) -> Result<()> {
+        self.signal(Signal::STOP)?;
+        // The signal's sender does not wait until the last thread has stopped.
+        for _ in 0..500 {
+            if self.stopped() {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Err(Error::new(ErrorKind::Engine, "the engine does not stop"))
+    }
+
+    async fn resume(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+}
+
+impl Drop for Dockerd {
+    fn drop(&mut self) {
+        // One that is stopped can't be asked to end, and one that was killed needs no resuming.
+        let _ = self.signal(Signal::CONT);
+        drop(self.child.stdin.take());
+        // It removes what it made, which takes a moment; only one that hangs is left behind.
+        for _ in 0..200 {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    if env::var("ORCHESTRA_TEST_DRIVER").as_deref() != Ok("docker") {
+        println!("skipped: ORCHESTRA_TEST_DRIVER names no driver that is known here; run this by `cargo xtask e2e`");
+        return ExitCode::SUCCESS;
+    }
+    let mut settings = Settings::from_env().expect("settings in the environment");
+    if let Ok(command) = env::var("ORCHESTRA_TEST_DOCKERD") {
+        let command: Vec<String> = serde_json::from_str(&command).expect("ORCHESTRA_TEST_DOCKERD is a list");
+        let command = Arc::new(command);
+        settings.throwaway = Some(Arc::new(move || {
+            let command = command.clone();
+            Box::pin(async move { Ok(Box::new(Dockerd::start(&command).await?) as Box<dyn ThrowawayEngine>) })
+        }));
+    }
+    let nowhere = env::temp_dir().join(format!("no-engine-listens-here-{}.sock", std::process::id()));
+    settings.unreachable = Some(Arc::new(move || {
+        let host = format!("unix://{}", nowhere.display());
+        Box::pin(docker(Some(host)))
+    }));
+    orchestra_conformance::main(settings, || docker(None))
+}

@@ -1,0 +1,70 @@
+//! What the README shows is what the examples hold, and the examples run (the pipelines in `cli.rs`).
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The README's code block that follows the marker `<!-- path -->`.
+fn shown(readme: &str, path: &str) -> String {
+    let (_, after) = readme
+        .split_once(&format!("<!-- {path} -->\n```"))
+        .unwrap_or_else(|| panic!("the README does not show {path}"));
+    let code = after.split_once('\n').and_then(|(_, rest)| rest.split_once("```\n"));
+    code.unwrap_or_else(|| panic!("the code block of {path} does not end"))
+        .0
+        .to_owned()
+}
+
+/// An example without the comment that opens it.
+fn without_header(text: &str) -> &str {
+    let body = text
+        .lines()
+        .take_while(|line| line.starts_with("//!") || line.starts_with('#') || line.is_empty());
+    let skip: usize = body.map(|line| line.len() + 1).sum();
+    &text[skip..]
+}
+
+#[test]
+fn the_readme_shows_the_examples_as_they_are() {
+    let readme = read("README.md");
+    for path in ["examples/hello.yml", "examples/embed.rs"] {
+        let file = read(path);
+        assert_eq!(
+            shown(&readme, path),
+            without_header(&file),
+            "{path} and the README differ"
+        );
+    }
+}
+
+#[test]
+fn the_embedding_example_runs_and_leaves_nothing() {
+    if std::env::var_os("ORCHESTRA_TEST_DRIVER").is_none() {
+        return println!("skipped: needs an engine, see `cargo xtask e2e`");
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let run = [
+        "run",
+        "--quiet",
+        "--offline",
+        "-p",
+        "orchestra-examples",
+        "--bin",
+        "embed",
+    ];
+    let output = Command::new(cargo).args(run).current_dir(root()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "hello from another task\n",
+        "{stderr}"
+    );
+}
