@@ -96,6 +96,12 @@ pub(crate) struct BuildArgs {
     /// Set a build argument; without a value, that of the environment is taken
     #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
     pub(crate) build_args: Vec<String>,
+    /// Set a variable of the build container, for example of a proxy; without a value, that of the environment is taken
+    #[arg(long = "env", value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// The BuildKit image that builds
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) image: Option<ImageRef>,
     /// Stop at this stage of the Dockerfile
     #[arg(long, value_name = "STAGE")]
     pub(crate) target: Option<String>,

@@ -6,11 +6,10 @@
 use std::future::{Future, pending};
 use std::time::Duration;
 
-use bytes::BytesMut;
 use futures_util::StreamExt;
 use orchestra::{
     Error, ErrorKind, ExitStatus, Job, Name, PullImage, Resource, ResourceKind, Result, TaskResult, VolumeId,
-    VolumePath, file_from_tar, labels, stream,
+    VolumePath, file_from_tar, labels,
 };
 use tokio::task::JoinError;
 use tokio::time::sleep;
@@ -20,7 +19,7 @@ use crate::watch::Watched;
 use crate::{BuildError, BuildResult, FailedBuild, ImageBuild, command, validate};
 
 /// The largest metadata file that is read; attestations make it large, but not so large.
-const METADATA_LIMIT: usize = 16 << 20;
+const METADATA_LIMIT: u64 = 16 << 20;
 
 pub(crate) async fn build(
     mut build: ImageBuild,
@@ -159,7 +158,7 @@ impl Run<'_> {
             problem,
         };
         let path = VolumePath::new(command::METADATA)?;
-        let content = match self.read(&path).await {
+        let content = match self.job.read_file(self.volume, &path, METADATA_LIMIT).await {
             Err(error) if error.kind() == ErrorKind::PathNotFound => return Err(wrong("is missing".into())),
             content => content?,
         };
@@ -172,32 +171,6 @@ impl Run<'_> {
             Some(digest) if digest.contains(':') => Ok(digest.to_owned()),
             _ => Err(wrong("has no containerimage.digest".into())),
         }
-    }
-
-    /// A small file of the output volume. Its tar is read to the end, unlike by [`Job::read_file`]: behind that, a driver
-    /// may still be about to let go of the volume, which is removed next.
-    async fn read(&self, path: &VolumePath) -> Result<Vec<u8>> {
-        let mut tar = self
-            .job
-            .driver()
-            .read_volume(self.volume, std::slice::from_ref(path))
-            .await?;
-        let mut whole = BytesMut::new();
-        while let Some(piece) = tar.next().await {
-            whole.extend_from_slice(&piece?);
-            if whole.len() > METADATA_LIMIT {
-                return Err(
-                    Error::new(ErrorKind::Io, format!("the file is larger than {METADATA_LIMIT} bytes"))
-                        .with("path", path),
-                );
-            }
-        }
-        let mut content = Vec::new();
-        let mut file = file_from_tar(stream::once(whole), path).await?;
-        while let Some(piece) = file.next().await {
-            content.extend_from_slice(&piece?);
-        }
-        Ok(content)
     }
 
     /// Loads the image into the engine; how it ended if it did not.

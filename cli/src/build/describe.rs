@@ -1,5 +1,6 @@
 //! What is to be built, from the command's flags.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -25,21 +26,11 @@ pub(super) fn describe(args: &BuildArgs, config: &Config, volume: VolumeId) -> R
     });
     build.dockerfile = Some(dockerfile(&args.dir, args.file.as_deref())?);
     build.push = args.push;
-    for pair in &args.build_args {
-        let (name, value) = match pair.split_once('=') {
-            Some((name, value)) => (name, Some(value.to_owned())),
-            // As docker's client has it: one that the environment does not have is not set.
-            None => (pair.as_str(), std::env::var(pair).ok()),
-        };
-        if name.is_empty() {
-            return Err(Failure::bad_input(format!("the build argument {pair:?} has no name"))
-                .with_hint("write --build-arg NAME=VALUE"));
-        }
-        build.build_args.extend(value.map(|value| (name.to_owned(), value)));
-    }
+    build.build_args = pairs("build argument", &args.build_args)?;
+    build.env = pairs("variable", &args.env)?.into_iter().collect();
     build.target = args.target.clone();
     build.platforms = args.platforms.clone();
-    if let Some(image) = &config.image_build.image {
+    if let Some(image) = args.image.as_ref().or(config.image_build.image.as_ref()) {
         build.image = image.clone();
     }
     build.network = args.network.unwrap_or_default();
@@ -60,6 +51,25 @@ pub(super) fn describe(args: &BuildArgs, config: &Config, volume: VolumeId) -> R
         .validate()
         .map_err(|error| broken(&error).unwrap_or_else(|| Failure::bad_input(error.to_string())))?;
     Ok(build)
+}
+
+/// Pairs of the form `NAME=VALUE`. As docker's client has it, `NAME` alone takes the environment's value, and one that the
+/// environment does not have is not set.
+fn pairs(what: &str, given: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+    let mut pairs = BTreeMap::new();
+    for pair in given {
+        let (name, value) = match pair.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (pair.as_str(), std::env::var(pair).ok()),
+        };
+        if name.is_empty() {
+            return Err(
+                Failure::bad_input(format!("the {what} {pair:?} has no name")).with_hint("write it as NAME=VALUE")
+            );
+        }
+        pairs.extend(value.map(|value| (name.to_owned(), value)));
+    }
+    Ok(pairs)
 }
 
 /// The build is called as its image is, without registry and tag.
@@ -115,6 +125,14 @@ fn password(input: impl Read) -> Result<SecretString, Failure> {
 mod tests {
     use super::*;
     use std::fs;
+
+    #[test]
+    fn pairs_take_what_the_environment_has_and_need_a_name() {
+        let given = ["A=1=2", "B=", "ORCHESTRA_NOT_SET_ANYWHERE"].map(str::to_owned);
+        let expected = [("A", "1=2"), ("B", "")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(pairs("variable", &given).unwrap(), expected.into());
+        assert!(pairs("variable", &["=x".to_owned()]).is_err());
+    }
 
     #[test]
     fn a_dockerfile_is_found_in_the_context_and_from_here_but_not_outside() {

@@ -15,11 +15,14 @@ use tokio_util::task::TaskTracker;
 use super::life::Life;
 use super::{Event, EventKind, Task, TaskResult};
 use crate::archive::read_bounded;
+use crate::stream::once;
 use crate::{
     Created, Driver, EndReport, Error, ErrorKind, ImageRef, JobId, Labels, Name, PullImage, Result, Runner,
     SharedDriver, VolumeId, VolumePath, VolumeSpec, file_from_tar, labels,
 };
 
+/// What the tar of one file has besides its content: headers with long names and attributes, filling, end.
+const TAR_OVERHEAD: u64 = 256 << 10;
 /// How long tasks that were cancelled may take beyond their grace period before the job ends without them.
 const END_LIMIT: Duration = Duration::from_secs(120);
 
@@ -179,7 +182,9 @@ impl Job {
     /// [`ErrorKind::PathNotFound`]; [`ErrorKind::Io`] if it is larger than `limit` bytes; whatever [`Driver::read_volume`] fails with.
     pub async fn read_file(&self, volume: &VolumeId, path: &VolumePath, limit: u64) -> Result<Vec<u8>> {
         let tar = self.0.driver.read_volume(volume, std::slice::from_ref(path)).await?;
-        read_bounded(file_from_tar(tar, path).await?, limit).await
+        // To the tar's end: behind one that is dropped before, a driver may still hold the volume for a moment.
+        let whole = read_bounded(tar, limit.saturating_add(TAR_OVERHEAD)).await?;
+        read_bounded(file_from_tar(once(whole), path).await?, limit).await
     }
 
     /// Runs a task to its end. Dropping the future cancels the task; its container is stopped and removed all the same.
