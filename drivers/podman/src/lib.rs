@@ -1,0 +1,56 @@
+//! The podman driver of [`orchestra`]: [`PodmanDriver`] is a [`Driver`](orchestra::Driver) over libpod's own HTTP
+//! API, as podman 4.3 to 5.8 have it. It spawns no program, and keeps nothing in memory that the engine's labels do not
+//! say. The service has to run: `systemctl --user start podman.socket`, or `podman system service --time=0`.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use orchestra::{Job, Task};
+//! use orchestra_podman::{PodmanConfig, PodmanDriver};
+//!
+//! # async fn example() -> orchestra::Result<()> {
+//! let driver = Arc::new(PodmanDriver::connect(PodmanConfig::default()).await?);
+//! let job = Job::builder(driver).build();
+//! let result = job.run(Task::new("greet", "busybox")?.shell("echo hello")).await?.success()?;
+//! assert_eq!(result.stdout.to_string(), "hello\n");
+//! job.end().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # How data flows
+//! `config` finds the engine, `client` speaks HTTP to it, and `driver` passes each call of the trait to the module of its
+//! noun:
+//!
+//! - `container`, with the spec's translation in `spec`; `logs` and `exec` for what processes write, which comes in
+//!   `frames`. A container that has not been started is attached to; a later reader gets the engine's own log.
+//! - `image`, with `load` for archives: the engine trusts the names inside, so they are replaced as the tar streams by.
+//! - `volume`: a volume's content goes in and out through a container that mounts it and never runs.
+//! - `tar` reads and renames the members of tars in motion; `error` turns codes into [`ErrorKind`](orchestra::ErrorKind)s.
+//!
+//! # What is podman's own
+//! - Without root its network, its limits and what can be done in a container are those that the host gives to a user;
+//!   limits whose cgroup controllers were not delegated are missing among the capabilities.
+//! - An image without a registry in its name is looked for under `localhost/` too, where podman puts what is built or
+//!   loaded without one.
+//! - A registry on the engine's own host is spoken to without TLS, as all engines do but podman.
+//! - Output is kept in podman's `k8s-file` form, whatever its configuration says, up to [`PodmanConfig::log_limit`].
+//! - That a container was out of memory is told by podman 5.0 and newer.
+//! - A seccomp profile of the caller's own can't be sent: libpod reads profiles from files of its host.
+//! - What reads a volume leaves folders beside the volume's directory in podman's store, which go with the volume.
+
+mod client;
+mod config;
+mod container;
+mod driver;
+mod error;
+mod exec;
+mod frames;
+mod image;
+mod load;
+mod logs;
+mod spec;
+mod tar;
+mod volume;
+
+pub use config::PodmanConfig;
+pub use driver::PodmanDriver;
