@@ -15,6 +15,7 @@ use orchestra::{
     Error, ErrorKind, ExecSpec, ExecStream, ExitStatus, ImageRef, InjectedFile, JobId, LogStream, Platform, PullImage,
     PullStream, Resource, ResourceKind, Result, Signal, VolumeId, VolumePath, VolumeSpec, labels,
 };
+use tokio_util::task::TaskTracker;
 
 use crate::config::DockerConfig;
 use crate::error::{Subject, about, status_of};
@@ -29,6 +30,8 @@ const API: std::ops::RangeInclusive<u32> = 41..=51;
 
 /// Removals of one job that are under way at a time.
 const REMOVALS: usize = 8;
+/// Longest that a volume helper which is being made is waited for.
+const MAKING: Duration = Duration::from_secs(30);
 
 /// A docker engine. See the [crate](crate) for how it does what [`Driver`] promises.
 #[derive(Clone, Debug)]
@@ -36,6 +39,8 @@ pub struct DockerDriver {
     pub(crate) docker: Docker,
     pub(crate) info: DriverInfo,
     pub(crate) log_limit: u64,
+    /// Volume helpers that are being made: a job's end looks for what is left only after that.
+    pub(crate) making: TaskTracker,
 }
 
 impl DockerDriver {
@@ -58,6 +63,7 @@ impl DockerDriver {
                 docker,
                 info,
                 log_limit: config.log_limit,
+                making: TaskTracker::new(),
             })
         };
         let silent = || {
@@ -115,6 +121,8 @@ impl DockerDriver {
     }
 
     async fn end(&self, job: &JobId) -> Result<EndReport> {
+        self.making.close();
+        tokio::time::timeout(MAKING, self.making.wait()).await.ok();
         let mut left = self.resources(Some(job)).await?;
         let mut report = EndReport::default();
         // A volume or image is free to go only when the last container that uses it has gone.

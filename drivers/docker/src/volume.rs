@@ -152,50 +152,62 @@ impl DockerDriver {
         let job = labels.get(labels::JOB).and_then(|job| JobId::new(job.as_str()).ok());
         let image = format!("{HELPER}:{}", job.as_ref().map_or(NO_JOB, JobId::as_str));
         let name = format!("{HELPER_NAME}{}", JobId::unique());
-        let mut attempt = 1;
-        loop {
-            let options = CreateContainerOptionsBuilder::new().name(&name).build();
-            match self
-                .docker
-                .create_container(Some(options), helper_body(&image, volume, &labels))
-                .await
-            {
-                Ok(_) => break,
-                Err(error) if status_of(&error) == Some(404) && attempt < ATTEMPTS => {
-                    attempt += 1;
-                    self.make_empty_image(&image, &labels)
-                        .await
-                        .map_err(about(Subject::Image))?;
-                }
-                Err(error) => return Err(about(Subject::Volume)(error)),
-            }
-        }
-        Ok(Helper {
-            docker: self.docker.clone(),
-            name,
-            image: job.is_none().then_some(image),
-            removed: false,
+        let (docker, volume) = (self.docker.clone(), volume.clone());
+        // Not dropped half-way with its caller: what the engine makes after that, nobody would know of.
+        let making = self.making.spawn(async move {
+            let image = make_helper(&docker, &name, image, &volume, &labels).await?;
+            Ok(Helper {
+                docker,
+                name,
+                image: job.is_none().then_some(image),
+                removed: false,
+            })
+        });
+        making.await.unwrap_or_else(|error| {
+            let message = format!("the runtime ended while a volume helper was made: {error}");
+            Err(Error::new(ErrorKind::Cancelled, message))
         })
     }
+}
 
-    async fn make_empty_image(&self, image: &str, labels: &Labels) -> Result<(), Bollard> {
-        // Dockerfile syntax. A label that would have to be quoted is none of ours.
-        let plain = |text: &str| {
-            text.bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"._/:-".contains(&byte))
-        };
-        let labels = ownership(labels).into_iter().filter(|(_, value)| plain(value));
-        let labels = labels.map(|(key, value)| format!("LABEL {key}={value}")).collect();
-        let (repository, tag) = image.rsplit_once(':').unwrap_or((image, NO_JOB));
-        let options = CreateImageOptionsBuilder::new()
-            .from_src("-")
-            .repo(repository)
-            .tag(tag)
-            .changes(labels)
-            .build();
-        let made = self.docker.create_image(Some(options), Some(body_full(tar::END)), None);
-        made.try_for_each(async |_| Ok(())).await
+/// Makes the container, and its image if the engine lacks it; returns the image.
+async fn make_helper(docker: &Docker, name: &str, image: String, volume: &VolumeId, labels: &Labels) -> Result<String> {
+    let mut attempt = 1;
+    loop {
+        let options = CreateContainerOptionsBuilder::new().name(name).build();
+        match docker
+            .create_container(Some(options), helper_body(&image, volume, labels))
+            .await
+        {
+            Ok(_) => return Ok(image),
+            Err(error) if status_of(&error) == Some(404) && attempt < ATTEMPTS => {
+                attempt += 1;
+                make_empty_image(docker, &image, labels)
+                    .await
+                    .map_err(about(Subject::Image))?;
+            }
+            Err(error) => return Err(about(Subject::Volume)(error)),
+        }
     }
+}
+
+async fn make_empty_image(docker: &Docker, image: &str, labels: &Labels) -> Result<(), Bollard> {
+    // Dockerfile syntax. A label that would have to be quoted is none of ours.
+    let plain = |text: &str| {
+        text.bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"._/:-".contains(&byte))
+    };
+    let labels = ownership(labels).into_iter().filter(|(_, value)| plain(value));
+    let labels = labels.map(|(key, value)| format!("LABEL {key}={value}")).collect();
+    let (repository, tag) = image.rsplit_once(':').unwrap_or((image, NO_JOB));
+    let options = CreateImageOptionsBuilder::new()
+        .from_src("-")
+        .repo(repository)
+        .tag(tag)
+        .changes(labels)
+        .build();
+    let made = docker.create_image(Some(options), Some(body_full(tar::END)), None);
+    made.try_for_each(async |_| Ok(())).await
 }
 
 fn helper_body(image: &str, volume: &VolumeId, labels: &Labels) -> ContainerCreateBody {
