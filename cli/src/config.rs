@@ -7,6 +7,9 @@
 //! [docker]
 //! host = "unix:///var/run/docker.sock"
 //!
+//! [podman]
+//! host = "unix:///run/podman/podman.sock"
+//!
 //! [image_build]
 //! image = "moby/buildkit:v0.34.2"
 //! ```
@@ -24,7 +27,7 @@ use orchestra::ImageRef;
 use serde::{Deserialize, Deserializer};
 
 use crate::args::EngineArgs;
-use crate::drivers::{self, DockerConfig};
+use crate::drivers::{self, DockerConfig, PodmanConfig};
 use crate::duration;
 use crate::exit::Failure;
 
@@ -33,7 +36,7 @@ const FILE: &str = "orchestra.toml";
 /// What the names of variables start with.
 const PREFIX: &str = "ORCHESTRA_";
 /// The keys at the top, which a variable's name is compared with.
-const KEYS: [&str; 4] = ["driver", "grace", "docker", "image_build"];
+const KEYS: [&str; 5] = ["driver", "grace", "docker", "podman", "image_build"];
 
 /// How the program is set up.
 #[derive(Clone, Debug, Deserialize)]
@@ -47,6 +50,8 @@ pub(crate) struct Config {
     pub(crate) grace: Duration,
     #[serde(default)]
     pub(crate) docker: DockerConfig,
+    #[serde(default)]
+    pub(crate) podman: PodmanConfig,
     #[serde(default)]
     pub(crate) image_build: ImageBuildConfig,
 }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use orchestra::{SharedDriver, layer};
 pub(crate) use orchestra_docker::DockerConfig;
 use orchestra_docker::DockerDriver;
+pub(crate) use orchestra_podman::PodmanConfig;
+use orchestra_podman::PodmanDriver;
 
 use crate::config::Config;
 use crate::exit::Failure;
@@ -12,7 +14,7 @@ use crate::exit::Failure;
 /// The one that is used where nothing is said.
 pub(crate) const DEFAULT: &str = "docker";
 /// Their names, as configuration has them.
-const KNOWN: [&str; 1] = ["docker"];
+const KNOWN: [&str; 2] = ["docker", "podman"];
 
 /// Connects to the engine that is configured, with the layers that every user wants around it.
 ///
@@ -23,6 +25,10 @@ pub(crate) async fn connect(config: &Config) -> Result<SharedDriver, Failure> {
         "docker" => {
             let connected = DockerDriver::connect(config.docker.clone()).await;
             Arc::new(connected.map_err(|error| error.during("connect").on_driver("docker"))?)
+        }
+        "podman" => {
+            let connected = PodmanDriver::connect(config.podman.clone()).await;
+            Arc::new(connected.map_err(|error| error.during("connect").on_driver("podman"))?)
         }
         other => {
             let there_are = format!("write one of those there are: {}", KNOWN.join(", "));

@@ -36,7 +36,9 @@ struct Stage {
 /// Runs all stages; the exit code tells whether all passed.
 pub(crate) fn run() -> Result<ExitCode> {
     let engines = engines();
-    engines.iter().try_for_each(|engine| packages::prepare(*engine))?;
+    engines
+        .iter()
+        .try_for_each(|engine| packages::prepare(Driver::Docker, *engine))?;
 
     let mut stages = Vec::new();
     for (name, args) in STATIC {
@@ -53,8 +55,9 @@ pub(crate) fn run() -> Result<ExitCode> {
     })?);
     for engine in engines {
         stages.push(stage(&format!("docker of {engine}"), || {
-            let orchestra = e2e::build()?;
-            e2e::run(&Environment::start(Driver::Docker, engine)?, &orchestra, &[])
+            let orchestra = e2e::build(Driver::Docker)?;
+            let environment = Environment::start(Driver::Docker, engine)?;
+            e2e::run(&environment, Driver::Docker, &orchestra, &[])
         })?);
     }
     Ok(report(&stages))
@@ -63,7 +66,7 @@ pub(crate) fn run() -> Result<ExitCode> {
 /// The user's engine alone, where there is one: on their machine nothing is to be installed. Else the oldest
 /// generation and a newer one.
 fn engines() -> Vec<Engine> {
-    match Engine::default_here() {
+    match Engine::default_here(Driver::Docker) {
         Engine::Host => vec![Engine::Host],
         default => vec![default, Engine::Trixie],
     }

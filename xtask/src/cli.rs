@@ -27,14 +27,18 @@ struct Target {
     /// The driver under test.
     #[arg(long, value_enum, default_value_t = Driver::Docker)]
     driver: Driver,
-    /// The engine's generation [default: host where docker runs already, else bookworm]
+    /// The engine's generation [default: host where such an engine runs already, else bookworm]
     #[arg(long, value_enum)]
     engine: Option<Engine>,
 }
 
 impl Target {
     fn engine(self) -> Engine {
-        self.engine.unwrap_or_else(Engine::default_here)
+        self.engine.unwrap_or_else(|| Engine::default_here(self.driver))
+    }
+
+    fn prepare(self) -> Result<()> {
+        packages::prepare(self.driver, self.engine())
     }
 
     fn start(self) -> Result<Environment> {
@@ -69,7 +73,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Run a command beside an engine, of which `DOCKER_HOST` and `ORCHESTRA_TEST_*` tell it
+    /// Run a command beside an engine, of which `DOCKER_HOST` or `CONTAINER_HOST` and `ORCHESTRA_TEST_*` tell it
     With {
         #[command(flatten)]
         target: Target,
@@ -87,9 +91,11 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// Run one more docker daemon, for a test to kill
+    /// Run one more engine, for a test to kill
     #[command(hide = true)]
-    ThrowawayDockerd {
+    Throwaway {
+        #[arg(long, value_enum)]
+        driver: Driver,
         #[arg(long, value_enum)]
         engine: Engine,
         folder: PathBuf,
@@ -108,23 +114,23 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Setup => packages::setup()?,
         Command::Demo { target } => {
-            packages::prepare(target.engine())?;
+            target.prepare()?;
             let orchestra = demo::build()?;
             demo::run(&target.start()?, target.driver, &orchestra)?;
         }
         Command::Test => return checks::run(),
         Command::E2e { target, args } => {
-            packages::prepare(target.engine())?;
-            let orchestra = e2e::build()?;
-            e2e::run(&target.start()?, &orchestra, &args)?.into_result()?;
+            target.prepare()?;
+            let orchestra = e2e::build(target.driver)?;
+            e2e::run(&target.start()?, target.driver, &orchestra, &args)?.into_result()?;
         }
         Command::Bench { target, args } => {
-            packages::prepare(target.engine())?;
+            target.prepare()?;
             let programs = bench::build()?;
             bench::run(&target.start()?, &programs, &args)?;
         }
         Command::With { target, command } => return with(target, &command),
-        Command::ThrowawayDockerd { engine, folder } => throwaway::run(engine, &folder)?,
+        Command::Throwaway { driver, engine, folder } => throwaway::run(driver, engine, &folder)?,
         Command::Guard { .. } | Command::Enter { .. } => {}
     }
     Ok(ExitCode::SUCCESS)

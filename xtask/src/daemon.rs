@@ -1,6 +1,9 @@
 //! dockerd and its containerd, with roots, sockets and settings of their own.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -42,9 +45,19 @@ impl Docker<'_> {
                 name: "dockerd".into(),
                 argv: argv("dockerd", "--config-file", &docker_config),
                 in_rootfs: true,
-                ready: Ready::Docker(run.join("docker.sock")),
+                ready: Ready::Engine(self.socket()),
             },
         ])
+    }
+
+    /// Where dockerd listens.
+    pub(crate) fn socket(self) -> PathBuf {
+        self.folders.run.join("docker.sock")
+    }
+
+    /// Where dockerd writes its number.
+    pub(crate) fn pid_file(self) -> PathBuf {
+        self.folders.run.join("docker.pid")
     }
 
     fn containerd_toml(self) -> String {
@@ -61,10 +74,10 @@ impl Docker<'_> {
     fn docker_json(self) -> Value {
         let run = &self.folders.run;
         let mut settings = json!({
-            "hosts": [format!("unix://{}", run.join("docker.sock").display())],
+            "hosts": [format!("unix://{}", self.socket().display())],
             "data-root": self.folders.data().join("docker"),
             "exec-root": run.join("docker"),
-            "pidfile": run.join("docker.pid"),
+            "pidfile": self.pid_file(),
             "containerd": run.join("containerd.sock"),
             "storage-driver": "overlay2",
             // A cgroup of our own can be removed whole; systemd, if it runs, is out of the sandbox's sight.

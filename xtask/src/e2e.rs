@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::{
     cargo::{self, cargo},
+    engine::Driver,
     environment::Environment,
     fixtures, process,
     results::{self, Outcome},
@@ -13,23 +14,25 @@ use crate::{
 };
 
 /// The packages whose tests need an engine.
-pub(crate) const PACKAGES: [&str; 2] = ["--package=orchestra-e2e", "--package=orchestra-docker"];
+fn packages(driver: Driver) -> [String; 2] {
+    ["orchestra-e2e", driver.package()].map(|package| format!("--package={package}"))
+}
 
 /// Builds the tests and the binary, and returns the binary. That is done outside of the environment, whose
 /// network has no package registry.
-pub(crate) fn build() -> Result<PathBuf> {
+pub(crate) fn build(driver: Driver) -> Result<PathBuf> {
     term::step("build orchestra and its end-to-end tests", || {
-        process::run(cargo("test --no-run").args(PACKAGES))?;
+        process::run(cargo("test --no-run").args(packages(driver)))?;
         cargo::executable("build --package=orchestra-cli")
     })
 }
 
 /// Runs the tests against the environment's engine.
-pub(crate) fn run(environment: &Environment, orchestra: &Path, args: &[String]) -> Result<Outcome> {
+pub(crate) fn run(environment: &Environment, driver: Driver, orchestra: &Path, args: &[String]) -> Result<Outcome> {
     let mut command = environment.command("cargo");
     command
         .args(["test", "--offline", "--no-fail-fast"])
-        .args(PACKAGES)
+        .args(packages(driver))
         .arg("--")
         .args(args)
         .current_dir(fixtures::repository())

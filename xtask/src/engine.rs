@@ -1,25 +1,57 @@
 //! The engines that commands can be run against.
 
-use std::{env, fmt, os::unix::net::UnixStream, path::Path, time::Duration};
+use std::{
+    env, fmt,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::ValueEnum;
 
-use crate::http;
-
-/// Where docker listens unless it was told otherwise.
-const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
+use crate::{http, process};
 
 /// A driver of the workspace; decides which kind of engine is provisioned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Driver {
     /// dockerd, over its HTTP API.
     Docker,
+    /// podman's service, over libpod's HTTP API.
+    Podman,
+}
+
+impl Driver {
+    /// Where the engine listens, as its own clients are told.
+    pub(crate) fn variable(self) -> &'static str {
+        match self {
+            Self::Docker => "DOCKER_HOST",
+            Self::Podman => "CONTAINER_HOST",
+        }
+    }
+
+    /// Where the engine listens unless it was told otherwise.
+    fn default_socket(self) -> PathBuf {
+        let user = || env::var_os("XDG_RUNTIME_DIR").filter(|_| !process::is_root());
+        match self {
+            Self::Docker => "/var/run/docker.sock".into(),
+            Self::Podman => Path::new(&user().unwrap_or_else(|| "/run".into())).join("podman/podman.sock"),
+        }
+    }
+
+    /// The package with the driver, which has tests of its own that need an engine.
+    pub(crate) fn package(self) -> &'static str {
+        match self {
+            Self::Docker => "orchestra-docker",
+            Self::Podman => "orchestra-podman",
+        }
+    }
 }
 
 impl fmt::Display for Driver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Docker => f.write_str("docker"),
+            Self::Podman => f.write_str("podman"),
         }
     }
 }
@@ -27,11 +59,11 @@ impl fmt::Display for Driver {
 /// A generation of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Engine {
-    /// A private daemon from this distribution's packages (docker 20.10 on Debian 12).
+    /// A private daemon from this distribution's packages (docker 20.10 and podman 4.3 on Debian 12).
     Bookworm,
-    /// A private daemon of Debian 13, run from a root file system of its own (docker 26.1).
+    /// A private daemon of Debian 13, run from a root file system of its own (docker 26.1, podman 5.4).
     Trixie,
-    /// A private daemon of Debian unstable, run from a root file system of its own (docker 28.5).
+    /// A private daemon of Debian unstable, run from a root file system of its own (docker 28.5, podman 5.8).
     Sid,
     /// The engine that runs on this machine already; nothing is installed or started.
     Host,
@@ -50,8 +82,8 @@ impl fmt::Display for Engine {
 
 impl Engine {
     /// The user's own engine where one runs, else a private one of this distribution's packages.
-    pub(crate) fn default_here() -> Self {
-        if env::var_os("DOCKER_HOST").is_some() || answers(Path::new(DEFAULT_SOCKET)) {
+    pub(crate) fn default_here(driver: Driver) -> Self {
+        if env::var_os(driver.variable()).is_some() || answers(&driver.default_socket()) {
             Self::Host
         } else {
             Self::Bookworm
@@ -59,7 +91,7 @@ impl Engine {
     }
 }
 
-/// Whether a docker daemon answers on this socket.
+/// Whether a docker daemon, or podman's service, which knows this call too, answers on this socket.
 pub(crate) fn answers(socket: &Path) -> bool {
     let Ok(stream) = UnixStream::connect(socket) else {
         return false;

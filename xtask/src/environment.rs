@@ -1,6 +1,6 @@
 //! What a command that needs an engine runs in: the engine, two registries, and variables that tell of them.
 
-use std::{fs, process::Command};
+use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Result, bail};
 
@@ -8,7 +8,9 @@ use crate::{
     daemon::Docker,
     engine::{Driver, Engine},
     folders::{self, Folders},
-    images, packages, process,
+    images, packages,
+    podman::Podman,
+    process,
     registry::{self, HostRegistries},
     rootfs, runtime,
     sandbox::Sandbox,
@@ -52,23 +54,22 @@ impl Environment {
                 registries: HostRegistries::start(&password)?,
             },
             Engine::Bookworm | Engine::Trixie | Engine::Sid => {
-                let (sandbox, folders) = private_docker(engine, Some(&password))?;
-                let pid = fs::read_to_string(folders.run.join("docker.pid"))?;
+                let private = PrivateEngine::start(driver, engine, Some(&password))?;
+                let pid = fs::read_to_string(&private.pid_file)?;
                 let throwaway = [
-                    &folders.program().display().to_string(),
-                    "throwaway-dockerd",
+                    &private.program.display().to_string(),
+                    "throwaway",
+                    "--driver",
+                    &driver.to_string(),
                     "--engine",
                     &engine.to_string(),
                 ];
                 variables.extend([
-                    (
-                        "DOCKER_HOST",
-                        format!("unix://{}", folders.run.join("docker.sock").display()),
-                    ),
+                    (driver.variable(), format!("unix://{}", private.socket.display())),
                     ("ORCHESTRA_TEST_ENGINE_PID", pid.trim().to_owned()),
-                    ("ORCHESTRA_TEST_DOCKERD", serde_json::to_string(&throwaway)?),
+                    ("ORCHESTRA_TEST_THROWAWAY", serde_json::to_string(&throwaway)?),
                 ]);
-                Provided::Private(sandbox)
+                Provided::Private(private.sandbox)
             }
         };
         Ok(Self { variables, provided })
@@ -93,39 +94,68 @@ impl Environment {
     }
 }
 
-/// Starts a private docker engine in a sandbox, with the images that tests use; and registries, for which
-/// it takes the password of the one that asks for it. Without registries there is no network for containers either.
-pub(crate) fn private_docker(engine: Engine, registries: Option<&str>) -> Result<(Sandbox, Folders)> {
-    if !process::is_root() {
-        bail!(
-            "a private engine is started only as root: run this as root, or start docker and choose it by --engine host"
-        );
+/// An engine of our own in a sandbox, with the images that tests use.
+#[derive(Debug)]
+pub(crate) struct PrivateEngine {
+    sandbox: Sandbox,
+    /// See [`Folders::program`].
+    program: PathBuf,
+    /// Where it listens.
+    pub(crate) socket: PathBuf,
+    /// The file with the number that its daemon has in the sandbox.
+    pid_file: PathBuf,
+}
+
+impl PrivateEngine {
+    /// Starts it, and registries, for which it takes the password of the one that asks for it. Without registries there
+    /// is no network for containers either.
+    pub(crate) fn start(driver: Driver, engine: Engine, registries: Option<&str>) -> Result<Self> {
+        if !process::is_root() {
+            bail!(
+                "a private engine is started only as root: run this as root, or start {driver} and choose it by --engine host"
+            );
+        }
+        packages::ensure(&packages::of_engine(driver))?;
+        let archives = if registries.is_some() {
+            images::all()?
+        } else {
+            vec![images::busybox()?]
+        };
+        let rootfs = rootfs::of(driver, engine)?;
+        // The guard takes over the lock.
+        let (folders, _lock) = Folders::make()?;
+        let bounded = runtime::provide(&folders.disk.join("runc-bounded"))?;
+        let (mut daemons, socket, pid_file) = match driver {
+            Driver::Docker => {
+                let docker = Docker {
+                    folders: &folders,
+                    bounded,
+                    bridge: registries.is_some(),
+                };
+                (docker.daemons()?, docker.socket(), docker.pid_file())
+            }
+            Driver::Podman => {
+                let podman = Podman {
+                    folders: &folders,
+                    bounded,
+                };
+                (vec![podman.daemon()?], podman.socket(), podman.pid_file())
+            }
+        };
+        if let Some(password) = registries {
+            daemons.extend(registry::daemons(&folders, password)?);
+        }
+        let sandbox = term::step(&format!("start {driver} of {engine}"), || {
+            Sandbox::start(folders.clone(), rootfs, daemons)
+        })?;
+        term::step("load images", || {
+            archives.iter().try_for_each(|archive| images::load(&socket, archive))
+        })?;
+        Ok(Self {
+            sandbox,
+            program: folders.program(),
+            socket,
+            pid_file,
+        })
     }
-    packages::ensure(packages::DOCKER)?;
-    let archives = if registries.is_some() {
-        images::all()?
-    } else {
-        vec![images::busybox()?]
-    };
-    let rootfs = rootfs::of(engine)?;
-    // The guard takes over the lock.
-    let (folders, _lock) = Folders::make()?;
-    let bounded = runtime::provide(&folders.disk.join("runc-bounded"))?;
-    let mut daemons = Docker {
-        folders: &folders,
-        bounded,
-        bridge: registries.is_some(),
-    }
-    .daemons()?;
-    if let Some(password) = registries {
-        daemons.extend(registry::daemons(&folders, password)?);
-    }
-    let sandbox = term::step(&format!("start docker of {engine}"), || {
-        Sandbox::start(folders.clone(), rootfs, daemons)
-    })?;
-    let socket = folders.run.join("docker.sock");
-    term::step("load images", || {
-        archives.iter().try_for_each(|archive| images::load(&socket, archive))
-    })?;
-    Ok((sandbox, folders))
 }

@@ -101,13 +101,20 @@ impl Folders {
         fixtures::remove(&self.disk)
     }
 
-    /// The cgroup of the sandbox's name in each hierarchy: the only one, or those of each controller.
+    /// The cgroup of the sandbox's name in each hierarchy: the only one, or those of each controller. podman, which can't
+    /// be told a name, has one for each container.
     fn cgroups(&self) -> Vec<PathBuf> {
+        let containers = fs::read_dir(self.disk.join("podman/overlay-containers"));
+        let containers = containers.into_iter().flatten().filter_map(Result::ok);
+        let names: Vec<PathBuf> = containers
+            .map(|entry| format!("libpod_parent/libpod-{}", entry.file_name().display()).into())
+            .chain([PathBuf::from(&self.name)])
+            .collect();
         let hierarchies = Path::new("/sys/fs/cgroup");
         let children = fs::read_dir(hierarchies).into_iter().flatten().filter_map(Result::ok);
         std::iter::once(hierarchies.to_owned())
             .chain(children.map(|entry| entry.path()))
-            .map(|hierarchy| hierarchy.join(&self.name))
+            .flat_map(|hierarchy| names.iter().map(move |name| hierarchy.join(name)))
             .filter(|group| group.is_dir())
             .collect()
     }

@@ -52,8 +52,8 @@ pub(crate) struct Daemon {
 pub(crate) enum Ready {
     /// Something listens on this Unix socket.
     Socket(PathBuf),
-    /// A docker API answers on this Unix socket.
-    Docker(PathBuf),
+    /// An engine answers on this Unix socket.
+    Engine(PathBuf),
     /// Something listens on this TCP address.
     Tcp(String),
 }
@@ -62,7 +62,7 @@ impl Ready {
     fn check(&self) -> bool {
         match self {
             Self::Socket(path) => UnixStream::connect(path).is_ok(),
-            Self::Docker(path) => engine::answers(path),
+            Self::Engine(path) => engine::answers(path),
             Self::Tcp(address) => std::net::TcpStream::connect(address).is_ok(),
         }
     }

@@ -22,6 +22,7 @@ mod http;
 mod images;
 mod mounts;
 mod packages;
+mod podman;
 mod process;
 mod registry;
 mod results;

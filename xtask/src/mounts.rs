@@ -33,9 +33,10 @@ pub(crate) fn make(folders: &Folders, rootfs: Option<&Path>) -> Result<()> {
     Ok(mount_bind_recursive(&folders.run, run)?)
 }
 
-/// Hides other daemons' sockets, and settings and keys of a docker that is not ours.
+/// Hides other daemons' sockets, settings and keys of a docker that is not ours, and the locks that all podmans of a
+/// machine share.
 fn hide(root: &Path) -> Result<()> {
-    for folder in [root.join("run"), root.join("etc/docker")] {
+    for folder in ["run", "etc/docker", "dev/shm"].map(|folder| root.join(folder)) {
         if folder.is_dir() {
             mount_empty(&folder)?;
         }

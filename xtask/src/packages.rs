@@ -7,7 +7,10 @@ use std::{fs, process::Command};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{engine::Engine, images, process, term};
+use crate::{
+    engine::{Driver, Engine},
+    images, process, term,
+};
 
 /// A package and the program that shows that it is there.
 #[derive(Clone, Copy, Debug)]
@@ -38,10 +41,21 @@ pub(crate) const BUILD: &[Package] = &[package(
     "compiles containerd's API at build time",
 )];
 
-/// What a private docker engine of this distribution needs, with its registries and images.
-pub(crate) const DOCKER: &[Package] = &[
+/// What a private docker engine of this distribution needs besides [`ENVIRONMENT`].
+const DOCKER: &[Package] = &[
     package("docker.io", "dockerd", "the engine"),
     package("containerd", "containerd", "runs the engine's containers"),
+];
+
+/// What a private podman of this distribution needs besides [`ENVIRONMENT`].
+const PODMAN: &[Package] = &[
+    package("podman", "podman", "the engine"),
+    package("conmon", "conmon", "watches over the engine's containers"),
+    package("netavark", "/usr/lib/podman/netavark", "the engine's default network"),
+];
+
+/// What a private engine of any kind needs, with its registries and images.
+const ENVIRONMENT: &[Package] = &[
     package(
         "runc",
         "runc",
@@ -63,18 +77,26 @@ pub(crate) const ROOTFS: &[Package] = &[package(
 
 /// Installs all that building and testing needs: for those who have an engine, that is what building needs.
 pub(crate) fn setup() -> Result<()> {
-    match Engine::default_here() {
+    match Engine::default_here(Driver::Docker) {
         Engine::Host => ensure(BUILD),
-        Engine::Bookworm | Engine::Trixie | Engine::Sid => ensure(&[BUILD, DOCKER, ROOTFS].concat()),
+        Engine::Bookworm | Engine::Trixie | Engine::Sid => ensure(&[BUILD, DOCKER, ENVIRONMENT, ROOTFS].concat()),
+    }
+}
+
+/// What a private engine for the driver needs.
+pub(crate) fn of_engine(driver: Driver) -> Vec<Package> {
+    match driver {
+        Driver::Docker => [DOCKER, ENVIRONMENT].concat(),
+        Driver::Podman => [PODMAN, ENVIRONMENT].concat(),
     }
 }
 
 /// Installs what building and testing on one engine needs; for the user's own, nothing is installed unasked.
-pub(crate) fn prepare(engine: Engine) -> Result<()> {
+pub(crate) fn prepare(driver: Driver, engine: Engine) -> Result<()> {
     match engine {
         Engine::Host => Ok(()),
-        Engine::Bookworm => ensure(&[BUILD, DOCKER].concat()),
-        Engine::Trixie | Engine::Sid => ensure(&[BUILD, DOCKER, ROOTFS].concat()),
+        Engine::Bookworm => ensure(&[BUILD, &of_engine(driver)].concat()),
+        Engine::Trixie | Engine::Sid => ensure(&[BUILD, &of_engine(driver), ROOTFS].concat()),
     }
 }
 

@@ -1,7 +1,7 @@
-//! One more docker daemon, for a test that kills or stops it.
+//! One more engine, for a test that kills or stops it.
 //!
-//! It has a sandbox of its own and no network, holds the busybox image, listens on `docker.sock` in the folder that
-//! it is given, and writes dockerd's process id to `docker.pid` there. It says `ready` on its standard output,
+//! It has a sandbox of its own and no network, holds the busybox image, listens on `engine.sock` in the folder that
+//! it is given, and writes its daemon's process id to `engine.pid` there. It says `ready` on its standard output,
 //! and ends when its standard input does.
 
 use std::{
@@ -14,22 +14,26 @@ use std::{
 use anyhow::{Context, Result};
 use rustix::net::sockopt::socket_peercred;
 
-use crate::{engine::Engine, environment, fixtures};
+use crate::{
+    engine::{Driver, Engine},
+    environment::PrivateEngine,
+    fixtures,
+};
 
 /// Runs the daemon until standard input ends.
-pub(crate) fn run(engine: Engine, folder: &Path) -> Result<()> {
-    let (sandbox, folders) = environment::private_docker(engine, None)?;
-    let socket = folders.run.join("docker.sock");
-    let (link, pid_file) = (folder.join("docker.sock"), folder.join("docker.pid"));
+pub(crate) fn run(driver: Driver, engine: Engine, folder: &Path) -> Result<()> {
+    let private = PrivateEngine::start(driver, engine, None)?;
+    let socket = &private.socket;
+    let (link, pid_file) = (folder.join("engine.sock"), folder.join("engine.pid"));
     fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    symlink(&socket, &link).with_context(|| format!("cannot create {}", link.display()))?;
-    // dockerd's own file has its number in the sandbox; the socket tells the one that it has for us and our caller.
-    let pid = socket_peercred(UnixStream::connect(&socket)?)?.pid;
+    symlink(socket, &link).with_context(|| format!("cannot create {}", link.display()))?;
+    // The daemon's own file has its number in the sandbox; the socket tells the one that it has for us and our caller.
+    let pid = socket_peercred(UnixStream::connect(socket)?)?.pid;
     fs::write(&pid_file, pid.as_raw_nonzero().to_string())?;
 
     writeln!(io::stdout(), "ready")?;
     io::stdin().read_to_end(&mut Vec::new())?;
-    drop(sandbox);
+    drop(private);
     fixtures::remove(&link)?;
     fixtures::remove(&pid_file)
 }

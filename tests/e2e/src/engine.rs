@@ -142,7 +142,8 @@ impl Engine {
         // The engine wants the header even where there is nothing to say: `{}` in base64.
         let response = self.endpoint.send(
             "POST",
-            &format!("/images/{image}/push"),
+            // Which docker does not know and does not need: to it loopback's registries are trusted.
+            &format!("/images/{image}/push?tlsVerify=false"),
             &[("X-Registry-Auth", "e30=")],
             &[],
         )?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 
-use crate::{Endpoint, Engine, Orchestra, Result};
+use crate::{Endpoint, Engine, KnownDriver, Orchestra, Result};
 
 /// A registry's user name and password.
 #[derive(Clone, PartialEq, Eq)]
@@ -36,8 +36,10 @@ impl fmt::Debug for Credentials {
 /// What `cargo xtask e2e` says by environment variables.
 #[derive(Clone, Debug)]
 pub struct Fixture {
-    /// The driver under test: `docker`.
+    /// The driver under test: `docker`, `podman`.
     pub driver: String,
+    /// The environment variable that tells it where the engine is.
+    pub host_variable: &'static str,
     /// Whether nobody else uses the engine.
     pub is_private: bool,
     /// The engine.
@@ -65,9 +67,13 @@ impl Fixture {
             return Ok(None);
         };
         let get = |name: &str| env::var(name).map_err(|_| format!("{name} is not set; run `cargo xtask e2e`"));
-        let host = env::var("DOCKER_HOST").unwrap_or_else(|_| "unix:///var/run/docker.sock".to_owned());
+        let known = KnownDriver::chosen().ok_or_else(|| format!("the tests know no driver {driver:?}"))?;
+        // podman's service answers docker's API too, which is enough to look at what it holds.
+        let (host_variable, default) = known.host();
+        let host = env::var(host_variable).unwrap_or_else(|_| default.to_owned());
         Ok(Some(Self {
             driver,
+            host_variable,
             is_private: env::var("ORCHESTRA_TEST_ENGINE").is_ok_and(|engine| engine != "host"),
             engine: Engine::new(Endpoint::parse(&host)?),
             image: get("ORCHESTRA_TEST_IMAGE")?,

@@ -15,12 +15,14 @@
 //! # }
 //! ```
 
+mod driver;
 mod engine;
 mod fixture;
 mod http;
 mod orchestra;
 pub mod registry;
 
+pub use driver::KnownDriver;
 pub use engine::{Contents, Engine};
 pub use fixture::{Credentials, Fixture};
 pub use http::{Endpoint, Response};

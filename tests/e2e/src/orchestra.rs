@@ -29,11 +29,14 @@ impl Orchestra {
     pub(crate) fn new<S: AsRef<OsStr>>(binary: &Path, args: impl IntoIterator<Item = S>) -> Self {
         let args: Vec<OsString> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
         let mut command = Command::new(binary);
-        // A test means what it says: nothing of the tester's own settings but the engine's address.
+        // A test means what it says: nothing of the tester's own settings but the engine's address and its driver.
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("ORCHESTRA_") {
                 command.env_remove(name);
             }
+        }
+        if let Some(driver) = std::env::var_os("ORCHESTRA_TEST_DRIVER") {
+            command.env("ORCHESTRA_DRIVER", driver);
         }
         command
             .args(&args)
@@ -59,6 +62,13 @@ impl Orchestra {
     #[must_use]
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);
+        self
+    }
+
+    /// Leaves the choice of the driver to files and flags.
+    #[must_use]
+    pub fn any_driver(mut self) -> Self {
+        self.command.env_remove("ORCHESTRA_DRIVER");
         self
     }
 

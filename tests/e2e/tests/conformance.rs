@@ -1,6 +1,6 @@
 //! The conformance suite on the engine that `cargo xtask e2e` started, through its own driver.
 //!
-//! `ORCHESTRA_TEST_DRIVER` names the driver; without it nothing is tried. `ORCHESTRA_TEST_DOCKERD` is the command, as a
+//! `ORCHESTRA_TEST_DRIVER` names the driver; without it nothing is tried. `ORCHESTRA_TEST_THROWAWAY` is the command, as a
 //! JSON list, that starts one more engine in a folder, which is its last argument.
 
 #![expect(
@@ -17,37 +17,27 @@ use std::time::Duration;
 use async_trait::async_trait;
 use orchestra::{Error, ErrorKind, Result, SharedDriver};
 use orchestra_conformance::{Settings, ThrowawayEngine};
-use orchestra_docker::{DockerConfig, DockerDriver};
+use orchestra_e2e::KnownDriver;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-async fn docker(host: Option<String>) -> Result<SharedDriver> {
-    let config = DockerConfig {
-        host,
-        ..DockerConfig::default()
-    };
-    // As every user has it.
-    Ok(orchestra::layer::standard(Arc::new(
-        DockerDriver::connect(config).await?,
-    )))
-}
-
-/// A docker engine that ends with its standard input.
-struct Dockerd {
+/// An engine that ends with its standard input.
+struct Throwaway {
+    driver: KnownDriver,
     folder: TempDir,
     pid: Pid,
     child: Child,
 }
 
-impl Dockerd {
-    async fn start(command: &[String]) -> Result<Self> {
+impl Throwaway {
+    async fn start(driver: KnownDriver, command: &[String]) -> Result<Self> {
         let failed = |error| Error::io("start an engine", error);
         let folder = TempDir::new().map_err(failed)?;
         let (program, arguments) = command
             .split_first()
-            .ok_or_else(|| Error::invalid("ORCHESTRA_TEST_DOCKERD is empty"))?;
+            .ok_or_else(|| Error::invalid("ORCHESTRA_TEST_THROWAWAY is empty"))?;
         let mut child = Command::new(program)
             .args(arguments)
             .arg(folder.path())
@@ -60,11 +50,16 @@ impl Dockerd {
         if let Some(stdout) = child.stdout.take() {
             BufReader::new(stdout).read_line(&mut ready).await.map_err(failed)?;
         }
-        let pid = std::fs::read_to_string(folder.path().join("docker.pid")).map_err(failed)?;
+        let pid = std::fs::read_to_string(folder.path().join("engine.pid")).map_err(failed)?;
         let pid = pid.trim().parse().ok().and_then(Pid::from_raw);
         let pid =
             pid.ok_or_else(|| Error::new(ErrorKind::Engine, format!("the engine is not ready: it said {ready:?}")))?;
-        Ok(Self { folder, pid, child })
+        Ok(Self {
+            driver,
+            folder,
+            pid,
+            child,
+        })
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
@@ -72,7 +67,7 @@ impl Dockerd {
     }
 }
 
-impl Dockerd {
+impl Throwaway {
     /// Whether all threads are in the state `T` of proc_pid_stat(5).
     fn stopped(&self) -> bool {
         let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid.as_raw_nonzero()))
@@ -87,13 +82,10 @@ impl Dockerd {
 }
 
 #[async_trait]
-impl ThrowawayEngine for Dockerd {
+impl ThrowawayEngine for Throwaway {
     async fn connect(&self) -> Result<SharedDriver> {
-        docker(Some(format!(
-            "unix://{}",
-            self.folder.path().join("docker.sock").display()
-        )))
-        .await
+        let socket = self.folder.path().join("engine.sock");
+        self.driver.connect(Some(format!("unix://{}", socket.display()))).await
     }
 
     async fn kill(&self) -> Result<()> {
@@ -117,7 +109,7 @@ impl ThrowawayEngine for Dockerd {
     }
 }
 
-impl Drop for Dockerd {
+impl Drop for Throwaway {
     fn drop(&mut self) {
         // One that is stopped can't be asked to end, and one that was killed needs no resuming.
         let _ = self.signal(Signal::CONT);
@@ -133,23 +125,23 @@ impl Drop for Dockerd {
 }
 
 fn main() -> ExitCode {
-    if env::var("ORCHESTRA_TEST_DRIVER").as_deref() != Ok("docker") {
+    let Some(driver) = KnownDriver::chosen() else {
         println!("skipped: ORCHESTRA_TEST_DRIVER names no driver that is known here; run this by `cargo xtask e2e`");
         return ExitCode::SUCCESS;
-    }
+    };
     let mut settings = Settings::from_env().expect("settings in the environment");
-    if let Ok(command) = env::var("ORCHESTRA_TEST_DOCKERD") {
-        let command: Vec<String> = serde_json::from_str(&command).expect("ORCHESTRA_TEST_DOCKERD is a list");
+    if let Ok(command) = env::var("ORCHESTRA_TEST_THROWAWAY") {
+        let command: Vec<String> = serde_json::from_str(&command).expect("ORCHESTRA_TEST_THROWAWAY is a list");
         let command = Arc::new(command);
         settings.throwaway = Some(Arc::new(move || {
             let command = command.clone();
-            Box::pin(async move { Ok(Box::new(Dockerd::start(&command).await?) as Box<dyn ThrowawayEngine>) })
+            Box::pin(async move { Ok(Box::new(Throwaway::start(driver, &command).await?) as Box<dyn ThrowawayEngine>) })
         }));
     }
     let nowhere = env::temp_dir().join(format!("no-engine-listens-here-{}.sock", std::process::id()));
     settings.unreachable = Some(Arc::new(move || {
         let host = format!("unix://{}", nowhere.display());
-        Box::pin(docker(Some(host)))
+        Box::pin(driver.connect(Some(host)))
     }));
-    orchestra_conformance::main(settings, || docker(None))
+    orchestra_conformance::main(settings, move || driver.connect(None))
 }

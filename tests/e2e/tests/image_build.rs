@@ -10,7 +10,6 @@
 )]
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -19,8 +18,7 @@ use orchestra::{
     Credentials, ErrorKind, ExitStatus, Job, JobId, LogChunk, NetworkMode, OutputStream, PullPolicy, SharedDriver,
     Task, VolumeId, sink,
 };
-use orchestra_docker::{DockerConfig, DockerDriver};
-use orchestra_e2e::{Fixture, registry};
+use orchestra_e2e::{Fixture, KnownDriver, registry};
 use orchestra_image_build::{
     BuildCache, BuildError, BuildEvent, BuildInput, BuildResult, FailedBuild, ImageBuild, RegistryAuth,
 };
@@ -117,8 +115,8 @@ struct Site {
 
 impl Site {
     async fn new(fixture: Fixture) -> Result<Self, Failed> {
-        let driver: SharedDriver = Arc::new(DockerDriver::connect(DockerConfig::default()).await?);
-        let driver = orchestra::layer::standard(driver);
+        let known = KnownDriver::chosen().ok_or("ORCHESTRA_TEST_DRIVER names no driver that is known here")?;
+        let driver = known.connect(None).await?;
         let job = Job::builder(driver.clone()).build();
         Ok(Self { fixture, driver, job })
     }

@@ -1,9 +1,12 @@
-//! An OCI runtime that asks the kernel only for capabilities it can have.
+//! An OCI runtime that asks the kernel only for capabilities and resource limits it can have.
 //!
 //! docker gives a privileged container every capability there is. Where this process tree's bounding set
 //! lacks one (test machines often lack `CAP_SYS_RESOURCE`), runc before 1.1.15 then fails with `unable to apply
 //! caps: operation not permitted`. This program stands between docker and runc: it deletes the missing
 //! capabilities from the bundle's `config.json` (or from the process file of an `exec`), then becomes runc.
+//!
+//! podman before 5 asks for the kernel's largest limit of files and processes, whatever its settings say, as soon as a
+//! container asks for any limit. Without `CAP_SYS_RESOURCE` no process has more than its parent.
 //!
 //! It is compiled and static because docker calls its runtime several times a container, and because it also
 //! runs inside the root file systems of other distributions.
@@ -15,6 +18,7 @@ use std::{
     process::{Command, ExitCode},
 };
 
+use rustix::process::{Resource, getrlimit};
 use serde_json::Value;
 
 /// Capabilities by their bit, as `linux/capability.h` numbers them.
@@ -61,6 +65,12 @@ const CAPABILITIES: [&str; 41] = [
     "CAP_BPF",
     "CAP_CHECKPOINT_RESTORE",
 ];
+
+/// What may raise limits, `CAP_SYS_RESOURCE`, as a bit.
+const SYS_RESOURCE: u64 = 1 << 24;
+
+/// Those limits that engines ask for by themselves, by the names of OCI's specs.
+const LIMITS: [(&str, Resource); 2] = [("RLIMIT_NOFILE", Resource::Nofile), ("RLIMIT_NPROC", Resource::Nproc)];
 
 /// Global options of runc that take their value from the next argument.
 const OPTIONS_WITH_VALUE: [&str; 5] = ["--root", "--log", "--log-format", "--criu", "--rootless"];
@@ -145,7 +155,18 @@ fn restrict_file(target: &Target) -> std::io::Result<()> {
         Target::Bundle(_) => json.get_mut("process"),
         Target::Process(_) => Some(&mut json),
     };
-    if process.is_some_and(|process| restrict(process, bounding)) {
+    let Some(process) = process else {
+        return Ok(());
+    };
+    let mut changed = restrict(process, bounding);
+    if bounding & SYS_RESOURCE == 0 {
+        let hard = |name: &str| {
+            let (_, resource) = LIMITS.iter().find(|(known, _)| *known == name)?;
+            getrlimit(*resource).maximum
+        };
+        changed |= restrict_limits(process, hard);
+    }
+    if changed {
         fs::write(target.file(), serde_json::to_vec(&json)?)?;
     }
     Ok(())
@@ -174,6 +195,24 @@ fn restrict(process: &mut Value, bounding: u64) -> bool {
             bit.is_none_or(|bit| bounding & (1 << bit) != 0)
         });
         changed |= set.len() != before;
+    }
+    changed
+}
+
+/// Lowers the limits of an OCI `process` to the hard ones that this process has; tells whether anything changed.
+fn restrict_limits(process: &mut Value, hard: impl Fn(&str) -> Option<u64>) -> bool {
+    let mut changed = false;
+    let limits = process.get_mut("rlimits").and_then(Value::as_array_mut);
+    for limit in limits.into_iter().flatten() {
+        let Some(most) = limit["type"].as_str().and_then(&hard) else {
+            continue;
+        };
+        for value in ["soft", "hard"] {
+            if limit[value].as_u64().is_some_and(|asked| asked > most) {
+                limit[value] = most.into();
+                changed = true;
+            }
+        }
     }
     changed
 }
@@ -233,5 +272,26 @@ mod tests {
             json!(["CAP_KILL", "CAP_FROM_THE_FUTURE"])
         );
         assert!(!restrict(&mut process, bounding));
+    }
+
+    #[test]
+    fn limits_are_lowered_to_what_can_be_had_and_no_further() {
+        let mut process = json!({"rlimits": [
+            {"type": "RLIMIT_NOFILE", "soft": 512, "hard": 1048576},
+            {"type": "RLIMIT_NPROC", "soft": 10, "hard": 10},
+            {"type": "RLIMIT_CORE", "soft": 7, "hard": 7},
+        ]});
+        let hard = |name: &str| match name {
+            "RLIMIT_NOFILE" => Some(20000),
+            "RLIMIT_NPROC" => Some(4096),
+            _ => None,
+        };
+        assert!(restrict_limits(&mut process, hard));
+        assert_eq!(
+            process["rlimits"][0],
+            json!({"type": "RLIMIT_NOFILE", "soft": 512, "hard": 20000})
+        );
+        assert_eq!(process["rlimits"][1]["hard"], 10);
+        assert!(!restrict_limits(&mut process, hard), "nothing is left to lower");
     }
 }

@@ -33,24 +33,24 @@ fn hello(fixture: &Fixture) -> Dir {
 
 fn an_engine_that_does_not_run(fixture: &Fixture) {
     let dir = hello(fixture);
-    let socket = dir.file("docker.sock");
+    let socket = dir.file("engine.sock");
     let command = || fixture.orchestra(["run", "p.yml"]).dir(dir.path());
     let finished = command()
-        .env("DOCKER_HOST", format!("unix://{}", socket.display()))
+        .env(fixture.host_variable, format!("unix://{}", socket.display()))
         .run();
     assert_eq!(finished.code, 3, "{finished}");
-    assert_says(&finished, &["docker.sock", "unreachable", "hint: start the engine"]);
+    assert_says(&finished, &["engine.sock", "unreachable", "hint: start the engine"]);
     // A daemon that was killed leaves its socket.
     drop(UnixListener::bind(&socket).expect("a socket"));
     let finished = command()
-        .env("DOCKER_HOST", format!("unix://{}", socket.display()))
+        .env(fixture.host_variable, format!("unix://{}", socket.display()))
         .run();
     assert_eq!(finished.code, 3, "{finished}");
-    assert_says(&finished, &["docker.sock", "unreachable", "hint: start the engine"]);
-    let finished = command().env("DOCKER_HOST", "tcp://127.0.0.1:1").run();
+    assert_says(&finished, &["engine.sock", "unreachable", "hint: start the engine"]);
+    let finished = command().env(fixture.host_variable, "tcp://127.0.0.1:1").run();
     assert_eq!(finished.code, 3, "{finished}");
     assert_says(&finished, &["127.0.0.1:1", "unreachable"]);
-    let finished = command().env("DOCKER_HOST", "nonsense").run();
+    let finished = command().env(fixture.host_variable, "nonsense").run();
     assert_eq!(finished.code, 2, "{finished}");
     assert_says(&finished, &["nonsense", "unix:///PATH"]);
 }
@@ -61,7 +61,7 @@ fn an_engine_that_is_not_permitted(fixture: &Fixture) {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("permissions")
     };
     open(dir.path(), 0o755);
-    let socket = dir.file("docker.sock");
+    let socket = dir.file("engine.sock");
     let _listener = UnixListener::bind(&socket).expect("a socket");
     open(&socket, 0o000);
     // The binary itself may be where only root can reach it.
@@ -72,11 +72,13 @@ fn an_engine_that_is_not_permitted(fixture: &Fixture) {
         .orchestra_at(&binary, ["run", "p.yml"])
         .dir(dir.path())
         .user(nobody, nobody);
-    let finished = command.env("DOCKER_HOST", format!("unix://{}", socket.display())).run();
+    let finished = command
+        .env(fixture.host_variable, format!("unix://{}", socket.display()))
+        .run();
     assert_eq!(finished.code, 3, "{finished}");
     assert_says(
         &finished,
-        &["permission denied", "docker.sock", "hint: give this user access"],
+        &["permission denied", "engine.sock", "hint: give this user access"],
     );
 }
 

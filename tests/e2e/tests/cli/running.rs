@@ -255,7 +255,8 @@ fn the_configuration_is_read_and_flags_go_before_it(fixture: &Fixture) {
     let dir = pipeline([task(fixture, "hello", "echo hello")]);
     let refused = |content: &str, parts: &[&str]| {
         dir.write("orchestra.toml", content);
-        let finished = fixture.orchestra(["run", "p.yml"]).dir(dir.path()).run();
+        let command = fixture.orchestra(["run", "p.yml"]).any_driver();
+        let finished = command.dir(dir.path()).run();
         assert_eq!(finished.code, 2, "{finished}");
         assert_says(&finished, parts);
     };
@@ -268,6 +269,7 @@ fn the_configuration_is_read_and_flags_go_before_it(fixture: &Fixture) {
     dir.write("orchestra.toml", "driver = 'podmann'");
     let flag = fixture
         .orchestra(["run", "p.yml", "--driver", fixture.driver.as_str()])
+        .any_driver()
         .dir(dir.path())
         .run();
     assert_eq!(flag.code, 0, "{flag}");
@@ -313,13 +315,13 @@ fn doctor_tells_what_the_engine_is(fixture: &Fixture) {
 
 fn doctor_tells_what_is_wrong_with_an_engine_that_does_not_answer(fixture: &Fixture) {
     let dir = Dir::with([("x", "")]);
-    let socket = format!("unix://{}", dir.file("docker.sock").display());
-    let finished = fixture.orchestra(["doctor"]).env("DOCKER_HOST", &socket).run();
+    let socket = format!("unix://{}", dir.file("engine.sock").display());
+    let finished = fixture.orchestra(["doctor"]).env(fixture.host_variable, &socket).run();
     assert_eq!(finished.code, 3, "{finished}");
-    assert_says(&finished, &["docker.sock", "hint: "]);
+    assert_says(&finished, &["engine.sock", "hint: "]);
     let finished = fixture
         .orchestra(["doctor", "--json"])
-        .env("DOCKER_HOST", &socket)
+        .env(fixture.host_variable, &socket)
         .run();
     assert_eq!(finished.events().expect("JSON")[0]["exit_code"], 3, "{finished}");
 }
@@ -337,7 +339,7 @@ fn validate_needs_no_engine(fixture: &Fixture) {
         fixture
             .orchestra(args)
             .dir(dir.path())
-            .env("DOCKER_HOST", "unix:///nowhere")
+            .env(fixture.host_variable, "unix:///nowhere")
             .run()
     };
     let good = validate(&["good.yml"]);

@@ -1,0 +1,94 @@
+//! podman's service, with roots, socket and settings of its own.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::Result;
+use rustix::process::{Resource, getrlimit};
+
+use crate::{
+    folders::Folders,
+    guard::{Daemon, Ready},
+};
+
+/// What podman asks for itself; a limit of this process may be lower.
+const DEFAULT_LIMIT: u64 = 1 << 20;
+
+/// How a private podman is to be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Podman<'a> {
+    pub(crate) folders: &'a Folders,
+    /// Whether [`runc-bounded`](crate::runtime) stands in for runc.
+    pub(crate) bounded: bool,
+}
+
+impl Podman<'_> {
+    /// The one daemon: podman starts a conmon for each container by itself.
+    pub(crate) fn daemon(self) -> Result<Daemon> {
+        let run = &self.folders.run;
+        let config = run.join("containers.conf");
+        fs::write(&config, self.containers_conf())?;
+        let temporary = self.folders.data().join("tmp");
+        fs::create_dir_all(self.folders.disk.join("tmp"))?;
+        let option = |name: &str, value: PathBuf| format!("--{name}={}", value.display());
+        let mut argv: Vec<String> = ["sh", "-c", "echo $$ > \"$0\" && exec \"$@\""]
+            .map(str::to_owned)
+            .into();
+        argv.extend([
+            self.pid_file().display().to_string(),
+            "env".into(),
+            // A podman that is told of a service takes itself for its client.
+            "--unset=CONTAINER_HOST".into(),
+            format!("CONTAINERS_CONF={}", config.display()),
+            format!("TMPDIR={}", temporary.display()),
+            // podman 5 says so with every command.
+            "PODMAN_IGNORE_CGROUPSV1_WARNING=1".into(),
+            "podman".into(),
+            option("root", self.folders.data().join("podman")),
+            option("runroot", run.join("podman")),
+            option("tmpdir", run.join("libpod")),
+            // systemd, if it runs, is out of the sandbox's sight.
+            "--cgroup-manager=cgroupfs".into(),
+            "--events-backend=file".into(),
+            "system".into(),
+            "service".into(),
+            "--time=0".into(),
+            format!("unix://{}", self.socket().display()),
+        ]);
+        Ok(Daemon {
+            name: "podman".into(),
+            argv,
+            in_rootfs: true,
+            ready: Ready::Engine(self.socket()),
+        })
+    }
+
+    /// Where it listens.
+    pub(crate) fn socket(self) -> PathBuf {
+        self.folders.run.join("podman.sock")
+    }
+
+    /// Where its number is.
+    pub(crate) fn pid_file(self) -> PathBuf {
+        self.folders.run.join("podman.pid")
+    }
+
+    /// Its settings. crun, podman's own choice, refuses hybrid cgroups.
+    fn containers_conf(self) -> String {
+        let limit = |resource| {
+            let hard = getrlimit(resource).maximum.unwrap_or(DEFAULT_LIMIT).min(DEFAULT_LIMIT);
+            format!("{hard}:{hard}")
+        };
+        let networks = self.folders.run.join("networks");
+        let mut text = format!(
+            "[containers]\ndefault_ulimits = [\"nofile={}\", \"nproc={}\"]\n\
+             [network]\nnetwork_config_dir = {networks:?}\n[engine]\nruntime = \"runc\"\n",
+            limit(Resource::Nofile),
+            limit(Resource::Nproc),
+        );
+        if self.bounded {
+            let runtime = self.folders.data().join("runc-bounded");
+            text.push_str(&format!("[engine.runtimes]\nrunc = [{runtime:?}]\n"));
+        }
+        text
+    }
+}
