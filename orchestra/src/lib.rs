@@ -41,6 +41,7 @@ mod path;
 mod resource;
 mod runner;
 pub mod stream;
+pub mod tar;
 mod volume;
 
 pub use archive::{file_from_tar, tar_of_files};

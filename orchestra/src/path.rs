@@ -112,6 +112,31 @@ impl VolumePath {
         Self(".".to_owned())
     }
 
+    /// Whether `path`, a name in a tar of the volume, is this path or below it.
+    #[must_use]
+    pub fn contains(&self, path: &[u8]) -> bool {
+        let below = path.strip_prefix(self.0.as_bytes());
+        self.is_root() || below.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+    }
+
+    /// The paths without those that are below others, which would be packed twice.
+    #[must_use]
+    pub fn outermost(paths: &[Self]) -> Vec<Self> {
+        let mut outermost: Vec<Self> = Vec::new();
+        let mut sorted = paths.to_vec();
+        // Parts compare as a directory before what is in it.
+        sorted.sort_by(|a, b| a.0.split('/').cmp(b.0.split('/')));
+        for path in sorted {
+            if !outermost.iter().any(|of| of.contains(path.0.as_bytes())) {
+                outermost.push(path);
+            }
+        }
+        if outermost.iter().any(Self::is_root) {
+            outermost.retain(Self::is_root);
+        }
+        outermost
+    }
+
     /// Whether this is the volume's root.
     #[must_use]
     pub fn is_root(&self) -> bool {
@@ -193,5 +218,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn paths_below_others_are_left_out() {
+        let paths = |texts: &[&str]| -> Vec<VolumePath> {
+            texts.iter().map(|text| VolumePath::new(text).expect("valid")).collect()
+        };
+        assert_eq!(
+            VolumePath::outermost(&paths(&["a/b", "a", "ab", "a/b/c", "c/d"])),
+            paths(&["a", "ab", "c/d"])
+        );
+        assert_eq!(VolumePath::outermost(&paths(&["a", ".", "b"])), paths(&["."]));
     }
 }

@@ -12,7 +12,7 @@ use orchestra::{
 
 use crate::driver::DockerDriver;
 use crate::error::{Subject, about, status_of};
-use crate::{load, tar};
+use orchestra::tar;
 
 impl DockerDriver {
     pub(crate) async fn pull(&self, pull: &PullImage) -> Result<PullStream> {
@@ -72,7 +72,7 @@ impl DockerDriver {
             );
         }
         let zstd = self.api() > 41;
-        let (body, failure) = tar::tracked(load::renamed(archive, image, &self.info.platform, zstd));
+        let (body, failure) = tar::tracked(tar::docker_archive(archive, image, &self.info.platform, zstd));
         let options = ImportImageOptionsBuilder::new().quiet(true).build();
         let loaded = self.docker.import_image(options, body_try_stream(body), None);
         let loaded = loaded.try_for_each(async |_| Ok(())).await;

@@ -47,10 +47,8 @@ mod driver;
 mod error;
 mod exec;
 mod image;
-mod load;
 mod logs;
 mod spec;
-mod tar;
 mod volume;
 
 pub use config::{DockerConfig, TlsConfig};

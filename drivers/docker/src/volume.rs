@@ -25,7 +25,7 @@ use crate::container::wait;
 use crate::driver::{DockerDriver, name_of};
 use crate::error::{Subject, about, status_of};
 use crate::spec::{ownership, volume_options};
-use crate::tar::{self, Sink, TarReader};
+use orchestra::tar::{self, Sink, TarReader};
 
 /// A label of volumes: unlike for every call that makes one, it tells whose call it was. It never leaves this crate.
 pub(crate) const CREATION: &str = "dev.orchestra.docker.creation";
@@ -131,7 +131,7 @@ impl DockerDriver {
 
     pub(crate) async fn pack_volume(&self, id: &VolumeId, paths: &[VolumePath]) -> Result<ByteStream> {
         let helper = self.helper(id).await?;
-        let paths = outermost(paths);
+        let paths = VolumePath::outermost(paths);
         Ok(tar::pipe(move |sink| async move {
             let packed = helper.pack(&paths, &sink).await;
             helper.remove().await;
@@ -232,30 +232,6 @@ fn helper_body(image: &str, volume: &VolumeId, labels: &Labels) -> ContainerCrea
     }
 }
 
-/// The paths without those that are below others, which would be packed twice.
-fn outermost(paths: &[VolumePath]) -> Vec<VolumePath> {
-    let mut outermost: Vec<VolumePath> = Vec::new();
-    let mut sorted = paths.to_vec();
-    // Parts compare as a directory before what is in it.
-    sorted.sort_by(|a, b| a.as_str().split('/').cmp(b.as_str().split('/')));
-    for path in sorted {
-        let within = |of: &VolumePath| {
-            of.is_root()
-                || path
-                    .as_str()
-                    .strip_prefix(of.as_str())
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
-        if !outermost.iter().any(within) {
-            outermost.push(path);
-        }
-    }
-    if outermost.iter().any(VolumePath::is_root) {
-        outermost.retain(VolumePath::is_root);
-    }
-    outermost
-}
-
 /// The path of a volume's path in its helper.
 fn in_helper(path: &VolumePath) -> String {
     if path.is_root() {
@@ -290,7 +266,9 @@ impl Helper {
                 "the path is not a directory: nothing can be unpacked in it",
             ));
         }
-        let (body, failure) = tar::tracked(tar::pipe(move |sink| async move { inside(tar, &sink).await }));
+        let (body, failure) = tar::tracked(tar::pipe(
+            move |sink| async move { tar::pass_contained(tar, &sink).await },
+        ));
         let options = UploadToContainerOptionsBuilder::new().path(&path).build();
         let sent = self
             .docker
@@ -345,25 +323,6 @@ async fn remove(docker: &Docker, name: &str, image: Option<&str>) {
         // Refused while another helper uses it, which will remove it then.
         let _ = docker.remove_image(image, None::<RemoveImageOptions>, None).await;
     }
-}
-
-/// Passes a tar on as it is, as long as no name leads upwards.
-async fn inside(tar: ByteStream, sink: &Sink) -> Result<()> {
-    let mut tar = TarReader::new(tar, ErrorKind::InvalidInput);
-    while let Some(member) = tar.next().await? {
-        let target = member.link.as_deref().filter(|_| member.is_hard_link());
-        for name in [Some(member.name.as_slice()), target].into_iter().flatten() {
-            if tar::parts(name).any(|part| part == b"..") {
-                let name = String::from_utf8_lossy(name).into_owned();
-                return Err(Error::invalid(format!(
-                    "the tar has the name {name:?}, which leads out of the volume"
-                )));
-            }
-        }
-        sink.send_all(member.head).await?;
-        sink.send_content(&mut tar).await?;
-    }
-    sink.send(tar::END).await
 }
 
 /// Passes on docker's tar of `path`, whose names begin with the path's last part, with names from the volume's root.

@@ -19,7 +19,8 @@ use tokio_tar::EntryType;
 use crate::client::Client;
 use crate::driver::PodmanDriver;
 use crate::error::{Cause, Failure, Subject, about, cause_of, is_missing, unrunnable};
-use crate::{spec, tar};
+use crate::spec;
+use orchestra::tar;
 
 /// First and longest pause between two looks at a name that is taken by what is not there; about 10 seconds in all.
 const LOOK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(5));

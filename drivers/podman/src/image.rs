@@ -12,7 +12,7 @@ use serde::Deserialize;
 use crate::client::lines;
 use crate::driver::PodmanDriver;
 use crate::error::{Failure, Subject, about, is_missing};
-use crate::{load, tar};
+use orchestra::tar;
 
 /// What `GET /libpod/images/NAME/json` says, as far as it is asked here.
 #[derive(Debug, Default, Deserialize)]
@@ -98,7 +98,7 @@ impl PodmanDriver {
                     .with_hint("give it a tag"),
             );
         }
-        let (body, failure) = tar::tracked(load::renamed(archive, image, &self.info.platform, true));
+        let (body, failure) = tar::tracked(tar::docker_archive(archive, image, &self.info.platform, true));
         let loaded = self.client.post(&["images", "load"]).tar(body).done().await;
         failure.or(loaded.map_err(about(Subject::Engine)))
     }

@@ -46,10 +46,8 @@ mod error;
 mod exec;
 mod frames;
 mod image;
-mod load;
 mod logs;
 mod spec;
-mod tar;
 mod volume;
 
 pub use config::PodmanConfig;

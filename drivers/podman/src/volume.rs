@@ -19,7 +19,7 @@ use crate::container::stat;
 use crate::driver::{PodmanDriver, Summary, filters};
 use crate::error::{Cause, Subject, about, cause_of, is_missing};
 use crate::spec::{self, ownership};
-use crate::tar::{self, Member, Sink, TarReader};
+use orchestra::tar::{self, Member, Sink, TarReader};
 
 /// What a helper's name begins with.
 const HELPER_NAME: &str = "orchestra.volume-helper.";
@@ -129,7 +129,7 @@ impl PodmanDriver {
 
     pub(crate) async fn pack_volume(&self, id: &VolumeId, paths: &[VolumePath]) -> Result<ByteStream> {
         let helper = self.helper(id).await?;
-        let paths = outermost(paths);
+        let paths = VolumePath::outermost(paths);
         Ok(tar::pipe(move |sink| async move {
             let packed = helper.pack(&paths, &sink).await;
             helper.remove().await;
@@ -177,28 +177,6 @@ fn own_folder(volume: &Found) -> Option<(&str, &str)> {
     (own && !directory.is_empty()).then_some((folder, directory))
 }
 
-/// The paths without those that are below others, which would be packed twice.
-fn outermost(paths: &[VolumePath]) -> Vec<VolumePath> {
-    let mut outermost: Vec<VolumePath> = Vec::new();
-    let mut sorted = paths.to_vec();
-    // Parts compare as a directory before what is in it.
-    sorted.sort_by(|a, b| a.as_str().split('/').cmp(b.as_str().split('/')));
-    for path in sorted {
-        if !outermost.iter().any(|of| is_within(path.as_str().as_bytes(), of)) {
-            outermost.push(path);
-        }
-    }
-    if outermost.iter().any(VolumePath::is_root) {
-        outermost.retain(VolumePath::is_root);
-    }
-    outermost
-}
-
-fn is_within(path: &[u8], of: &VolumePath) -> bool {
-    let below = path.strip_prefix(of.as_str().as_bytes());
-    of.is_root() || below.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
-}
-
 /// A container that never runs. It is removed when this is dropped, at the latest.
 struct Helper {
     client: Client,
@@ -228,7 +206,9 @@ impl Helper {
             }
             None => return Err(Error::new(ErrorKind::PathNotFound, "the volume has no such directory")),
         }
-        let (body, failure) = tar::tracked(tar::pipe(move |sink| async move { inside(tar, &sink).await }));
+        let (body, failure) = tar::tracked(tar::pipe(
+            move |sink| async move { tar::pass_contained(tar, &sink).await },
+        ));
         // What libpod gives to the container's user by itself stays with its owners.
         let put = self.client.put(&["containers", &self.name, "archive"]);
         let put = put.query("path", &path).query("copyUIDGID", false);
@@ -251,7 +231,7 @@ impl Helper {
         let mut orphans = Orphans::new();
         let mut count = 0;
         let mut missing: Vec<&VolumePath> = paths.iter().collect();
-        let selected = |name: &[u8]| paths.iter().find(|path| is_within(name, path));
+        let selected = |name: &[u8]| paths.iter().find(|path| path.contains(name));
         let mut tar = self.export().await?;
         while let Some(member) = tar.next().await? {
             let name = self.in_volume(&member.name);
@@ -372,23 +352,4 @@ fn with_names(member: &Member, mut name: Vec<u8>, hard_link: Option<&[u8]>) -> V
 
 fn broken() -> Error {
     Error::new(ErrorKind::Interrupted, "the engine's tar broke off")
-}
-
-/// Passes a tar on as it is, as long as no name leads upwards.
-async fn inside(tar: ByteStream, sink: &Sink) -> Result<()> {
-    let mut tar = TarReader::new(tar, ErrorKind::InvalidInput);
-    while let Some(member) = tar.next().await? {
-        let target = member.link.as_deref().filter(|_| member.is_hard_link());
-        for name in [Some(member.name.as_slice()), target].into_iter().flatten() {
-            if tar::parts(name).any(|part| part == b"..") {
-                let name = String::from_utf8_lossy(name).into_owned();
-                return Err(Error::invalid(format!(
-                    "the tar has the name {name:?}, which leads out of the volume"
-                )));
-            }
-        }
-        sink.send_all(member.head).await?;
-        sink.send_content(&mut tar).await?;
-    }
-    sink.send(tar::END).await
 }

@@ -1,4 +1,5 @@
-//! A tar in motion: read member by member and written on, in bounded memory, with every header field as it was.
+//! A tar in motion: read member by member and written on, in bounded memory, with every header field as it was. For
+//! drivers and layers, between an engine and whoever asked.
 //!
 //! `tokio_tar`'s own reader and builder lose what they do not know of a header (its archive reader joins the extensions
 //! into the entry, its builder writes them anew). Here a member keeps the blocks that it came in, so that passing one on
@@ -6,10 +7,15 @@
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
-use orchestra::{ByteStream, Error, ErrorKind, Result};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_tar::{EntryType, Header};
+
+use crate::{ByteStream, Error, ErrorKind, Result};
+
+mod load;
+
+pub use load::docker_archive;
 
 const BLOCK: usize = 512;
 
@@ -20,40 +26,47 @@ const MAX_EXTENSION: u64 = 1 << 20;
 const PIECES: usize = 4;
 
 /// The two blocks of zeros that end an archive (POSIX `pax`, "ustar Interchange Format").
-pub(crate) const END: Bytes = Bytes::from_static(&[0; 2 * BLOCK]);
+pub const END: Bytes = Bytes::from_static(&[0; 2 * BLOCK]);
 
 /// One member of an archive; its content is read from the [`TarReader`].
 #[derive(Debug)]
-pub(crate) struct Member {
+pub struct Member {
     /// All blocks before the content, extensions included, as they came.
-    pub(crate) head: Vec<Bytes>,
-    pub(crate) name: Vec<u8>,
+    pub head: Vec<Bytes>,
+    /// As the tar has it.
+    pub name: Vec<u8>,
     /// Where a hard or symbolic link points.
-    pub(crate) link: Option<Vec<u8>>,
+    pub link: Option<Vec<u8>>,
     /// Bytes of content.
-    pub(crate) size: u64,
+    pub size: u64,
     header: Header,
     /// Records of extended headers, in their order.
     records: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Member {
-    pub(crate) fn is_file(&self) -> bool {
+    /// Whether it is a regular file.
+    #[must_use]
+    pub fn is_file(&self) -> bool {
         self.header.entry_type().is_file()
     }
 
-    pub(crate) fn is_hard_link(&self) -> bool {
+    /// Whether it is a hard link, to the member that [`link`](Self::link) names.
+    #[must_use]
+    pub fn is_hard_link(&self) -> bool {
         self.header.entry_type().is_hard_link()
     }
 
     /// The name without a leading `/` or `./` and without a closing slash; empty for the root.
-    pub(crate) fn path(&self) -> Vec<u8> {
+    #[must_use]
+    pub fn path(&self) -> Vec<u8> {
         let parts: Vec<&[u8]> = parts(&self.name).collect();
         parts.join(&b'/')
     }
 
     /// The member's blocks with these names instead of its own. Names of any length and bytes fit.
-    pub(crate) fn renamed(&self, name: &[u8], link: Option<&[u8]>) -> Vec<Bytes> {
+    #[must_use]
+    pub fn renamed(&self, name: &[u8], link: Option<&[u8]>) -> Vec<Bytes> {
         let records = self
             .records
             .iter()
@@ -66,23 +79,30 @@ impl Member {
 }
 
 /// The parts of a name that mean something.
-pub(crate) fn parts(name: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub fn parts(name: &[u8]) -> impl Iterator<Item = &[u8]> {
     name.split(|byte| *byte == b'/')
         .filter(|part| !part.is_empty() && *part != b".")
 }
 
-/// What a member that this crate makes itself is like. It has no time.
-pub(crate) struct Head {
-    pub(crate) kind: EntryType,
-    pub(crate) mode: u32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) size: u64,
+/// What a member that is made here is like. Its time is the epoch.
+#[derive(Clone, Copy, Debug)]
+pub struct Head {
+    /// What it is.
+    pub kind: EntryType,
+    /// Permission bits.
+    pub mode: u32,
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Bytes of content, which follow, [padded].
+    pub size: u64,
 }
 
 impl Head {
     /// A file of root's.
-    pub(crate) fn file(size: u64) -> Self {
+    #[must_use]
+    pub fn file(size: u64) -> Self {
         Self {
             kind: EntryType::Regular,
             mode: 0o644,
@@ -93,7 +113,8 @@ impl Head {
     }
 
     /// The blocks of the member `name`.
-    pub(crate) fn blocks(&self, name: &str) -> Vec<Bytes> {
+    #[must_use]
+    pub fn blocks(&self, name: &str) -> Vec<Bytes> {
         let mut header = Header::new_ustar();
         header.set_entry_type(self.kind);
         header.set_size(self.size);
@@ -144,7 +165,8 @@ fn named<'a>(
 }
 
 /// Content filled up to whole blocks.
-pub(crate) fn padded(content: &[u8]) -> Bytes {
+#[must_use]
+pub fn padded(content: &[u8]) -> Bytes {
     let mut bytes = content.to_vec();
     bytes.resize(content.len().next_multiple_of(BLOCK), 0);
     bytes.into()
@@ -174,7 +196,8 @@ fn parse_records(mut body: &[u8]) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
 }
 
 /// Reads the members of a tar that streams by.
-pub(crate) struct TarReader {
+#[expect(missing_debug_implementations, reason = "a stream has nothing to show")]
+pub struct TarReader {
     source: ByteStream,
     piece: Bytes,
     /// Bytes of the current member that were not read yet, filling included.
@@ -185,7 +208,8 @@ pub(crate) struct TarReader {
 
 impl TarReader {
     /// A reader of `source`; a tar that makes no sense is an error of kind `broken`.
-    pub(crate) fn new(source: ByteStream, broken: ErrorKind) -> Self {
+    #[must_use]
+    pub fn new(source: ByteStream, broken: ErrorKind) -> Self {
         Self {
             source,
             piece: Bytes::new(),
@@ -196,12 +220,16 @@ impl TarReader {
     }
 
     /// Whether the archive's end marker was seen.
-    pub(crate) fn ended(&self) -> bool {
+    #[must_use]
+    pub fn ended(&self) -> bool {
         self.ended
     }
 
     /// The next member; what is left of the one before is skipped.
-    pub(crate) async fn next(&mut self) -> Result<Option<Member>> {
+    ///
+    /// # Errors
+    /// The stream's own; of the kind that was given, what no tar has.
+    pub async fn next(&mut self) -> Result<Option<Member>> {
         while self.content().await?.is_some() {}
         let mut head = Vec::new();
         let mut records = Vec::new();
@@ -294,7 +322,7 @@ impl TarReader {
     }
 
     /// The next piece of the current member's blocks: its content and then the filling.
-    pub(crate) async fn content(&mut self) -> Result<Option<Bytes>> {
+    pub async fn content(&mut self) -> Result<Option<Bytes>> {
         if self.left == 0 {
             return Ok(None);
         }
@@ -372,17 +400,24 @@ fn until_nul(text: &[u8]) -> Vec<u8> {
 }
 
 /// Where the work of a [`pipe`] puts its pieces.
-#[derive(Clone)]
-pub(crate) struct Sink(mpsc::Sender<Result<Bytes>>);
+#[derive(Clone, Debug)]
+pub struct Sink(mpsc::Sender<Result<Bytes>>);
 
 impl Sink {
-    /// Waits until there is room. Fails when nobody reads any more, for which [`pipe`] ends the work anyway.
-    pub(crate) async fn send(&self, piece: Bytes) -> Result<()> {
+    /// Waits until there is room.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Cancelled`] when nobody reads any more, for which [`pipe`] ends the work anyway.
+    pub async fn send(&self, piece: Bytes) -> Result<()> {
         let sent = self.0.send(Ok(piece)).await;
         sent.map_err(|_| Error::new(ErrorKind::Cancelled, "nobody reads the stream any more"))
     }
 
-    pub(crate) async fn send_all(&self, pieces: impl IntoIterator<Item = Bytes>) -> Result<()> {
+    /// Sends one piece after the other.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub async fn send_all(&self, pieces: impl IntoIterator<Item = Bytes>) -> Result<()> {
         for piece in pieces {
             self.send(piece).await?;
         }
@@ -390,7 +425,10 @@ impl Sink {
     }
 
     /// Sends what is left of the current member.
-    pub(crate) async fn send_content(&self, tar: &mut TarReader) -> Result<()> {
+    ///
+    /// # Errors
+    /// As [`send`](Self::send), and the tar's own.
+    pub async fn send_content(&self, tar: &mut TarReader) -> Result<()> {
         while let Some(piece) = tar.content().await? {
             self.send(piece).await?;
         }
@@ -399,7 +437,7 @@ impl Sink {
 }
 
 /// A stream of what `work` sends. Its error is the stream's last item; it is dropped where it stands when the stream is.
-pub(crate) fn pipe<F, Work>(work: F) -> ByteStream
+pub fn pipe<F, Work>(work: F) -> ByteStream
 where
     F: FnOnce(Sink) -> Work,
     Work: Future<Output = Result<()>> + Send + 'static,
@@ -419,8 +457,30 @@ where
     ReceiverStream::new(receiver).boxed()
 }
 
+/// Passes a tar on as it is, as long as no name leads upwards.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`] for a name that does, and for what is no tar; otherwise as [`Sink::send`].
+pub async fn pass_contained(tar: ByteStream, sink: &Sink) -> Result<()> {
+    let mut tar = TarReader::new(tar, ErrorKind::InvalidInput);
+    while let Some(member) = tar.next().await? {
+        let target = member.link.as_deref().filter(|_| member.is_hard_link());
+        for name in [Some(member.name.as_slice()), target].into_iter().flatten() {
+            if parts(name).any(|part| part == b"..") {
+                let name = String::from_utf8_lossy(name).into_owned();
+                return Err(Error::invalid(format!(
+                    "the tar has the name {name:?}, which leads out of the volume"
+                )));
+            }
+        }
+        sink.send_all(member.head).await?;
+        sink.send_content(&mut tar).await?;
+    }
+    sink.send(END).await
+}
+
 /// Takes a stream apart for an HTTP body, which can carry only [`std::io::Error`]: what it failed with is kept aside.
-pub(crate) fn tracked(stream: ByteStream) -> (impl Stream<Item = std::io::Result<Bytes>> + Send + 'static, Failure) {
+pub fn tracked(stream: ByteStream) -> (impl Stream<Item = std::io::Result<Bytes>> + Send + 'static, Failure) {
     let failure = Failure::default();
     let slot = failure.clone();
     let body = stream.map(move |item| {
@@ -437,12 +497,15 @@ pub(crate) fn tracked(stream: ByteStream) -> (impl Stream<Item = std::io::Result
 }
 
 /// The error that a [`tracked`] stream ended with, if it did.
-#[derive(Clone, Default)]
-pub(crate) struct Failure(std::sync::Arc<std::sync::Mutex<Option<Error>>>);
+#[derive(Clone, Debug, Default)]
+pub struct Failure(std::sync::Arc<std::sync::Mutex<Option<Error>>>);
 
 impl Failure {
     /// The stream's own error where it has one, which is why the request failed; else the request's result.
-    pub(crate) fn or<T>(self, result: Result<T>) -> Result<T> {
+    ///
+    /// # Errors
+    /// The one or the other.
+    pub fn or<T>(self, result: Result<T>) -> Result<T> {
         match self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
             Some(error) => Err(error),
             None => result,

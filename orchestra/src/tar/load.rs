@@ -1,4 +1,4 @@
-//! Makes any image archive one that docker loads under the name that the caller wants.
+//! Makes any image archive one that docker (and podman) loads under the name that the caller wants.
 //!
 //! docker before 25 loads docker archives only, and every version trusts the names inside. So the tar passes through
 //! without what names images (`manifest.json`, `repositories`, `index.json`, `oci-layout`), and a new `manifest.json`
@@ -8,10 +8,10 @@
 use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
-use orchestra::{ByteStream, Error, ErrorKind, ImageRef, Platform, Result};
 use serde::Deserialize;
 
-use crate::tar::{END, Head, Member, Sink, TarReader, padded, pipe};
+use super::{END, Head, Member, Sink, TarReader, padded, pipe};
+use crate::{ByteStream, Error, ErrorKind, ImageRef, Platform, Result};
 
 /// Largest manifest or index that is read ([OCI distribution specification](https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pushing-manifests): registries take 4 MiB at least).
 const MAX_DOCUMENT: u64 = 4 << 20;
@@ -22,7 +22,8 @@ const MAX_MEMBERS: usize = 65_536;
 
 /// `archive` as a docker archive of one image, called `image`, for an engine that can or can't unpack `zstd`. What does not hold one image fails with
 /// [`ErrorKind::InvalidInput`] before docker has seen a manifest, so that nothing is loaded.
-pub(crate) fn renamed(archive: ByteStream, image: &ImageRef, platform: &Platform, zstd: bool) -> ByteStream {
+#[must_use]
+pub fn docker_archive(archive: ByteStream, image: &ImageRef, platform: &Platform, zstd: bool) -> ByteStream {
     let (image, platform) = (image.canonical(), platform.clone());
     pipe(move |sink| async move {
         let found = pass_through(archive, &sink).await?;
@@ -264,8 +265,8 @@ impl OciPlatform {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stream;
     use futures_util::{StreamExt, TryStreamExt};
-    use orchestra::stream;
 
     const HEX: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
@@ -289,7 +290,7 @@ mod tests {
     async fn load(members: &[(&str, &str)]) -> Result<Vec<(String, String)>> {
         let image = "app:1".parse().unwrap();
         let platform = "linux/amd64".parse().unwrap();
-        let mut tar = TarReader::new(renamed(tar(members), &image, &platform, false), ErrorKind::Io);
+        let mut tar = TarReader::new(docker_archive(tar(members), &image, &platform, false), ErrorKind::Io);
         let mut seen = Vec::new();
         while let Some(member) = tar.next().await? {
             let content = document(&mut tar, &member).await?;
@@ -418,7 +419,7 @@ mod tests {
         let image = "app:1".parse().unwrap();
         let platform = "linux/amd64".parse().unwrap();
         let garbage = stream::once(vec![7u8; 4096]);
-        let error = renamed(garbage, &image, &platform, false)
+        let error = docker_archive(garbage, &image, &platform, false)
             .try_collect::<Vec<_>>()
             .await
             .unwrap_err();
