@@ -158,13 +158,18 @@ impl Job {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if the name is not valid; whatever [`Driver::create_volume`] fails with.
     pub async fn create_volume(&self, name: impl AsRef<str>) -> Result<VolumeId> {
+        self.create_volume_with(name, Labels::new()).await
+    }
+
+    /// The same with labels of the caller's, by which [layers](crate::layer) know what to do with it.
+    ///
+    /// # Errors
+    /// As [`create_volume`](Self::create_volume).
+    pub async fn create_volume_with(&self, name: impl AsRef<str>, mut labels: Labels) -> Result<VolumeId> {
         let name = Name::new(name.as_ref())?;
         let id = self.0.id.volume(&name);
-        let created = self
-            .0
-            .driver
-            .create_volume(&id, &VolumeSpec::new(self.0.labels(&name)))
-            .await?;
+        labels.extend(self.0.labels(&name));
+        let created = self.0.driver.create_volume(&id, &VolumeSpec::new(labels)).await?;
         if created == Created::Existing {
             self.0.claim().await?;
         }

@@ -57,6 +57,12 @@ impl Member {
         self.header.entry_type().is_hard_link()
     }
 
+    /// Whether it is a character or block device.
+    #[must_use]
+    pub fn is_device(&self) -> bool {
+        matches!(self.header.entry_type(), EntryType::Char | EntryType::Block)
+    }
+
     /// The name without a leading `/` or `./` and without a closing slash; empty for the root.
     #[must_use]
     pub fn path(&self) -> Vec<u8> {

@@ -1,0 +1,374 @@
+//! What stands in a store. Its version is [`VERSION`]; all numbers are little endian.
+//!
+//! ```text
+//! orchestra-caches.json     {"version": 1}
+//! entries/KEY=              JSON: a cache; the only object that is ever changed, by one atomic write
+//! manifests/HASH            zstd: the chunks of a cache in their order, and where each is
+//! packs/HASH                zstd frames one behind the other, each a segment of chunks that were new together
+//! condemned/KIND-HASH       a pack or manifest that nothing referred to, since when the object's time says
+//! prune                     its time is the store's own clock
+//! ```
+//!
+//! Packs and manifests are called after the BLAKE3 hash of what is in them, and never change: who has read an entry has
+//! all of its cache, whatever is written meanwhile.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io::Read;
+use std::time::{Duration, SystemTime};
+
+use orchestra::{Error, ErrorKind, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::CacheKey;
+
+/// The version of the format that is written, and the newest that is read.
+pub(crate) const VERSION: u32 = 1;
+
+/// Longest chunk, a bound on what a manifest may claim.
+pub(crate) const MAX_CHUNK: usize = 64 << 10;
+/// Longest segment, before compression.
+pub(crate) const MAX_SEGMENT: usize = 2 << 20;
+/// Largest manifest, before compression: some 200 GiB of cache.
+const MAX_MANIFEST: usize = 1 << 30;
+
+const MAGIC: &[u8; 4] = b"ocm1";
+
+/// A BLAKE3 hash.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Hash(pub(crate) [u8; 32]);
+
+impl Hash {
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        blake3::Hash::from_hex(text).ok().map(|hash| Self(*hash.as_bytes()))
+    }
+}
+
+impl fmt::Display for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&blake3::Hash::from_bytes(self.0).to_hex())
+    }
+}
+
+impl fmt::Debug for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for Hash {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Hash {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).ok_or_else(|| serde::de::Error::custom("not a hash"))
+    }
+}
+
+/// A cache in a store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Entry {
+    /// What it is called.
+    pub key: CacheKey,
+    /// Bytes of its content, a tar.
+    pub size: u64,
+    /// Bytes that it takes in the store; chunks that other caches share are counted too.
+    pub stored: u64,
+    /// When this content was first persisted, in seconds since 1970.
+    pub created: u64,
+    /// How many chunks it is made of.
+    pub chunks: u64,
+    pub(crate) manifest: Hash,
+    /// When it was last persisted, by the store's clock: how long it is kept depends on it.
+    #[serde(skip)]
+    pub(crate) modified: Option<SystemTime>,
+}
+
+impl Entry {
+    /// When it was last persisted, changed or not, by the store's clock.
+    #[must_use]
+    pub fn persisted(&self) -> SystemTime {
+        self.modified
+            .unwrap_or(SystemTime::UNIX_EPOCH + Duration::from_secs(self.created))
+    }
+}
+
+/// The store's version object.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Version {
+    pub(crate) version: u32,
+}
+
+/// Some chunks, compressed together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Segment {
+    /// Index into the manifest's packs.
+    pub(crate) pack: u32,
+    /// Where it begins in its pack.
+    pub(crate) offset: u64,
+    /// Its length there.
+    pub(crate) stored: u32,
+    /// Its length once decompressed.
+    pub(crate) raw: u32,
+}
+
+/// A piece of the content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Chunk {
+    pub(crate) hash: Hash,
+    /// Index into the manifest's segments.
+    pub(crate) segment: u32,
+    /// Where it begins in the decompressed segment.
+    pub(crate) offset: u32,
+    pub(crate) length: u32,
+}
+
+/// The content of a cache: its chunks in their order, and where they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Manifest {
+    /// Packs and their sizes.
+    pub(crate) packs: Vec<(Hash, u64)>,
+    pub(crate) segments: Vec<Segment>,
+    pub(crate) chunks: Vec<Chunk>,
+}
+
+impl Manifest {
+    /// Bytes of the content.
+    pub(crate) fn size(&self) -> u64 {
+        self.chunks.iter().map(|chunk| u64::from(chunk.length)).sum()
+    }
+
+    /// Bytes of all segments as they are stored.
+    pub(crate) fn stored(&self) -> u64 {
+        self.segments.iter().map(|segment| u64::from(segment.stored)).sum()
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let length = 16 + self.packs.len() * 40 + self.segments.len() * 20 + self.chunks.len() * 44;
+        let mut bytes = Vec::with_capacity(length);
+        bytes.extend_from_slice(MAGIC);
+        for count in [self.packs.len(), self.segments.len(), self.chunks.len()] {
+            bytes.extend_from_slice(&u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes());
+        }
+        for (hash, size) in &self.packs {
+            bytes.extend_from_slice(&hash.0);
+            bytes.extend_from_slice(&size.to_le_bytes());
+        }
+        for segment in &self.segments {
+            bytes.extend_from_slice(&segment.pack.to_le_bytes());
+            bytes.extend_from_slice(&segment.offset.to_le_bytes());
+            bytes.extend_from_slice(&segment.stored.to_le_bytes());
+            bytes.extend_from_slice(&segment.raw.to_le_bytes());
+        }
+        for chunk in &self.chunks {
+            bytes.extend_from_slice(&chunk.hash.0);
+            for number in [chunk.segment, chunk.offset, chunk.length] {
+                bytes.extend_from_slice(&number.to_le_bytes());
+            }
+        }
+        bytes
+    }
+
+    /// Reads what [`encode`](Self::encode) wrote. Nothing that it says is believed: whoever uses the result finds every
+    /// index in range and every size bounded.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut reader = Reader(bytes);
+        let manifest = reader
+            .manifest()
+            .filter(|manifest| reader.0.is_empty() && manifest.fits());
+        manifest.ok_or_else(|| damaged("a manifest makes no sense"))
+    }
+
+    fn fits(&self) -> bool {
+        let segments = self.segments.iter().all(|segment| {
+            let pack = self.packs.get(segment.pack as usize);
+            let end = segment.offset.checked_add(u64::from(segment.stored));
+            pack.zip(end).is_some_and(|((_, size), end)| end <= *size) && segment.raw as usize <= MAX_SEGMENT
+        });
+        segments
+            && self.chunks.iter().all(|chunk| {
+                let segment = self.segments.get(chunk.segment as usize);
+                let end = u64::from(chunk.offset) + u64::from(chunk.length);
+                let fits = segment.is_some_and(|segment| end <= u64::from(segment.raw));
+                fits && chunk.length > 0 && chunk.length as usize <= MAX_CHUNK
+            })
+    }
+
+    /// As it is stored, and what it is called.
+    pub(crate) fn pack(&self) -> Result<(Hash, Vec<u8>)> {
+        let bytes = self.encode();
+        let packed = zstd::bulk::compress(&bytes, 3).map_err(|error| Error::io("compress a manifest", error))?;
+        Ok((Hash::of(&bytes), packed))
+    }
+
+    pub(crate) fn unpack(name: &Hash, packed: &[u8]) -> Result<Self> {
+        let mut bytes = Vec::new();
+        // A few bytes can decompress to more than there is memory.
+        let read = zstd::stream::Decoder::new(packed)
+            .and_then(|decoder| decoder.take(MAX_MANIFEST as u64 + 1).read_to_end(&mut bytes));
+        read.map_err(|_| damaged("a manifest can't be decompressed"))?;
+        if bytes.len() > MAX_MANIFEST || Hash::of(&bytes) != *name {
+            return Err(damaged("a manifest is not what it was"));
+        }
+        Self::decode(&bytes)
+    }
+}
+
+/// An error that says that the store does not have what was once put there.
+pub(crate) fn damaged(what: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Protocol, format!("the cache is damaged: {}", what.into()))
+        .with_hint("the next persist mends it; `orchestra caches verify` finds all damage")
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (taken, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*taken)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.take().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.take().map(u64::from_le_bytes)
+    }
+
+    fn manifest(&mut self) -> Option<Manifest> {
+        if self.take::<4>()? != *MAGIC {
+            return None;
+        }
+        let [packs, segments, chunks] = [self.u32()?, self.u32()?, self.u32()?].map(|count| count as usize);
+        // Counts are believed only if as much follows.
+        if packs * 40 + segments * 20 + chunks * 44 != self.0.len() {
+            return None;
+        }
+        Some(Manifest {
+            packs: (0..packs)
+                .map(|_| Some((Hash(self.take()?), self.u64()?)))
+                .collect::<Option<_>>()?,
+            segments: (0..segments)
+                .map(|_| {
+                    Some(Segment {
+                        pack: self.u32()?,
+                        offset: self.u64()?,
+                        stored: self.u32()?,
+                        raw: self.u32()?,
+                    })
+                })
+                .collect::<Option<_>>()?,
+            chunks: (0..chunks)
+                .map(|_| {
+                    Some(Chunk {
+                        hash: Hash(self.take()?),
+                        segment: self.u32()?,
+                        offset: self.u32()?,
+                        length: self.u32()?,
+                    })
+                })
+                .collect::<Option<_>>()?,
+        })
+    }
+}
+
+/// Makes a manifest out of chunks that stand in segments of several others.
+#[derive(Debug, Default)]
+pub(crate) struct Builder {
+    manifest: Manifest,
+    packs: HashMap<Hash, u32>,
+    segments: HashMap<Segment, u32>,
+}
+
+impl Builder {
+    pub(crate) fn add(&mut self, hash: Hash, pack: (Hash, u64), segment: Segment, offset: u32, length: u32) {
+        let manifest = &mut self.manifest;
+        let pack = *self.packs.entry(pack.0).or_insert_with(|| {
+            manifest.packs.push(pack);
+            number(manifest.packs.len() - 1)
+        });
+        let segment = Segment { pack, ..segment };
+        let segment = *self.segments.entry(segment).or_insert_with(|| {
+            manifest.segments.push(segment);
+            number(manifest.segments.len() - 1)
+        });
+        manifest.chunks.push(Chunk {
+            hash,
+            segment,
+            offset,
+            length,
+        });
+    }
+
+    pub(crate) fn finish(self) -> Manifest {
+        self.manifest
+    }
+}
+
+/// An index. More than 4 billion of anything is beyond the largest manifest that is read.
+pub(crate) fn number(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn manifest() -> Manifest {
+        let mut builder = Builder::default();
+        for at in 0..3u32 {
+            let pack = (Hash::of(&[u8::try_from(at / 2).unwrap()]), 1000);
+            let segment = Segment {
+                pack: 9,
+                offset: 10 * u64::from(at),
+                stored: 10,
+                raw: 300,
+            };
+            builder.add(Hash::of(b"a"), pack, segment, 0, 100);
+            builder.add(Hash::of(b"b"), pack, segment, 100, 200);
+        }
+        builder.finish()
+    }
+
+    #[test]
+    fn a_manifest_comes_back_from_its_bytes() {
+        let manifest = manifest();
+        assert_eq!(
+            (manifest.packs.len(), manifest.segments.len(), manifest.size()),
+            (2, 3, 900)
+        );
+        let (name, packed) = manifest.pack().unwrap();
+        assert_eq!(Manifest::unpack(&name, &packed).unwrap(), manifest);
+        assert!(Manifest::unpack(&Hash::of(b"another"), &packed).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn a_manifest_with_any_byte_changed_is_refused_or_in_bounds(at in 0usize..400, value in any::<u8>()) {
+            let mut bytes = manifest().encode();
+            let at = at % bytes.len();
+            bytes[at] = value;
+            if let Ok(manifest) = Manifest::decode(&bytes) {
+                prop_assert!(manifest.fits());
+            }
+        }
+
+        #[test]
+        fn bytes_that_are_no_manifest_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let manifest = Manifest::decode(&bytes);
+            prop_assert!(manifest.is_err() || bytes.len() == 16);
+        }
+    }
+}

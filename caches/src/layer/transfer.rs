@@ -1,0 +1,203 @@
+//! Restores and persists of one volume, in bounded time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
+use orchestra::{ByteStream, Error, ErrorKind, Result, VolumePath, VolumeSpec};
+use tokio::time::timeout;
+
+use super::{CachesLayer, Volume, lock};
+use crate::archive::checked;
+use crate::{CacheEventKind, Found, Persist};
+
+/// How long a store may take to say what it has, and to begin to send it.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the last try to leave the engine as it should be may take.
+const MENDING: Duration = Duration::from_secs(120);
+
+impl CachesLayer {
+    /// Fills a volume that is new. It is empty afterwards if that did not go well.
+    pub(super) async fn restore(&self, volume: &Volume, spec: &VolumeSpec) -> Result<()> {
+        if !self.options.policy.pulls() || !volume.spec.policy.pulls() {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let touched = AtomicBool::new(false);
+        let restored = self.bounded(self.try_restore(volume, &touched)).await;
+        let kind = match restored {
+            Ok(Some((found, fetched))) => CacheEventKind::Restored {
+                from: found.entry.key,
+                exact: found.exact,
+                size: found.entry.size,
+                fetched,
+                duration: began.elapsed(),
+            },
+            Ok(None) => CacheEventKind::Missed {
+                duration: began.elapsed(),
+            },
+            Err(error) => {
+                if touched.load(Ordering::Relaxed) {
+                    self.empty(volume, spec).await?;
+                }
+                CacheEventKind::NotRestored {
+                    error: error.to_string(),
+                    hint: error.hint().map(str::to_owned),
+                }
+            }
+        };
+        self.tell(volume, kind).await;
+        Ok(())
+    }
+
+    async fn try_restore(&self, volume: &Volume, touched: &AtomicBool) -> Result<Option<(Found, u64)>> {
+        let (key, restore_keys) = (&volume.spec.key, &volume.spec.restore_keys);
+        let found = self.ask(self.store.find(key, restore_keys)).await?;
+        let fresh = |found: &Found| {
+            let age = found.entry.persisted().elapsed().unwrap_or_default();
+            self.options.time_to_live.is_none_or(|limit| age <= limit)
+        };
+        let Some(found) = found.filter(fresh) else {
+            return Ok(None);
+        };
+        let restoring = self.ask(self.store.restore(&found.entry)).await?;
+        let failed = Arc::new(AtomicBool::new(false));
+        let content = noting(restoring.content, failed.clone());
+        touched.store(true, Ordering::Relaxed);
+        let root = VolumePath::root();
+        let written = self
+            .inner
+            .write_volume(&volume.id, &root, checked(content, volume.spec.devices))
+            .await;
+        if let Err(error) = &written
+            && failed.load(Ordering::Relaxed)
+        {
+            self.give_up(error);
+        }
+        written.map(|()| Some((found, restoring.fetched)))
+    }
+
+    /// Makes a volume that is half filled empty again.
+    async fn empty(&self, volume: &Volume, spec: &VolumeSpec) -> Result<()> {
+        let anew = async {
+            self.inner.remove_volume(&volume.id).await?;
+            self.inner.create_volume(&volume.id, spec).await
+        };
+        let late = || {
+            Err(Error::new(
+                ErrorKind::DeadlineExceeded,
+                "a volume whose restore failed was not made anew",
+            ))
+        };
+        timeout(MENDING, anew).await.unwrap_or_else(|_| late()).map(|_| ())
+    }
+
+    pub(super) async fn persist(&self, volume: &Volume) -> CacheEventKind {
+        match self.bounded(self.try_persist(volume)).await {
+            Ok(persisted) => CacheEventKind::Persisted(persisted),
+            Err(error) => CacheEventKind::NotPersisted {
+                error: error.to_string(),
+                hint: error.hint().map(str::to_owned),
+            },
+        }
+    }
+
+    async fn try_persist(&self, volume: &Volume) -> Result<crate::Persisted> {
+        let spec = &volume.spec;
+        // Before the engine is asked for anything.
+        self.ask(self.store.check()).await?;
+        let mut contents = Vec::new();
+        if spec.paths.is_empty() {
+            contents.push(self.inner.read_volume(&volume.id, &[VolumePath::root()]).await?);
+        }
+        for path in VolumePath::outermost(&spec.paths) {
+            contents.extend(self.read_if_there(volume, path).await?);
+        }
+        let failed = Arc::new(AtomicBool::new(false));
+        let contents = contents
+            .into_iter()
+            .map(|content| noting(content, failed.clone()))
+            .collect();
+        let options = Persist {
+            size_limit: spec.size_limit.or(self.options.size_limit),
+            devices: spec.devices,
+        };
+        let persisted = self.store.persist_all(&spec.key, contents, options).await;
+        persisted.inspect_err(|error| {
+            // What the volume's content or the limit is to blame for says nothing about the store.
+            let of_store = !failed.load(Ordering::Relaxed);
+            if of_store && !matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Conflict) {
+                self.give_up(error);
+            }
+        })
+    }
+
+    /// What the volume has at a path, if it has it.
+    async fn read_if_there(&self, volume: &Volume, path: VolumePath) -> Result<Option<ByteStream>> {
+        let content = match self.inner.read_volume(&volume.id, &[path]).await {
+            Err(error) if error.kind() == ErrorKind::PathNotFound => return Ok(None),
+            content => content?,
+        };
+        let mut content = content.peekable();
+        let first = std::pin::Pin::new(&mut content).peek().await;
+        if let Some(Err(error)) = first
+            && error.kind() == ErrorKind::PathNotFound
+        {
+            return Ok(None);
+        }
+        Ok(Some(content.boxed()))
+    }
+
+    /// A transfer: when it is its turn, as long as it may take, and until all is cancelled.
+    async fn bounded<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let work = async {
+            let _turn = self.transfers.acquire().await;
+            if let Some(why) = lock(&self.down).clone() {
+                return Err(Error::new(ErrorKind::Unreachable, format!("the cache store has failed before: {why}"))
+                    .with_hint("the first failure says why"));
+            }
+            let limit = self.options.timeout;
+            timeout(limit, work).await.unwrap_or_else(|_| {
+                let late = Error::new(ErrorKind::DeadlineExceeded, format!("it took longer than {limit:?}"))
+                    .with_hint("raise `timeout` under `[caches]`, or keep less in the cache with `paths`");
+                self.give_up(&late);
+                Err(late)
+            })
+        };
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Err(Error::new(ErrorKind::Cancelled, "the run was cancelled")),
+            done = work => done,
+        }
+    }
+
+    /// A question to the store. One that is not answered is the last one.
+    async fn ask<T>(&self, question: impl Future<Output = Result<T>>) -> Result<T> {
+        let late = || {
+            let message = format!("the cache store {} did not answer within {PATIENCE:?}", self.store.address());
+            Err(Error::new(ErrorKind::DeadlineExceeded, message).with_hint("check whether it runs, and the way to it"))
+        };
+        let answer = timeout(PATIENCE, question).map(|answer| answer.unwrap_or_else(|_| late()));
+        answer.await.inspect_err(|error| {
+            // Damage is of one cache.
+            if error.kind() != ErrorKind::Protocol {
+                self.give_up(error);
+            }
+        })
+    }
+
+    fn give_up(&self, error: &Error) {
+        lock(&self.down).get_or_insert_with(|| error.to_string());
+    }
+}
+
+/// The same stream; whether it ended with an error that is no damage is noted.
+fn noting(content: ByteStream, failed: Arc<AtomicBool>) -> ByteStream {
+    let note = move |error: &Error| {
+        if error.kind() != ErrorKind::Protocol {
+            failed.store(true, Ordering::Relaxed);
+        }
+    };
+    content.inspect_err(note).boxed()
+}

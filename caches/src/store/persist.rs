@@ -1,0 +1,388 @@
+//! From a tar to a cache: chunks, segments, packs, then the manifest, then the entry.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt, TryFutureExt, TryStreamExt};
+use object_store::path::Path;
+use orchestra::tar;
+use orchestra::{ByteStream, Error, ErrorKind, Result};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::chunker::{Known, chunk};
+use super::error::missing;
+use super::{CONDEMNED, ENTRIES, PACKS, Store, blocking, manifest_path, name_of, pack_path};
+use crate::CacheKey;
+use crate::archive::{Checked, Devices};
+use crate::format::{Entry, Hash, Manifest, Segment, number};
+
+/// A pack is sent when it is this large: few requests, and few of it in memory.
+const PACK: usize = 16 << 20;
+/// How many packs are on their way at once.
+const UPLOADS: usize = 2;
+/// How many segments are compressed at once.
+const COMPRESSORS: usize = 2;
+/// Pieces of the tar that wait for the chunker.
+const PIECES: usize = 4;
+/// How many other caches are looked at for chunks that they share.
+const RELATED: usize = 32;
+/// Longest persist: what it relies on must not be pruned meanwhile, which a prune's grace is longer than.
+pub(super) const LONGEST: Duration = Duration::from_secs(12 * 3600);
+
+/// How a cache is persisted.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct Persist {
+    /// Most bytes of content that it may have; a larger one is kept out, and the old one stays.
+    pub size_limit: Option<u64>,
+    /// Whether devices are kept; else they are left out.
+    pub devices: bool,
+}
+
+/// What a persist did.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
+pub struct Persisted {
+    /// Whether the cache is what it was.
+    pub unchanged: bool,
+    /// Bytes of the content.
+    pub size: u64,
+    /// Bytes of it that the store lacked.
+    pub new: u64,
+    /// Bytes that were sent.
+    pub sent: u64,
+    /// Devices that were left out.
+    pub devices_left_out: u64,
+    /// How long it took.
+    pub duration: Duration,
+    /// How much of that was waiting for the content.
+    pub waited: Duration,
+}
+
+/// What was read of the tar.
+struct Fed {
+    left_out: u64,
+    waited: Duration,
+}
+
+/// What was sent: for each new segment its pack and place, and the bytes of all packs.
+#[derive(Default)]
+struct Sent {
+    segments: Vec<((Hash, u64), Segment)>,
+    bytes: u64,
+}
+
+impl Store {
+    /// Persists a tar under a key. What was there under the key stays until all of the new content is in the store.
+    ///
+    /// # Errors
+    /// Those of `tar`; [`ErrorKind::InvalidInput`] if it is larger than allowed or no tar; whatever the store fails with.
+    pub async fn persist(&self, key: &CacheKey, content: ByteStream, options: Persist) -> Result<Persisted> {
+        self.persist_all(key, vec![content], options).await
+    }
+
+    /// The same for a content that comes in several tars, which become one.
+    pub(crate) async fn persist_all(
+        &self,
+        key: &CacheKey,
+        contents: Vec<ByteStream>,
+        options: Persist,
+    ) -> Result<Persisted> {
+        let work = self.persist_now(key, contents, options);
+        let done = tokio::time::timeout(LONGEST, work).await;
+        done.unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::DeadlineExceeded,
+                format!("it took longer than {LONGEST:?}"),
+            ))
+        })
+        .map_err(|error| error.with("key", key))
+    }
+
+    async fn persist_now(&self, key: &CacheKey, contents: Vec<ByteStream>, options: Persist) -> Result<Persisted> {
+        let began = Instant::now();
+        self.claim().await?;
+        let packs = self.packs().await?;
+        let old = match self.get(key).await {
+            // It is about to be replaced.
+            Err(error) if error.kind() == ErrorKind::Protocol => None,
+            old => old?,
+        };
+        let (known, old_is_whole) = self.known(key, old.as_ref(), &packs).await?;
+
+        let (piece, pieces) = mpsc::channel(PIECES);
+        let (segment, segments) = mpsc::channel(1);
+        let chunking = blocking(move || chunk(pieces, known, &segment))
+            .and_then(|done| async { done.ok_or_else(|| Error::new(ErrorKind::Cancelled, "nobody took the chunks")) });
+        let (fed, sent, chunked) = tokio::try_join!(
+            feed(contents, piece, options),
+            self.send_packs(segments, &packs),
+            chunking
+        )?;
+
+        let manifest = blocking(move || {
+            let manifest = chunked.manifest(&sent.segments);
+            manifest.and_then(|manifest| Some((manifest.pack().ok()?, manifest, chunked, sent.bytes)))
+        });
+        let ((name, packed), manifest, chunked, mut bytes) = manifest
+            .await?
+            .ok_or_else(|| Error::new(ErrorKind::Protocol, "the chunks make no manifest"))?;
+        let rescued = self.rescue(&manifest, &name, &packs).await?;
+        let unchanged = old_is_whole && old.as_ref().is_some_and(|old| old.manifest == name);
+        if !unchanged {
+            bytes += packed.len() as u64;
+            self.put(&manifest_path(&name), packed).await?;
+        }
+        let created = old.filter(|_| unchanged).map_or_else(now, |old| old.created);
+        let entry = Entry {
+            key: key.clone(),
+            size: chunked.size,
+            stored: manifest.stored(),
+            created,
+            chunks: manifest.chunks.len() as u64,
+            manifest: name,
+            modified: None,
+        };
+        let json = serde_json::to_vec(&entry).unwrap_or_default();
+        self.put(&key.object(ENTRIES), json).await?;
+        self.check_rescued(key, &rescued).await?;
+        // What is bad was sent anew.
+        self.bad_packs()
+            .retain(|pack| !manifest.packs.iter().any(|(of, _)| of == pack));
+        Ok(Persisted {
+            unchanged,
+            size: chunked.size,
+            new: chunked.new,
+            sent: bytes,
+            devices_left_out: fed.left_out,
+            duration: began.elapsed(),
+            waited: fed.waited,
+        })
+    }
+
+    /// All packs and their sizes. One that is not as long as it should be is not there.
+    pub(super) async fn packs(&self) -> Result<HashMap<Hash, u64>> {
+        let found = self.objects_in(&Path::from(PACKS)).await?;
+        Ok(found
+            .iter()
+            .filter_map(|meta| Some((name_of(meta)?, meta.size)))
+            .collect())
+    }
+
+    /// The chunks that the store is known to have: those of the cache itself first, so that an unchanged one is found to be
+    /// so, then of the newest others. Also whether the cache itself is whole.
+    async fn known(&self, key: &CacheKey, old: Option<&Entry>, packs: &HashMap<Hash, u64>) -> Result<(Known, bool)> {
+        let bad = self.bad_packs().clone();
+        let usable = |pack: &Hash, size: u64| packs.get(pack) == Some(&size) && !bad.contains(pack);
+        let mut known = Known::default();
+        let mut whole = false;
+        if let Some(old) = old {
+            match self.load_manifest(&old.manifest).await {
+                Ok(manifest) => {
+                    whole = manifest.packs.iter().all(|(pack, size)| usable(pack, *size));
+                    known.add(&manifest, usable);
+                }
+                Err(error) if error.kind() == ErrorKind::Protocol => {}
+                Err(error) => return Err(error),
+            }
+        }
+        // Keys that begin alike are likely to share most: those are looked at first.
+        let alike = |other: &CacheKey| {
+            let pairs = key.as_str().bytes().zip(other.as_str().bytes());
+            std::cmp::Reverse(pairs.take_while(|(a, b)| a == b).count())
+        };
+        let mut others = self.objects_with("").await?;
+        others.retain(|(other, _)| other != key);
+        others.sort_by_key(|(other, _)| alike(other));
+        let mut seen: Vec<Hash> = old.map(|old| old.manifest).into_iter().collect();
+        for (other, _) in others.into_iter().take(RELATED) {
+            let Ok(Some(entry)) = self.read_entry(&other, None).await else {
+                continue;
+            };
+            // Two keys with the same content.
+            if seen.contains(&entry.manifest) {
+                continue;
+            }
+            seen.push(entry.manifest);
+            if let Ok(manifest) = self.load_manifest(&entry.manifest).await
+                && !known.add(&manifest, usable)
+            {
+                break;
+            }
+        }
+        Ok((known, whole))
+    }
+
+    /// Compresses segments and sends them in packs.
+    async fn send_packs(&self, segments: mpsc::Receiver<Vec<u8>>, packs: &HashMap<Hash, u64>) -> Result<Sent> {
+        let level = self.0.level;
+        let segments = futures_util::stream::unfold(segments, |mut segments| async {
+            segments.recv().await.map(|segment| (segment, segments))
+        });
+        let mut compressed = segments
+            .map(|segment| async move {
+                let work =
+                    blocking(move || zstd::bulk::compress(&segment, level).map(|packed| (packed, segment.len())));
+                work.await?.map_err(|error| Error::io("compress a segment", error))
+            })
+            .buffered(COMPRESSORS)
+            .boxed();
+        let mut sent = Sent::default();
+        let mut uploads: JoinSet<Result<()>> = JoinSet::new();
+        let (mut pack, mut waiting) = (BytesMut::new(), Vec::new());
+        loop {
+            let next = compressed.try_next().await?;
+            let full = next.as_ref().is_none_or(|(packed, _)| pack.len() + packed.len() > PACK);
+            if full && !pack.is_empty() {
+                let bytes = std::mem::take(&mut pack).freeze();
+                let name = self.upload(bytes.clone(), &mut uploads, packs).await?;
+                let size = bytes.len() as u64;
+                sent.bytes += size;
+                sent.segments
+                    .extend(waiting.drain(..).map(|segment| ((name, size), segment)));
+            }
+            let Some((packed, raw)) = next else { break };
+            waiting.push(Segment {
+                pack: 0,
+                offset: pack.len() as u64,
+                stored: number(packed.len()),
+                raw: number(raw),
+            });
+            pack.extend_from_slice(&packed);
+        }
+        while let Some(done) = uploads.join_next().await {
+            finished(done)?;
+        }
+        Ok(sent)
+    }
+
+    /// Begins to send a pack, once there is room; returns its name.
+    async fn upload(
+        &self,
+        bytes: Bytes,
+        uploads: &mut JoinSet<Result<()>>,
+        packs: &HashMap<Hash, u64>,
+    ) -> Result<Hash> {
+        while uploads.len() >= UPLOADS {
+            if let Some(done) = uploads.join_next().await {
+                finished(done)?;
+            }
+        }
+        let hashed = bytes.clone();
+        let name = blocking(move || Hash::of(&hashed)).await?;
+        // Someone else sent the same content at the same time.
+        if packs.get(&name) != Some(&(bytes.len() as u64)) || self.bad_packs().contains(&name) {
+            let store = self.clone();
+            uploads.spawn(async move { store.put(&pack_path(&name), bytes).await });
+        }
+        Ok(name)
+    }
+
+    /// Takes back the condemnation of what this cache relies on, as long as nothing of it is gone.
+    async fn rescue(&self, manifest: &Manifest, name: &Hash, before: &HashMap<Hash, u64>) -> Result<Vec<Path>> {
+        let needed: HashMap<String, Path> = manifest
+            .packs
+            .iter()
+            .map(|(pack, _)| (format!("{PACKS}-{pack}"), pack_path(pack)))
+            .chain([(format!("manifests-{name}"), manifest_path(name))])
+            .collect();
+        let mut rescued = Vec::new();
+        for condemned in self.objects_in(&Path::from(CONDEMNED)).await? {
+            if let Some(object) = condemned.location.filename().and_then(|name| needed.get(name)) {
+                self.delete(&condemned.location).await?;
+                rescued.push(object.clone());
+            }
+        }
+        let relied_on = manifest.packs.iter().any(|(pack, _)| before.contains_key(pack));
+        if relied_on {
+            let now = self.packs().await?;
+            if let Some((pack, _)) = manifest.packs.iter().find(|(pack, size)| now.get(pack) != Some(size)) {
+                return Err(gone(&pack_path(pack)));
+            }
+        }
+        Ok(rescued)
+    }
+
+    /// A prune that had decided before the rescue may have been faster. Nearly always there is nothing to ask.
+    async fn check_rescued(&self, key: &CacheKey, rescued: &[Path]) -> Result<()> {
+        use object_store::ObjectStoreExt;
+        for object in rescued {
+            match self.0.objects.head(object).await {
+                Err(error) if missing(&error) => {
+                    self.remove(key).await?;
+                    return Err(gone(object));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn gone(object: &Path) -> Error {
+    Error::new(
+        ErrorKind::Conflict,
+        format!("{object} was pruned while the cache was persisted"),
+    )
+    .retryable(true)
+    .with_hint("the next persist sends it again")
+}
+
+fn finished(done: Result<Result<()>, tokio::task::JoinError>) -> Result<()> {
+    done.map_err(|error| Error::new(ErrorKind::Cancelled, format!("the runtime ended the upload: {error}")))?
+}
+
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |now| now.as_secs())
+}
+
+/// Reads the tars, as fast as the chunker takes them.
+async fn feed(contents: Vec<ByteStream>, pieces: mpsc::Sender<Bytes>, options: Persist) -> Result<Fed> {
+    let devices = if options.devices {
+        Devices::Keep
+    } else {
+        Devices::LeaveOut
+    };
+    let mut fed = Fed {
+        left_out: 0,
+        waited: Duration::ZERO,
+    };
+    let mut size = 0;
+    let ended = || Error::new(ErrorKind::Cancelled, "the chunker ended");
+    for content in contents {
+        let (checked, mut receiver) = mpsc::channel(1);
+        let mut tar = Checked::new(content, devices);
+        // Reading goes on while the chunker is busy. It ends when this is dropped.
+        let reading = AbortOnDropHandle::new(tokio::spawn(async move {
+            while let Some(piece) = tar.next().await? {
+                if checked.send(piece).await.is_err() {
+                    break;
+                }
+            }
+            Ok::<_, Error>(tar.left_out)
+        }));
+        loop {
+            let began = Instant::now();
+            let Some(piece) = receiver.recv().await else { break };
+            fed.waited += began.elapsed();
+            size += piece.len() as u64;
+            if let Some(limit) = options.size_limit.filter(|limit| size > *limit) {
+                return Err(Error::invalid(format!(
+                    "it is larger than its limit of {limit} bytes, and is not persisted"
+                ))
+                .with_hint("raise its `size_limit`, or keep less in it with `paths`"));
+            }
+            pieces.send(piece).await.map_err(|_| ended())?;
+        }
+        let done = reading.await;
+        fed.left_out +=
+            done.map_err(|error| Error::new(ErrorKind::Cancelled, format!("the reader ended: {error}")))??;
+    }
+    pieces.send(tar::END).await.map_err(|_| ended())?;
+    Ok(fed)
+}
