@@ -767,21 +767,31 @@ async fn a_second_attempt_is_told_as_one(site: &Site) -> Outcome {
     Ok(())
 }
 
-/// Arguments and environments of all processes of the container that `inspected` tells of, by their cgroups. The engine's
-/// own list of them needs a `ps` beside the engine, which not every host has.
+/// Arguments and environments of all processes of the container that `inspected` tells of: its first one and what descends
+/// from that. The engine's own list of them needs a `ps` beside the engine, which not every host has.
 fn processes_of(inspected: &str) -> String {
     let inspected: serde_json::Value = serde_json::from_str(inspected).unwrap();
-    let id = inspected["Id"].as_str().unwrap();
-    let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
-    let of_container = |process: &std::path::PathBuf| {
-        std::fs::read_to_string(process.join("cgroup")).is_ok_and(|cgroups| cgroups.contains(id))
+    let first = inspected["State"]["Pid"].as_u64().unwrap();
+    let parent = |process: u64| -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("PPid:"))?
+            .trim()
+            .parse()
+            .ok()
     };
-    let read = |process: std::path::PathBuf| {
+    let descends = |process: &u64| {
+        std::iter::successors(Some(*process), |process| parent(*process)).any(|ancestor| ancestor == first)
+    };
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let read = |process: u64| {
         ["cmdline", "environ"]
-            .map(|file| std::fs::read(process.join(file)).unwrap_or_default())
+            .map(|file| std::fs::read(format!("/proc/{process}/{file}")).unwrap_or_default())
             .concat()
     };
-    let told: Vec<Vec<u8>> = processes.filter(of_container).map(read).collect();
+    let told: Vec<Vec<u8>> = processes.filter(descends).map(read).collect();
     String::from_utf8_lossy(&told.concat()).into_owned()
 }
 
