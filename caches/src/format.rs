@@ -28,7 +28,7 @@ pub(crate) const VERSION: u32 = 1;
 /// Longest chunk, a bound on what a manifest may claim.
 pub(crate) const MAX_CHUNK: usize = 64 << 10;
 /// Longest segment, before compression.
-pub(crate) const MAX_SEGMENT: usize = 2 << 20;
+pub(crate) const MAX_SEGMENT: usize = 1 << 20;
 /// Largest manifest, before compression: some 200 GiB of cache.
 const MAX_MANIFEST: usize = 1 << 30;
 

@@ -106,7 +106,9 @@ impl CacheSpec {
     /// # Errors
     /// [`ErrorKind::InvalidInput`](orchestra::ErrorKind::InvalidInput) for a label that this version does not understand.
     pub fn of(labels: &Labels) -> Result<Option<Self>> {
-        let Some(value) = labels.get(LABEL) else { return Ok(None) };
+        let Some(value) = labels.get(LABEL) else {
+            return Ok(None);
+        };
         let spec = serde_json::from_str(value);
         spec.map(Some)
             .map_err(|error| Error::invalid(format!("the label {LABEL} can't be read: {error}")))

@@ -56,7 +56,9 @@ async fn a_kill_at_any_moment_leaves_a_store_with_the_old_or_the_new_cache() {
     prune.grace = Duration::ZERO;
     store.prune(prune).await.unwrap();
     store.prune(prune).await.unwrap();
-    let left: Vec<String> = files(folder.path()).into_iter().map(|(name, _)| name).collect();
-    let packs = left.iter().filter(|name| name.starts_with("packs/")).count();
-    assert!(packs <= 2 && left.len() == 4 + packs, "{left:?}");
+    let last = store.prune(prune).await.unwrap();
+    assert_eq!((last.objects, last.condemned), (0, 0), "{last:?}");
+    for (name, _) in files(folder.path()) {
+        assert!(!name.contains('#') && !name.starts_with("condemned"), "{name} is left");
+    }
 }

@@ -18,8 +18,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use orchestra::{
     ByteStream, ContainerId, ContainerSpec, Created, Driver, DriverInfo, EndReport, ErrorKind, ExecSpec, ExecStream,
-    ExitStatus, ImageRef, InjectedFile, JobId, LogStream, PullImage, PullStream, Resource, Result, SharedDriver, Signal,
-    VolumeId, VolumePath, VolumeSpec, labels,
+    ExitStatus, ImageRef, InjectedFile, JobId, LogStream, PullImage, PullStream, Resource, Result, SharedDriver,
+    Signal, VolumeId, VolumePath, VolumeSpec, labels,
 };
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -169,7 +169,8 @@ impl CachesLayer {
 
     /// Persists the volume if someone wrote to it and all of them succeeded.
     async fn persist_used(&self, volume: &Volume) {
-        if !self.options.policy.pushes() || !volume.spec.policy.pushes() || !volume.used.swap(false, Ordering::Relaxed) {
+        if !self.options.policy.pushes() || !volume.spec.policy.pushes() || !volume.used.swap(false, Ordering::Relaxed)
+        {
             return;
         }
         let failed = lock(&volume.tasks)
@@ -279,7 +280,10 @@ impl Driver for CachesLayer {
     async fn create_container(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<Created> {
         let written = spec.mounts.iter().filter(|mount| !mount.read_only);
         let volumes: Vec<_> = written.filter_map(|mount| self.known(&mount.volume)).collect();
-        let task = spec.labels.get(labels::NAME).map_or_else(|| id.to_string(), Clone::clone);
+        let task = spec
+            .labels
+            .get(labels::NAME)
+            .map_or_else(|| id.to_string(), Clone::clone);
         let created = self.inner.create_container(id, spec).await?;
         for volume in &volumes {
             volume.used.store(true, Ordering::Relaxed);

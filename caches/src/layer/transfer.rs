@@ -154,8 +154,11 @@ impl CachesLayer {
         let work = async {
             let _turn = self.transfers.acquire().await;
             if let Some(why) = lock(&self.down).clone() {
-                return Err(Error::new(ErrorKind::Unreachable, format!("the cache store has failed before: {why}"))
-                    .with_hint("the first failure says why"));
+                return Err(Error::new(
+                    ErrorKind::Unreachable,
+                    format!("the cache store has failed before: {why}"),
+                )
+                .with_hint("the first failure says why"));
             }
             let limit = self.options.timeout;
             timeout(limit, work).await.unwrap_or_else(|_| {
@@ -175,7 +178,10 @@ impl CachesLayer {
     /// A question to the store. One that is not answered is the last one.
     async fn ask<T>(&self, question: impl Future<Output = Result<T>>) -> Result<T> {
         let late = || {
-            let message = format!("the cache store {} did not answer within {PATIENCE:?}", self.store.address());
+            let message = format!(
+                "the cache store {} did not answer within {PATIENCE:?}",
+                self.store.address()
+            );
             Err(Error::new(ErrorKind::DeadlineExceeded, message).with_hint("check whether it runs, and the way to it"))
         };
         let answer = timeout(PATIENCE, question).map(|answer| answer.unwrap_or_else(|_| late()));

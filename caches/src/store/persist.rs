@@ -20,7 +20,7 @@ use crate::archive::{Checked, Devices};
 use crate::format::{Entry, Hash, Manifest, Segment, number};
 
 /// A pack is sent when it is this large: few requests, and few of it in memory.
-const PACK: usize = 16 << 20;
+const PACK: usize = 8 << 20;
 /// How many packs are on their way at once.
 const UPLOADS: usize = 2;
 /// How many segments are compressed at once.
@@ -232,12 +232,13 @@ impl Store {
             .boxed();
         let mut sent = Sent::default();
         let mut uploads: JoinSet<Result<()>> = JoinSet::new();
-        let (mut pack, mut waiting) = (BytesMut::new(), Vec::new());
+        let mut pack = BytesMut::with_capacity(PACK);
+        let mut waiting = Vec::new();
         loop {
             let next = compressed.try_next().await?;
             let full = next.as_ref().is_none_or(|(packed, _)| pack.len() + packed.len() > PACK);
             if full && !pack.is_empty() {
-                let bytes = std::mem::take(&mut pack).freeze();
+                let bytes = std::mem::replace(&mut pack, BytesMut::with_capacity(PACK)).freeze();
                 let name = self.upload(bytes.clone(), &mut uploads, packs).await?;
                 let size = bytes.len() as u64;
                 sent.bytes += size;

@@ -16,11 +16,11 @@ use crate::format::{Chunk, Entry, Hash, Manifest, damaged, number};
 
 /// Most that one request asks for, and what it may decompress to.
 const FETCH: u64 = 2 << 20;
-const FETCHED: u64 = 8 << 20;
+const FETCHED: u64 = 4 << 20;
 /// How many requests are made ahead.
-const AHEAD: usize = 4;
+const AHEAD: usize = 3;
 /// Decompressed segments that are kept because chunks further on may be in them, too.
-const KEPT: usize = 20;
+const KEPT: usize = 12;
 
 /// A cache that is being restored.
 #[expect(missing_debug_implementations, reason = "a stream has nothing to show")]

@@ -1,0 +1,484 @@
+//! The layer, on the in-memory engine.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use orchestra::layer::{Fault, Faults, Layered, Method};
+use orchestra::{ErrorKind, Job, JobId, Labels, SharedDriver, Task, VolumeId};
+use orchestra_caches::{CacheEvent, CacheEventKind, CacheSpec, CachesLayer, CachesOptions, Policy, Store};
+use orchestra_conformance::memory::{MemoryEngine, MemoryImage};
+use support::*;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+struct World {
+    _folder: tempfile::TempDir,
+    objects: Arc<Flaky>,
+    engine: MemoryEngine,
+}
+
+/// A run of one job, by a process of its own.
+struct Run {
+    job: Job,
+    events: mpsc::Receiver<CacheEvent>,
+}
+
+fn engine() -> MemoryEngine {
+    let engine = MemoryEngine::new();
+    engine.add_image("busybox", MemoryImage::busybox()).unwrap();
+    engine
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let objects = Arc::new(Flaky::new(folder.path()));
+        Self {
+            _folder: folder,
+            objects,
+            engine: engine(),
+        }
+    }
+
+    fn store(&self) -> Store {
+        Store::in_objects(self.objects.clone(), "test")
+    }
+
+    fn layer(&self, driver: SharedDriver, options: CachesOptions) -> (CachesLayer, mpsc::Receiver<CacheEvent>) {
+        let (send, events) = mpsc::channel(64);
+        (CachesLayer::new(driver, self.store(), options).events(send), events)
+    }
+
+    fn run_with(&self, id: Option<&str>, options: CachesOptions) -> Run {
+        let (layer, events) = self.layer(self.engine.driver(), options);
+        let mut job = Job::builder(Arc::new(layer));
+        if let Some(id) = id {
+            job = job.id(JobId::new(id).unwrap());
+        }
+        Run {
+            job: job.build(),
+            events,
+        }
+    }
+
+    fn run(&self) -> Run {
+        self.run_with(None, CachesOptions::default())
+    }
+}
+
+fn spec(name: &str) -> CacheSpec {
+    CacheSpec::new(key(name))
+}
+
+impl Run {
+    async fn volume(&self, spec: &CacheSpec) -> VolumeId {
+        self.job
+            .create_volume_with("cache.a", Labels::from([spec.label()]))
+            .await
+            .unwrap()
+    }
+
+    /// What a task with the cache at `c` prints.
+    async fn task(&self, name: &str, volume: &VolumeId, script: &str) -> String {
+        let task = Task::new(name, "busybox")
+            .unwrap()
+            .shell(script)
+            .mount(volume, "c")
+            .unwrap();
+        self.job.run(task).await.unwrap().stdout.to_string()
+    }
+
+    async fn end(mut self) -> Vec<CacheEventKind> {
+        self.job.end().await.unwrap();
+        let mut told = Vec::new();
+        drop(self.job);
+        while let Some(event) = self.events.recv().await {
+            told.push(event.kind);
+        }
+        told
+    }
+}
+
+/// A run that writes `text` into the cache.
+async fn write(world: &World, name: &str, text: &str) -> Vec<CacheEventKind> {
+    let run = world.run();
+    let volume = run.volume(&spec(name)).await;
+    run.task("write", &volume, &format!("echo {text} > c/file")).await;
+    run.end().await
+}
+
+/// What a run with this spec finds in the cache.
+async fn read(world: &World, spec: &CacheSpec) -> (String, Vec<CacheEventKind>) {
+    let run = world.run();
+    let volume = run.volume(spec).await;
+    let found = run
+        .task(
+            "read",
+            &volume,
+            "if test -e c/file; then cat c/file; else echo nothing; fi",
+        )
+        .await;
+    (found.trim().to_owned(), run.end().await)
+}
+
+#[tokio::test]
+async fn what_one_run_leaves_in_a_cache_the_next_one_finds() {
+    let world = World::new();
+    let told = write(&world, "ci/a", "hello").await;
+    assert!(matches!(told[0], CacheEventKind::Missed { .. }), "{told:?}");
+    assert!(
+        matches!(&told[1], CacheEventKind::Persisted(persisted) if persisted.new > 0),
+        "{told:?}"
+    );
+    let (found, told) = read(&world, &spec("ci/a")).await;
+    assert_eq!(found, "hello");
+    assert!(
+        matches!(&told[0], CacheEventKind::Restored { exact: true, size, .. } if *size > 0),
+        "{told:?}"
+    );
+    assert!(
+        matches!(&told[1], CacheEventKind::Persisted(persisted) if persisted.unchanged),
+        "{told:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_fallback_is_restored_and_persisted_under_the_key_that_was_asked_for() {
+    let world = World::new();
+    write(&world, "ci/lock-1", "old").await;
+    let mut fallback = spec("ci/lock-2");
+    fallback.restore_keys = vec!["ci/lock-".to_owned()];
+    let (found, told) = read(&world, &fallback).await;
+    assert_eq!(found, "old");
+    assert!(
+        matches!(&told[0], CacheEventKind::Restored { exact: false, from, .. } if from.as_str() == "ci/lock-1"),
+        "{told:?}"
+    );
+    assert!(
+        matches!(&told[1], CacheEventKind::Persisted(persisted) if persisted.new == 0),
+        "{told:?}"
+    );
+    assert_eq!(read(&world, &spec("ci/lock-2")).await.0, "old");
+}
+
+#[tokio::test]
+async fn a_task_that_fails_or_is_not_waited_for_persists_nothing() {
+    let world = World::new();
+    write(&world, "ci/a", "good").await;
+    let run = world.run();
+    let volume = run.volume(&spec("ci/a")).await;
+    run.task("breaks", &volume, "echo bad > c/file; exit 1").await;
+    let told = run.end().await;
+    assert!(
+        matches!(&told[1], CacheEventKind::Skipped { task } if task == "breaks"),
+        "{told:?}"
+    );
+    assert_eq!(read(&world, &spec("ci/a")).await.0, "good");
+}
+
+#[tokio::test]
+async fn the_last_attempt_of_a_task_decides() {
+    let world = World::new();
+    let run = world.run();
+    let volume = run.volume(&spec("ci/a")).await;
+    let script = "if test -e c/file; then exit 0; else echo x > c/file; exit 1; fi";
+    let task = Task::new("flaky", "busybox")
+        .unwrap()
+        .shell(script)
+        .mount(&volume, "c")
+        .unwrap()
+        .attempts(2);
+    assert!(run.job.run(task).await.unwrap().exit.success());
+    let told = run.end().await;
+    assert!(matches!(told[1], CacheEventKind::Persisted(_)), "{told:?}");
+}
+
+#[tokio::test]
+async fn policies_pull_and_push_do_one_half_and_a_run_can_be_held_to_one() {
+    let world = World::new();
+    write(&world, "ci/a", "old").await;
+    let mut pull = spec("ci/a");
+    pull.policy = Policy::Pull;
+    let mut push = spec("ci/a");
+    push.policy = Policy::Push;
+    let (found, told) = read(&world, &pull).await;
+    assert_eq!((found.as_str(), told.len()), ("old", 1), "{told:?}");
+    let mut options = CachesOptions::default();
+    options.policy = Policy::Pull;
+    let run = world.run_with(None, options);
+    let volume = run.volume(&push).await;
+    run.task("write", &volume, "echo evil > c/file").await;
+    assert!(run.end().await.is_empty());
+    assert_eq!(read(&world, &spec("ci/a")).await.0, "old");
+    assert_eq!(read(&world, &push).await.0, "nothing");
+    assert_eq!(read(&world, &spec("ci/a")).await.0, "nothing");
+}
+
+#[tokio::test]
+async fn only_the_paths_that_were_asked_for_are_persisted_and_missing_ones_are_no_failure() {
+    let world = World::new();
+    let mut some = spec("ci/a");
+    some.paths = vec![
+        "keep".parse().unwrap(),
+        "missing/dir".parse().unwrap(),
+        "also/this".parse().unwrap(),
+    ];
+    let run = world.run();
+    let volume = run.volume(&some).await;
+    run.task(
+        "write",
+        &volume,
+        "mkdir -p c/keep c/also/this c/not; echo 1 > c/keep/a; echo 2 > c/also/this/b; echo 3 > c/not/x",
+    )
+    .await;
+    let told = run.end().await;
+    assert!(matches!(told[1], CacheEventKind::Persisted(_)), "{told:?}");
+    let run = world.run();
+    let volume = run.volume(&some).await;
+    assert_eq!(
+        run.task(
+            "read",
+            &volume,
+            "cat c/keep/a c/also/this/b; test -e c/not || echo gone"
+        )
+        .await,
+        "1\n2\ngone\n"
+    );
+    run.end().await;
+}
+
+#[tokio::test]
+async fn a_cache_over_its_limit_is_kept_out_with_a_warning_and_the_old_one_stays() {
+    let world = World::new();
+    write(&world, "ci/a", "small").await;
+    let mut limited = spec("ci/a");
+    limited.size_limit = Some(3000);
+    let run = world.run();
+    let volume = run.volume(&limited).await;
+    run.task("write", &volume, &format!("echo {} > c/large", "x".repeat(5000)))
+        .await;
+    let told = run.end().await;
+    assert!(
+        matches!(&told[1], CacheEventKind::NotPersisted { error, .. } if error.contains("limit of 3000")),
+        "{told:?}"
+    );
+    assert_eq!(read(&world, &spec("ci/a")).await.0, "small");
+}
+
+#[tokio::test]
+async fn a_volume_that_is_removed_is_persisted_then_and_not_again_at_the_end() {
+    let world = World::new();
+    let mut run = world.run();
+    let volume = run.volume(&spec("ci/a")).await;
+    run.task("write", &volume, "echo early > c/file").await;
+    run.job.driver().remove_volume(&volume).await.unwrap();
+    assert!(matches!(
+        run.events.recv().await.unwrap().kind,
+        CacheEventKind::Missed { .. }
+    ));
+    assert!(matches!(
+        run.events.recv().await.unwrap().kind,
+        CacheEventKind::Persisted(_)
+    ));
+    // Another task of the same job finds it again.
+    let volume = run.volume(&spec("ci/a")).await;
+    assert_eq!(run.task("read", &volume, "cat c/file").await, "early\n");
+    let told = run.end().await;
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(world.engine.driver().list(None).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn damage_is_a_miss_with_an_empty_volume_and_is_mended_at_the_end() {
+    let world = World::new();
+    let run = world.run();
+    let volume = run.volume(&spec("ci/a")).await;
+    run.task(
+        "write",
+        &volume,
+        &format!("echo {} > c/big; echo x > c/file", "word".repeat(2000)),
+    )
+    .await;
+    run.end().await;
+    for (name, mut bytes) in files(world._folder.path())
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("packs/"))
+    {
+        let last = bytes.len() - 100;
+        bytes[last] ^= 1;
+        std::fs::write(world._folder.path().join(name), bytes).unwrap();
+    }
+    let run = world.run();
+    let volume = run.volume(&spec("ci/a")).await;
+    assert_eq!(run.task("read", &volume, "ls c; echo y > c/file").await, "");
+    let told = run.end().await;
+    assert!(
+        matches!(&told[0], CacheEventKind::NotRestored { error, .. } if error.contains("damaged")),
+        "{told:?}"
+    );
+    assert!(matches!(told[1], CacheEventKind::Persisted(_)), "{told:?}");
+    assert_eq!(read(&world, &spec("ci/a")).await.0, "y");
+}
+
+#[tokio::test]
+async fn a_store_that_fails_costs_a_warning_and_the_job_runs_without() {
+    let world = World::new();
+    write(&world, "ci/a", "old").await;
+    world.objects.fail_after(0);
+    let (found, told) = read(&world, &spec("ci/a")).await;
+    assert_eq!(found, "nothing");
+    assert!(
+        matches!(&told[0], CacheEventKind::NotRestored { error, .. } if error.contains("503 Slow Down")),
+        "{told:?}"
+    );
+    assert!(
+        matches!(&told[1], CacheEventKind::NotPersisted { error, .. } if error.contains("failed before")),
+        "{told:?}"
+    );
+    world.objects.fail_after(-1);
+    assert_eq!(read(&world, &spec("ci/a")).await.0, "old");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_hangs_costs_a_bounded_delay_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut objects = Flaky::new(folder.path());
+    objects.hangs = true;
+    objects.fail_after(0);
+    let world = World {
+        _folder: folder,
+        objects: Arc::new(objects),
+        engine: engine(),
+    };
+    let began = tokio::time::Instant::now();
+    let run = world.run();
+    for name in ["cache.a", "cache.b", "cache.c"] {
+        run.job
+            .create_volume_with(name, Labels::from([spec(name).label()]))
+            .await
+            .unwrap();
+    }
+    assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
+    let told = run.end().await;
+    assert!(
+        matches!(&told[0], CacheEventKind::NotRestored { error, .. } if error.contains("within 30s")),
+        "{told:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_transfer_that_takes_too_long_ends_with_an_empty_volume() {
+    let world = World::new();
+    write(&world, "ci/a", "old").await;
+    let faults = Faults::new()
+        .on(Method::WriteVolume, Fault::Hang)
+        .on(Method::ReadVolume, Fault::Hang);
+    let mut options = CachesOptions::default();
+    options.timeout = Duration::from_millis(300);
+    let (layer, events) = world.layer(Layered::wrap(world.engine.driver(), faults), options);
+    let run = Run {
+        job: Job::builder(Arc::new(layer)).build(),
+        events,
+    };
+    let began = Instant::now();
+    let volume = run.volume(&spec("ci/a")).await;
+    run.task("write", &volume, "ls c > c/file").await;
+    let told = run.end().await;
+    assert!(
+        matches!(&told[0], CacheEventKind::NotRestored { error, .. } if error.contains("300ms")),
+        "{told:?}"
+    );
+    assert!(began.elapsed() < Duration::from_secs(20));
+    assert_eq!(read(&world, &spec("ci/a")).await.0, "old");
+}
+
+#[tokio::test]
+async fn an_engine_that_can_not_be_read_never_fails_the_job() {
+    let world = World::new();
+    write(&world, "ci/a", "old").await;
+    for fault in [
+        Fault::Before(ErrorKind::Engine),
+        Fault::CutStream(1, ErrorKind::Interrupted),
+    ] {
+        let (layer, events) = world.layer(
+            Layered::wrap(world.engine.driver(), Faults::new().on(Method::ReadVolume, fault)),
+            CachesOptions::default(),
+        );
+        let run = Run {
+            job: Job::builder(Arc::new(layer)).build(),
+            events,
+        };
+        let volume = run.volume(&spec("ci/a")).await;
+        run.task("write", &volume, "echo new > c/file").await;
+        let told = run.end().await;
+        assert!(matches!(told[1], CacheEventKind::NotPersisted { .. }), "{told:?}");
+    }
+    assert_eq!(read(&world, &spec("ci/a")).await.0, "old");
+}
+
+#[tokio::test]
+async fn a_restore_that_a_killed_process_left_half_done_is_done_again() {
+    let world = World::new();
+    write(&world, "ci/a", "whole").await;
+    // It hangs in the middle, and is gone.
+    let faults = Faults::new().on(Method::WriteVolume, Fault::Hang);
+    let (layer, _events) = world.layer(Layered::wrap(world.engine.driver(), faults), CachesOptions::default());
+    let killed = Job::builder(Arc::new(layer)).id(JobId::new("run-1").unwrap()).build();
+    let work = killed.create_volume_with("cache.a", Labels::from([spec("ci/a").label()]));
+    assert!(tokio::time::timeout(Duration::from_millis(200), work).await.is_err());
+    killed.keep();
+    drop(killed);
+    let run = world.run_with(Some("run-1"), CachesOptions::default());
+    let volume = run.volume(&spec("ci/a")).await;
+    assert_eq!(
+        run.task("read", &volume, "cat c/file; echo more > c/file").await,
+        "whole\n"
+    );
+    // A process that takes over after that finds what is in the volume, and restores nothing.
+    run.job.keep();
+    drop(run);
+    let run = world.run_with(Some("run-1"), CachesOptions::default());
+    let volume = run.volume(&spec("ci/a")).await;
+    assert_eq!(run.task("again", &volume, "cat c/file").await, "more\n");
+    let told = run.end().await;
+    assert!(matches!(told[..], [CacheEventKind::Persisted(_)]), "{told:?}");
+    assert!(world.engine.driver().list(None).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_run_that_is_cancelled_waits_for_no_store() {
+    let world = World::new();
+    let cancel = CancellationToken::new();
+    let (send, events) = mpsc::channel(64);
+    let layer = CachesLayer::new(world.engine.driver(), world.store(), CachesOptions::default())
+        .events(send)
+        .cancel_with(&cancel);
+    let run = Run {
+        job: Job::builder(Arc::new(layer)).build(),
+        events,
+    };
+    let volume = run.volume(&spec("ci/a")).await;
+    run.task("write", &volume, "echo x > c/file").await;
+    cancel.cancel();
+    let puts = world.objects.puts.load(Ordering::SeqCst);
+    let told = run.end().await;
+    assert!(
+        matches!(&told[1], CacheEventKind::NotPersisted { error, .. } if error.contains("cancelled")),
+        "{told:?}"
+    );
+    assert_eq!(world.objects.puts.load(Ordering::SeqCst), puts);
+}
+
+#[tokio::test]
+async fn volumes_that_are_no_caches_pass_through_and_the_stack_says_so() {
+    let world = World::new();
+    let (layer, _events) = world.layer(world.engine.driver(), CachesOptions::default());
+    assert_eq!(layer.to_string(), format!("caches({})", world.engine.driver()));
+    let job = Job::builder(Arc::new(layer)).build();
+    job.create_volume("plain").await.unwrap();
+    job.end().await.unwrap();
+    assert!(files(world._folder.path()).is_empty());
+}
