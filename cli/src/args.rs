@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use orchestra::{ImageRef, JobId, NetworkMode, Platform};
+use orchestra_caches::CacheKey;
 
-use crate::duration;
+use crate::{duration, size};
 
 /// Runs CI pipelines and builds images on container engines.
 ///
@@ -30,6 +31,8 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Remove what runs that died left in the engine
     Gc(GcArgs),
+    /// Look after the store of caches
+    Caches(CachesArgs),
 }
 
 /// What every command that talks to an engine takes.
@@ -71,6 +74,80 @@ pub(crate) struct RunArgs {
     /// Leave containers and volumes in the engine, to look at; `orchestra gc` removes them
     #[arg(long)]
     pub(crate) keep: bool,
+    /// Neither restore nor persist caches
+    #[arg(long)]
+    pub(crate) no_cache: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CachesArgs {
+    #[command(subcommand)]
+    pub(crate) command: CachesCommand,
+    /// The configuration file [default: orchestra.toml, where there is one]
+    #[arg(long, value_name = "FILE", global = true)]
+    pub(crate) config: Option<PathBuf>,
+    /// The store's address, instead of the configured one
+    #[arg(long, value_name = "URL", global = true)]
+    pub(crate) store: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CachesCommand {
+    /// List caches, the one that was persisted last first
+    List {
+        /// Only those whose keys begin with this
+        #[arg(default_value = "")]
+        prefix: String,
+        /// Print the result as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show all that is known of a cache
+    Inspect { key: CacheKey },
+    /// Remove caches
+    Rm {
+        #[arg(required = true)]
+        keys: Vec<CacheKey>,
+    },
+    /// Remove caches by age and size, and what no cache uses any more
+    Prune {
+        /// Remove caches that were not persisted for so long [default: the configured time to live]
+        #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+        older_than: Option<Duration>,
+        /// Keep the newest caches, as long as they take no more than this
+        #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+        keep_size: Option<u64>,
+        /// How long unused objects are kept; longer than any run restores or persists [default: 1d]
+        #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+        grace: Option<Duration>,
+        /// Only tell what would be removed
+        #[arg(long)]
+        dry_run: bool,
+        /// Print the result as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read all caches and compare them with their hashes; exit code 1 if one is damaged
+    Verify {
+        /// Only those whose keys begin with this
+        #[arg(default_value = "")]
+        prefix: String,
+        /// Delete what is damaged, so that the next run persists it anew
+        #[arg(long)]
+        repair: bool,
+    },
+    /// Write a cache's content to a file, as a tar
+    Export {
+        key: CacheKey,
+        /// The file, or `-` for standard output
+        file: PathBuf,
+    },
+    /// Make a cache of a tar
+    Import {
+        key: CacheKey,
+        /// The file, or `-` for standard input
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -12,6 +12,18 @@
 //!
 //! [image_build]
 //! image = "moby/buildkit:v0.34.2"
+//!
+//! [caches]
+//! store = "s3://ci-caches/team"       # or file:///var/cache/orchestra; without one, caches live as long as their job
+//! endpoint = "https://s3.example.com" # where it is not Amazon's own
+//! region = "eu-central-1"
+//! access_key_id = "…"                 # or the AWS_* variables, as other programs take them
+//! secret_access_key = "…"
+//! policy = "pull"                     # for runs that are not trusted
+//! level = 3                           # of compression, 1 to 19
+//! size_limit = "5GB"                  # of a cache that has no limit of its own
+//! time_to_live = "30d"                # of a cache that no run persists any more
+//! timeout = "15m"                     # of one restore or persist
 //! ```
 //!
 //! Two underscores stand for a dot in a variable's name: `ORCHESTRA_DOCKER__HOST`.
@@ -23,20 +35,21 @@ use std::time::Duration;
 use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
 use figment::{Figment, Source};
-use orchestra::ImageRef;
+use orchestra::{ExposeSecret, ImageRef, SecretString};
+use orchestra_caches::{Policy, StoreOptions};
 use serde::{Deserialize, Deserializer};
 
 use crate::args::EngineArgs;
 use crate::drivers::{self, DockerConfig, PodmanConfig};
-use crate::duration;
 use crate::exit::Failure;
+use crate::{duration, size};
 
 /// The file that is read where there is one and `--config` is not given.
 const FILE: &str = "orchestra.toml";
 /// What the names of variables start with.
 const PREFIX: &str = "ORCHESTRA_";
 /// The keys at the top, which a variable's name is compared with.
-const KEYS: [&str; 5] = ["driver", "grace", "docker", "podman", "image_build"];
+const KEYS: [&str; 6] = ["driver", "grace", "docker", "podman", "image_build", "caches"];
 
 /// How the program is set up.
 #[derive(Clone, Debug, Deserialize)]
@@ -54,6 +67,57 @@ pub(crate) struct Config {
     pub(crate) podman: PodmanConfig,
     #[serde(default)]
     pub(crate) image_build: ImageBuildConfig,
+    #[serde(default)]
+    pub(crate) caches: CachesConfig,
+}
+
+/// Where caches are kept.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CachesConfig {
+    pub(crate) store: Option<String>,
+    endpoint: Option<String>,
+    region: Option<String>,
+    access_key_id: Option<String>,
+    secret_access_key: Option<SecretString>,
+    #[serde(default)]
+    pub(crate) policy: Policy,
+    level: Option<i32>,
+    #[serde(default, deserialize_with = "read_size")]
+    pub(crate) size_limit: Option<u64>,
+    #[serde(default, deserialize_with = "read_some_duration")]
+    pub(crate) time_to_live: Option<Duration>,
+    #[serde(default, deserialize_with = "read_some_duration")]
+    pub(crate) timeout: Option<Duration>,
+}
+
+impl CachesConfig {
+    /// The store, where one is configured.
+    ///
+    /// # Errors
+    /// Bad input for credentials that stand for a secret.
+    pub(crate) fn store_options(&self) -> Result<Option<StoreOptions>, Failure> {
+        let Some(store) = &self.store else { return Ok(None) };
+        let secret = self.secret_access_key.as_ref().map(ExposeSecret::expose_secret);
+        if [self.access_key_id.as_deref(), secret]
+            .into_iter()
+            .flatten()
+            .any(|value| value.starts_with("secret:"))
+        {
+            return Err(Failure::bad_input(
+                "secrets are not available yet: a `secret:` under `[caches]` can't be resolved",
+            )
+            .with_hint("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"));
+        }
+        let mut options = StoreOptions::default();
+        options.url.clone_from(store);
+        options.level = self.level;
+        options.s3.endpoint.clone_from(&self.endpoint);
+        options.s3.region.clone_from(&self.region);
+        options.s3.access_key_id.clone_from(&self.access_key_id);
+        options.s3.secret_access_key.clone_from(&self.secret_access_key);
+        Ok(Some(options))
+    }
 }
 
 /// How images are built.
@@ -75,6 +139,24 @@ fn default_grace() -> Duration {
 fn read_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     duration::parse(&text).map_err(serde::de::Error::custom)
+}
+
+fn read_some_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    read_duration(deserializer).map(Some)
+}
+
+/// A number of bytes may stand without quotes.
+fn read_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Size {
+        Bytes(u64),
+        Text(String),
+    }
+    match Size::deserialize(deserializer)? {
+        Size::Bytes(bytes) => Ok(Some(bytes)),
+        Size::Text(text) => size::parse(&text).map(Some).map_err(serde::de::Error::custom),
+    }
 }
 
 impl Config {
@@ -242,6 +324,18 @@ mod tests {
             (
                 "[image_build]\nimage = 'UPPER'",
                 "orchestra.toml:2: setting `image_build.image`",
+            ),
+            (
+                "[caches]\nstor = 'x'",
+                "orchestra.toml:2: unknown setting `caches.stor`",
+            ),
+            (
+                "[caches]\nsize_limit = 'big'",
+                "orchestra.toml:2: setting `caches.size_limit`: \\\"big\\\" is not a size",
+            ),
+            (
+                "[caches]\npolicy = 'never'",
+                "orchestra.toml:2: setting `caches.policy`",
             ),
             ("= 1", "line 1"),
         ] {

@@ -5,6 +5,7 @@
 
 mod args;
 mod build;
+mod caches;
 mod config;
 mod console;
 mod context;
@@ -17,6 +18,7 @@ mod interrupt;
 mod log;
 mod progress;
 mod run;
+mod size;
 mod validate;
 
 use std::process::ExitCode;
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         Command::Validate(_) => false,
         Command::Doctor(args) => args.json,
         Command::Gc(args) => args.json,
+        Command::Caches(_) => false,
     };
     log::start()
         .and_then(|()| execute(cli.command))
@@ -51,6 +54,7 @@ fn execute(command: Command) -> Result<Exit, Failure> {
         Command::Validate(args) => validate::run(&args),
         Command::Doctor(args) => runtime.block_on(doctor::run(args)),
         Command::Gc(args) => runtime.block_on(gc::run(args)),
+        Command::Caches(args) => runtime.block_on(caches::run(args)),
     };
     // Nothing that is still waited for in the background is worth waiting for.
     runtime.shutdown_background();

@@ -10,12 +10,16 @@ use crate::args::RunArgs;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::progress::{Display, Log};
-use crate::{drivers, interrupt};
+use crate::{caches, drivers, interrupt};
 
 pub(crate) async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let pipeline = Pipeline::read(&args.file).map_err(Failure::invalid)?;
     let job = args.job.map(|job| find_job(&pipeline, &job)).transpose()?;
     let config = Config::load(&args.engine)?;
+    let caches = match args.no_cache {
+        true => None,
+        false => caches::configured(&config.caches)?,
+    };
     let driver = drivers::connect(&config).await?;
 
     let cancel = CancellationToken::new();
@@ -29,6 +33,7 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit, Failure> {
     options.cancel = cancel;
     options.events = Some(display.events());
     options.grace = config.grace;
+    options.caches = caches;
     options.buildkit = config.image_build.image;
     let report = orchestra_pipelines::run(&pipeline, driver, options).await;
 

@@ -41,9 +41,9 @@ impl BuildPlan {
             .collect();
         let caches = self.caches.iter().zip(volumes);
         build.caches = caches
-            .map(|(path, volume)| BuildCache {
+            .map(|(cache, volume)| BuildCache {
                 volume,
-                path: path.clone(),
+                path: cache.path.clone(),
             })
             .collect();
         KEYS.iter().for_each(|(_, set)| set(&mut build, self));

@@ -49,7 +49,7 @@
 //! | `config.platform` | `linux`, or with a processor: `linux/arm64` |
 //! | `config.image`, `config.image_resource` | one of them; `source` has `repository`, `tag`, `digest`, `username`, `password`, `insecure` |
 //! | `config.inputs`, `config.outputs` | `name` and `path`, which is the name where not given. An artifact is made once, by one output |
-//! | `config.caches` | `path` |
+//! | `config.caches` | see below |
 //! | `config.run` | `path`, `args`, `dir` (relative to the working directory), `user` |
 //! | `config.params`, `config.env` | text; a number is passed on as it is written |
 //! | `config.limits`, `config.container_limits` | `cpu` (or `cpus`): processors, a quota, where Concourse has shares; `memory`: `512MB`, in powers of 1024 |
@@ -63,18 +63,34 @@
 //! | `registry` | `hostname`, `username`, `password`, `insecure` |
 //! | `image`, `env`, `caches`, `network` | BuildKit's own |
 //!
+//! | a cache, for example `- path: .cargo` | |
+//! | --- | --- |
+//! | `path` | where it stands |
+//! | `key` | its name within its scope, which is `path` where not given; `{{ checksum "source/Cargo.lock" }}` stands for a file of an input |
+//! | `restore_keys` | if there is no cache of the key: beginnings of keys, of which the newest is taken |
+//! | `scope` | who shares it: `job` (default), `task` or `pipeline` |
+//! | `policy` | `pull-push` (default), `pull` or `push` |
+//! | `size_limit`, `paths` | largest cache that is persisted; what of it, all where not given |
+//! | `devices` | `true` to keep device files; of builds they always are |
+//!
+//! Without a store ([`RunOptions::caches`]) a cache lives as long as its job. A cache is persisted when the last step that
+//! uses it has ended, if all of them succeeded; that it can't be restored or persisted is a warning, never a failure.
+//!
 //! A task whose image an earlier step of its job pushed gets what was pushed, with the credentials of the push, and not what
 //! the engine may have had under that tag.
 
 mod build;
+mod cache;
 mod plan;
 mod problem;
 mod run;
 mod units;
 mod yaml;
 
+pub use cache::{CachePlan, CacheScope, KeyTemplate};
 pub use plan::{Action, Artifact, BuildPlan, JobPlan, Pipeline, Step, StepKind, TaskImage, TaskPlan};
 pub use problem::{Invalid, Place, Problem};
 pub use run::{
-    BuiltImage, Data, PlannedJob, PlannedStep, RunEvent, RunEventKind, RunOptions, RunReport, Status, StepReport, run,
+    BuiltImage, Caches, Data, PlannedJob, PlannedStep, RunEvent, RunEventKind, RunOptions, RunReport, Status,
+    StepReport, run,
 };

@@ -9,6 +9,8 @@ use std::time::Duration;
 use orchestra::{ContainerPath, Credentials, Env, ImageRef, Limits, Name, NetworkMode, Platform, User};
 use orchestra_image_build::RegistryAuth;
 
+use crate::CachePlan;
+
 /// A whole pipeline: jobs in the order they run.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -50,6 +52,15 @@ impl Step {
         match self.action {
             Action::Task(_) => StepKind::Task,
             Action::BuildImage(_) => StepKind::BuildImage,
+        }
+    }
+
+    /// Its caches.
+    #[must_use]
+    pub fn caches(&self) -> &[CachePlan] {
+        match &self.action {
+            Action::Task(plan) => &plan.caches,
+            Action::BuildImage(plan) => &plan.caches,
         }
     }
 }
@@ -104,8 +115,8 @@ pub struct TaskPlan {
     pub inputs: Vec<Artifact>,
     /// Artifacts that it makes.
     pub outputs: Vec<Artifact>,
-    /// Directories that are kept from one attempt to the next.
-    pub caches: Vec<ContainerPath>,
+    /// Directories that are kept.
+    pub caches: Vec<CachePlan>,
     /// What it may use.
     pub limits: Limits,
     /// Whether it has all privileges.
@@ -159,7 +170,7 @@ pub struct BuildPlan {
     /// Artifacts of earlier steps.
     pub inputs: Vec<Artifact>,
     /// Directories that BuildKit keeps its layers in.
-    pub caches: Vec<ContainerPath>,
+    pub caches: Vec<CachePlan>,
     /// BuildKit's environment.
     pub env: Env,
     /// How to log in to the registry.

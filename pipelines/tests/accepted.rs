@@ -83,7 +83,7 @@ fn the_page_of_image_build_runs_unchanged() {
         (build.target.as_deref(), build.platforms[0].to_string().as_str()),
         (Some("production"), "linux/amd64")
     );
-    assert_eq!(build.caches[0].as_str(), "/var/lib/buildkit");
+    assert_eq!(build.caches[0].path.as_str(), "/var/lib/buildkit");
     let registry = build.registry.as_ref().unwrap();
     assert_eq!(registry.hostname.as_deref(), Some("registry.example.com"));
     assert_eq!(
@@ -177,7 +177,7 @@ plan:
         (
             test.inputs[0].path.as_str(),
             test.outputs[0].path.as_str(),
-            test.caches[0].as_str()
+            test.caches[0].path.as_str()
         ),
         ("src/app", "/out", ".cache")
     );

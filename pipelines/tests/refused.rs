@@ -159,6 +159,48 @@ fn a_value_of_the_wrong_type_is_refused() {
         ),
         (in_config("params: { A: [1] }"), "6:15", "write lists and maps as JSON"),
         (in_config("caches: [{}]"), "6:14", "a cache needs `path`"),
+        (in_config("caches: [{ path: ../x }]"), "6:21", "contains `..`"),
+        (
+            in_config("caches: [{ path: a, scope: repo }]"),
+            "6:31",
+            "no scope of a cache",
+        ),
+        (
+            in_config("caches: [{ path: a, policy: never }]"),
+            "6:32",
+            "no cache policy",
+        ),
+        (
+            in_config("caches: [{ path: a, size_limit: big }]"),
+            "6:36",
+            "not a valid size",
+        ),
+        (
+            in_config("caches: [{ path: a, paths: [/etc] }]"),
+            "6:32",
+            "must be relative",
+        ),
+        (
+            in_config("caches: [{ path: a, key: 'a{{ b }}' }]"),
+            "6:29",
+            "something else than `checksum`",
+        ),
+        (
+            in_config("caches: [{ path: a, key: 'a{{ checksum \"x/y\" }}' }]"),
+            "6:29",
+            "in none of the step's inputs",
+        ),
+        (in_config("caches: [{ path: a }, { path: a/b }]"), "6:34", "overlap"),
+        (
+            in_config("caches: [{ path: a }, { path: ./a }]"),
+            "6:34",
+            "two mounts stand at",
+        ),
+        (
+            in_config("caches: [{ path: a, key: k }, { path: b, key: k }]"),
+            "6:42",
+            "the same key",
+        ),
         (in_build("push: 'true'"), "8:11", "`push` is true or false, not text"),
         (
             in_build("platforms: linux/amd64"),

@@ -66,6 +66,7 @@ impl<O: Write, E: Write> Plain<O, E> {
                 self.say(step, &format!("pulled {image} in {}", duration::show(duration)))
             }
             Activity::Sent { bytes } => self.say(step, &format!("sent its context, {}", DecimalBytes(bytes))),
+            Activity::Cache { text } => self.say(step, &text),
             Activity::TakenOver => self.say(step, "was begun by an earlier process and is carried on"),
             Activity::Stopping { why } => self.say(step, &format!("is being stopped: {why}")),
             // A log has no place for what is over the next moment.

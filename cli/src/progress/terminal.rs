@@ -135,6 +135,9 @@ impl Terminal {
     fn doing(&mut self, step: &StepId, what: Activity) -> io::Result<()> {
         let theme = self.theme;
         let name = self.names.of(step);
+        if let Activity::Cache { text } = &what {
+            return self.screen.println(format!("{} {name} {text}", theme.note("»")));
+        }
         let Some(running) = self.running.get_mut(step) else {
             return Ok(());
         };
@@ -165,6 +168,7 @@ impl Terminal {
                     theme.note("»")
                 ));
             }
+            Activity::Cache { .. } => String::new(),
             Activity::Stopping { why } => format!("stopping: {why}"),
             Activity::Building { vertex } => clean(&vertex, false).into_owned(),
             Activity::Sending { bytes } | Activity::Sent { bytes } => {

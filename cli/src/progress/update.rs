@@ -3,9 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use orchestra::{EventKind, ExitStatus, JobId, OutputStream, PullEvent};
+use indicatif::DecimalBytes;
+use orchestra::{ContainerPath, EventKind, ExitStatus, JobId, OutputStream, PullEvent};
+use orchestra_caches::CacheEventKind;
 use orchestra_image_build::BuildEvent;
 use orchestra_pipelines::{RunEvent, RunEventKind, Status, StepKind};
+
+use crate::duration;
 
 /// An event source's item: as JSON it is itself, for people it is an [`Update`].
 pub(crate) trait Shown: serde::Serialize + Send + 'static {
@@ -89,6 +93,10 @@ pub(crate) enum Activity {
     Sent {
         bytes: u64,
     },
+    /// A cache was restored or persisted; maybe after its step has ended.
+    Cache {
+        text: String,
+    },
 }
 
 /// How a step ended.
@@ -148,6 +156,18 @@ impl Shown for RunEvent {
                 hint: report.hint,
                 log: report.log_tail,
             })),
+            RunEventKind::Cache {
+                job,
+                step,
+                path,
+                detail,
+                ..
+            } => Update::Doing {
+                step: id(&job, &step),
+                what: Activity::Cache {
+                    text: cache(&path, detail.kind)?,
+                },
+            },
             RunEventKind::Warning { message, .. } => Update::Warning { message },
             RunEventKind::RunFinished { status, duration } => Update::Finished { status, duration },
             _ => return None,
@@ -188,6 +208,40 @@ pub(crate) fn engine(step: Option<StepId>, kind: EventKind) -> Option<Update> {
         _ => return None,
     };
     Some(Update::Doing { step: step?, what })
+}
+
+/// What is to be seen of what became of a cache. Failures are warnings of their own.
+fn cache(path: &ContainerPath, kind: CacheEventKind) -> Option<String> {
+    Some(match kind {
+        CacheEventKind::Restored {
+            from,
+            exact,
+            size,
+            fetched,
+            duration,
+        } => format!(
+            "cache {path}: {} {from}, {} ({} fetched) in {}",
+            if exact { "hit" } else { "fallback to" },
+            DecimalBytes(size),
+            DecimalBytes(fetched),
+            duration::show(duration)
+        ),
+        CacheEventKind::Missed { .. } => format!("cache {path}: miss"),
+        CacheEventKind::Persisted(persisted) if persisted.unchanged => format!(
+            "cache {path}: unchanged, {} in {}",
+            DecimalBytes(persisted.size),
+            duration::show(persisted.duration)
+        ),
+        CacheEventKind::Persisted(persisted) => format!(
+            "cache {path}: persisted {}, {}% reused, {} sent in {}",
+            DecimalBytes(persisted.size),
+            (persisted.size - persisted.new) * 100 / persisted.size.max(1),
+            DecimalBytes(persisted.sent),
+            duration::show(persisted.duration)
+        ),
+        CacheEventKind::Skipped { task } => format!("cache {path}: not persisted, because {task} did not succeed"),
+        _ => return None,
+    })
 }
 
 /// What is to be seen of a build's progress.

@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use orchestra::{JobId, Name, OutputStream};
+use orchestra::{ContainerPath, JobId, Name, OutputStream};
+use orchestra_caches::CacheEvent;
 use orchestra_image_build::BuildEvent;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
@@ -86,6 +87,17 @@ pub enum RunEventKind {
         step: Name,
         /// How.
         detail: BuildEvent,
+    },
+    /// A cache was restored, persisted, or not. The latter may come after its step's end.
+    Cache {
+        /// Its job.
+        job: Name,
+        /// The first step that used it.
+        step: Name,
+        /// Where it stands there.
+        path: ContainerPath,
+        /// What became of it.
+        detail: Box<CacheEvent>,
     },
     /// A step has ended, or was skipped.
     StepFinished {

@@ -5,9 +5,10 @@ use std::future::Future;
 use std::time::Instant;
 
 use futures_util::future::try_join_all;
-use orchestra::{Credentials, EventKind, ImageRef, Job, JobId, Name, Result, SharedDriver, VolumeId};
+use orchestra::{Credentials, EventKind, ImageRef, Job, JobId, Labels, Name, Result, SharedDriver, VolumeId};
 use tokio::sync::mpsc;
 
+use super::cache::CacheUse;
 use super::event::{RunEventKind, Teller};
 use super::{RunOptions, RunReport, Status, StepReport};
 use crate::{Action, BuildPlan, JobPlan, Step};
@@ -18,7 +19,13 @@ pub(super) const EVENTS: usize = 64;
 /// A job that is being run, and what its steps have made so far.
 pub(super) struct JobRun<'a> {
     pub(super) plan: &'a JobPlan,
+    /// The pipeline's name.
+    pub(super) pipeline: &'a str,
     pub(super) job: Job,
+    pub(super) driver: SharedDriver,
+    pub(super) cache_use: CacheUse,
+    /// The volumes of the current step's caches.
+    pub(super) caches: Vec<Name>,
     pub(super) options: &'a RunOptions,
     pub(super) teller: &'a Teller,
     engine: mpsc::Receiver<orchestra::Event>,
@@ -60,7 +67,7 @@ impl<'a> JobRun<'a> {
         teller: &'a Teller,
     ) -> Self {
         let (events, engine) = mpsc::channel(EVENTS);
-        let job = Job::builder(driver)
+        let job = Job::builder(driver.clone())
             .id(id)
             // Containers of finished tasks are kept for whoever carries on, or looks at them.
             .resumable(options.run_id.is_some() || options.keep)
@@ -71,7 +78,11 @@ impl<'a> JobRun<'a> {
             .build();
         Self {
             plan,
+            pipeline: "",
             job,
+            driver,
+            cache_use: CacheUse::default(),
+            caches: Vec::new(),
             options,
             teller,
             engine,
@@ -94,13 +105,17 @@ impl<'a> JobRun<'a> {
                 })
                 .await;
         }
-        for step in &self.plan.plan {
+        for (at, step) in self.plan.plan.iter().enumerate() {
             let skipped = report.status != Status::Succeeded || self.options.cancel.is_cancelled();
             let finished = if skipped {
                 StepReport::new(&self.plan.name, &step.name, step.kind(), Status::Skipped)
             } else {
                 let finished = self.step(step).await;
                 report.status = finished.status;
+                let caches = std::mem::take(&mut self.caches);
+                if self.cache_use.is_on() && !self.options.keep && report.status == Status::Succeeded {
+                    self.release(at, step.caches(), &caches);
+                }
                 finished
             };
             self.teller
@@ -143,17 +158,25 @@ impl<'a> JobRun<'a> {
     }
 
     /// The volumes of these names, made where they are not there yet.
-    pub(super) async fn volumes(&mut self, names: &[Name]) -> Result<Vec<VolumeId>> {
-        let missing: Vec<&Name> = names.iter().filter(|name| !self.volumes.contains_key(*name)).collect();
+    pub(super) async fn volumes(&mut self, wanted: &[(Name, Labels)]) -> Result<Vec<VolumeId>> {
+        let missing = wanted.iter().filter(|(name, _)| !self.volumes.contains_key(name));
+        let missing: Vec<_> = missing.cloned().collect();
         let job = self.job.clone();
-        let made = self
-            .watch(try_join_all(missing.iter().map(|name| job.create_volume(name))))
-            .await?;
-        self.volumes.extend(missing.into_iter().cloned().zip(made));
-        Ok(names
+        let made = missing
             .iter()
-            .filter_map(|name| self.volumes.get(name).cloned())
+            .map(|(name, labels)| job.create_volume_with(name, labels.clone()));
+        let made = self.watch(try_join_all(made)).await?;
+        self.volumes
+            .extend(missing.iter().map(|(name, _)| name.clone()).zip(made));
+        Ok(wanted
+            .iter()
+            .filter_map(|(name, _)| self.volumes.get(name).cloned())
             .collect())
+    }
+
+    /// A volume that is about to go.
+    pub(super) fn forget(&mut self, name: &Name) -> Option<VolumeId> {
+        self.volumes.remove(name)
     }
 
     /// How to pull `image`, if an earlier step pushed it.

@@ -4,6 +4,7 @@
 //! that job's tasks. All that a run keeps is in the engine, under names that follow from the run's id and the plan:
 //! that is how another process carries on with it.
 
+mod cache;
 mod event;
 mod job;
 mod output;
@@ -18,10 +19,13 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+pub use cache::Caches;
+pub(crate) use cache::within;
 pub use event::{Data, PlannedJob, PlannedStep, RunEvent, RunEventKind};
 pub use report::{BuiltImage, RunReport, StepReport};
 pub use status::Status;
 
+use self::cache::CacheUse;
 use self::event::Teller;
 use self::job::JobRun;
 use crate::{JobPlan, Pipeline};
@@ -49,6 +53,8 @@ pub struct RunOptions {
     pub pull: PullPolicy,
     /// The BuildKit image of builds that name none; that of `orchestra-image-build` where `None`.
     pub buildkit: Option<ImageRef>,
+    /// Where caches are kept; where `None`, they live as long as their job.
+    pub caches: Option<Caches>,
 }
 
 impl Default for RunOptions {
@@ -63,6 +69,7 @@ impl Default for RunOptions {
             capture: 1 << 20,
             pull: PullPolicy::default(),
             buildkit: None,
+            caches: None,
         }
     }
 }
@@ -103,9 +110,18 @@ pub async fn run(pipeline: &Pipeline, driver: SharedDriver, options: RunOptions)
         report.status = Status::Failed;
     }
     let mut ended = Vec::new();
+    let (driver, cache_events, cache_use) = match &options.caches {
+        Some(caches) => {
+            let (driver, events, cache_use) = cache::wrap(driver, caches, &options.cancel, &teller);
+            (driver, Some(events), cache_use)
+        }
+        None => (driver, None, CacheUse::default()),
+    };
     for plan in jobs {
         let id = job_id(&report.run_id, &plan.name, pipeline.jobs.len() == 1);
         let mut job = JobRun::new(plan, id, driver.clone(), &options, &teller);
+        job.pipeline = &pipeline.name;
+        job.cache_use = cache_use.clone();
         job.run(&mut report).await;
         // While a run can be carried on with, what a finished job left says that it is finished.
         if options.run_id.is_some() {
@@ -116,6 +132,9 @@ pub async fn run(pipeline: &Pipeline, driver: SharedDriver, options: RunOptions)
     }
     for mut job in ended.into_iter().rev() {
         job.end(&mut report).await;
+    }
+    if let Some(events) = cache_events {
+        report.warnings.extend(events.finish().await);
     }
     if report.status == Status::Succeeded
         && options.cancel.is_cancelled()

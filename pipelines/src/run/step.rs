@@ -1,17 +1,16 @@
 //! Steps on a [`Job`](orchestra::Job): what the plan says in the core's terms, and what came of it in the report's.
 
 use orchestra::{
-    ContainerPath, Error, ErrorKind, ExitStatus, Mount, Name, PullPolicy, Result, Task, TaskResult, VolumeId,
+    ContainerPath, Error, ErrorKind, ExitStatus, Labels, Mount, PullPolicy, Result, Task, TaskResult, VolumeId,
 };
 use orchestra_image_build::{BuildError, BuildResult};
-use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use super::event::RunEventKind;
 use super::job::{EVENTS, JobRun, Pushed};
 use super::output::{Output, Tail};
 use super::{BuiltImage, Status, StepReport};
-use crate::{Artifact, BuildPlan, Step, TaskPlan};
+use crate::{Artifact, BuildPlan, CachePlan, Step, TaskPlan};
 
 impl JobRun<'_> {
     /// Runs a `task` step.
@@ -108,19 +107,18 @@ impl JobRun<'_> {
         &mut self,
         step: &Step,
         artifacts: impl IntoIterator<Item = &'p Artifact>,
-        caches: &[ContainerPath],
+        caches: &[CachePlan],
     ) -> Result<Vec<(VolumeId, ContainerPath)>> {
-        let mut names = Vec::new();
-        let mut paths = Vec::new();
-        for artifact in artifacts {
-            names.push(artifact.name.clone());
-            paths.push(artifact.path.clone());
-        }
-        for path in caches {
-            names.push(cache_name(&step.name, path)?);
-            paths.push(path.clone());
-        }
-        Ok(self.volumes(&names).await?.into_iter().zip(paths).collect())
+        let artifacts: Vec<&Artifact> = artifacts.into_iter().collect();
+        let names = artifacts.iter().map(|artifact| (artifact.name.clone(), Labels::new()));
+        let names: Vec<_> = names.collect();
+        let mut volumes = self.volumes(&names).await?;
+        let wanted = self.caches(step, &artifacts, caches).await?;
+        self.caches = wanted.iter().map(|(name, _)| name.clone()).collect();
+        volumes.extend(self.volumes(&wanted).await?);
+        let paths = artifacts.iter().map(|artifact| &artifact.path);
+        let paths = paths.chain(caches.iter().map(|cache| &cache.path)).cloned();
+        Ok(volumes.into_iter().zip(paths).collect())
     }
 
     /// Runs a `build_image` step.
@@ -194,14 +192,6 @@ impl JobRun<'_> {
         };
         self.watch(work).await
     }
-}
-
-/// A cache's volume, told by the step and the path it stands at. A path is no valid name, and two of them may be hard to
-/// tell apart when made one: hence the hash. No artifact can be called `cache.…`.
-fn cache_name(step: &Name, path: &ContainerPath) -> Result<Name> {
-    let digest = Sha256::digest(format!("{step}\0{path}"));
-    let hash: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    Name::new(format!("cache.{hash}"))
 }
 
 fn finished(report: &mut StepReport, result: &TaskResult, step: &Step) {

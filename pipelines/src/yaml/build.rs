@@ -102,9 +102,9 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
         .collect();
     let image = fields.parse("image").map(|image| image.value);
     let inputs = inputs(&fields, context.as_ref());
-    let caches = step::caches(&fields);
+    let caches = step::caches(&fields, &inputs, true);
     let mounts = inputs.iter().map(|at| (&at.value.path, &at.spot));
-    step::mounts(reader, mounts.chain(caches.iter().map(|at| (&at.value, &at.spot))));
+    step::mounts(reader, mounts.chain(caches.iter().map(|at| (&at.value.path, &at.spot))));
     read.inputs = step::names(&inputs);
     let env = Env(fields.texts("env"));
     let registry = fields.get("registry").and_then(|node| registry(reader, node));

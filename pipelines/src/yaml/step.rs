@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use orchestra::{ContainerPath, Credentials, Name, NetworkMode, Task};
+use orchestra::{ContainerPath, Credentials, Name, NetworkMode, Task, VolumePath};
 
 use super::fields::{Fields, Known};
 use super::reader::Reader;
 use super::tree::{At, Node, Spot, Value};
-use crate::{Artifact, Step, StepKind, units};
+use crate::run::within;
+use crate::{Artifact, CachePlan, KeyTemplate, Step, StepKind, units};
 
 /// A step as far as it could be read. What other steps need to know of it is kept even if the step itself is not valid,
 /// so that one mistake is told once.
@@ -97,18 +98,99 @@ pub(super) fn artifacts(reader: &Reader<'_>, items: &[Node], what: &'static str)
     artifacts
 }
 
-/// Directories that are kept.
-pub(super) fn caches(fields: &Fields<'_, '_>) -> Vec<At<ContainerPath>> {
-    let mut caches = Vec::new();
+/// Directories that are kept. `builds` are those of BuildKit, whose layers have devices.
+pub(super) fn caches(fields: &Fields<'_, '_>, inputs: &[At<Artifact>], builds: bool) -> Vec<At<CachePlan>> {
+    const KEYS: Known = Known::of(&[
+        "path",
+        "key",
+        "restore_keys",
+        "scope",
+        "size_limit",
+        "policy",
+        "paths",
+        "devices",
+    ]);
+    let reader = fields.reader;
+    let mut caches: Vec<At<CachePlan>> = Vec::new();
     for item in fields.items("caches") {
-        let Some(cache) = fields.reader.fields(item, "a cache", Known::of(&["path"])) else {
+        let Some(cache) = reader.fields(item, "a cache", KEYS) else {
             continue;
         };
-        if cache.required("path", "path: .cache").is_some() {
-            caches.extend(cache.parse("path"));
+        if cache.required("path", "path: .cache").is_none() {
+            continue;
+        }
+        let restore_keys: Vec<At<KeyTemplate>> = cache
+            .items("restore_keys")
+            .iter()
+            .filter_map(|node| reader.parse(node, "an item of `restore_keys`"))
+            .collect();
+        let paths: Vec<At<VolumePath>> = cache
+            .items("paths")
+            .iter()
+            .filter_map(|node| reader.parse(node, "an item of `paths`"))
+            .collect();
+        let key = cache.parse::<KeyTemplate>("key");
+        for template in key.iter().chain(&restore_keys) {
+            if let Some(file) = template.value.files().find(|file| !is_in_any(inputs, file)) {
+                let message = format!("the key needs a checksum of {file}, which is in none of the step's inputs");
+                let help =
+                    "name a file of an input, as the step sees it: `{{ checksum \"source/Cargo.lock\" }}`".to_owned();
+                reader.report(&template.spot, "", message, help);
+            }
+        }
+        let scope = cache.parse("scope").map(|scope| scope.value).unwrap_or_default();
+        let size_limit = cache.read("size_limit", "size", units::size);
+        let policy = cache.parse("policy").map(|policy| policy.value).unwrap_or_default();
+        let devices = cache.flag("devices").unwrap_or(builds);
+        let Some(path) = cache.parse::<ContainerPath>("path") else {
+            continue;
+        };
+        let mut plan = CachePlan::new(path.value);
+        plan.key = key.map(|key| key.value);
+        plan.restore_keys = values(restore_keys);
+        plan.scope = scope;
+        plan.size_limit = size_limit;
+        plan.policy = policy;
+        plan.paths = values(paths);
+        plan.devices = devices;
+        caches.push(At {
+            value: plan,
+            spot: path.spot,
+        });
+    }
+    disjoint(reader, &caches);
+    caches
+}
+
+fn is_in_any(inputs: &[At<Artifact>], file: &ContainerPath) -> bool {
+    inputs.iter().any(|input| within(&input.value, file).is_some())
+}
+
+/// Refuses caches of one step that would be each other's content, or have each other's key.
+fn disjoint(reader: &Reader<'_>, caches: &[At<CachePlan>]) {
+    for (at, cache) in caches.iter().enumerate() {
+        for earlier in &caches[..at] {
+            let places = [(&cache.spot, "this one"), (&earlier.spot, "and this one")];
+            let paths = [&cache.value, &earlier.value].map(|cache| cache.path.resolve(Task::WORKING_DIR));
+            let is_in = |inner: &str, outer: &str| inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('/'));
+            if is_in(&paths[0], &paths[1]) || is_in(&paths[1], &paths[0]) {
+                reader.conflict(
+                    places,
+                    format!("the caches {} and {} overlap", paths[0], paths[1]),
+                    "keep the outer one, with `paths` if not all of it is to be kept",
+                );
+            } else if paths[0] != paths[1]
+                && cache.value.key.is_some()
+                && (cache.value.scope, &cache.value.key) == (earlier.value.scope, &earlier.value.key)
+            {
+                reader.conflict(
+                    places,
+                    "two caches of one step have the same key",
+                    "give each a key of its own",
+                );
+            }
         }
     }
-    caches
 }
 
 /// Refuses mounts that would hide each other.

@@ -124,9 +124,9 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
     };
     let Some(config) = config else { return Some(read) };
     let inputs = step::artifacts(reader, config.items("inputs"), "an input");
-    let caches = step::caches(&config);
+    let caches = step::caches(&config, &inputs, false);
     let mounts = inputs.iter().chain(&outputs).map(|at| (&at.value.path, &at.spot));
-    step::mounts(reader, mounts.chain(caches.iter().map(|at| (&at.value, &at.spot))));
+    step::mounts(reader, mounts.chain(caches.iter().map(|at| (&at.value.path, &at.spot))));
     read.inputs = step::names(&inputs);
 
     let image = image(&fields, &config, has_config);

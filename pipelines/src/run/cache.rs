@@ -1,0 +1,282 @@
+//! Caches of a run: which volumes they are, and what is told of them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::StreamExt;
+use orchestra::{
+    ContainerPath, Error, ErrorKind, Labels, Name, Result, SharedDriver, Task, VolumeId, VolumePath, file_from_tar,
+};
+use orchestra_caches::{CacheEvent, CacheEventKind, CacheSpec, CachesLayer, CachesOptions, Store};
+use sha2::{Digest, Sha256};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::event::{RunEventKind, Teller};
+use super::job::EVENTS;
+use crate::cache::{CachePlan, checksum};
+use crate::{Artifact, Step};
+
+/// Where caches are kept from run to run, and how.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Caches {
+    /// The store.
+    pub store: Store,
+    /// How it is used.
+    pub options: CachesOptions,
+}
+
+impl Caches {
+    /// Caches in this store.
+    #[must_use]
+    pub fn new(store: Store, options: CachesOptions) -> Self {
+        Self { store, options }
+    }
+}
+
+/// Which step a cache volume is of, for what is told of it.
+type Places = Arc<Mutex<HashMap<VolumeId, Place>>>;
+
+#[derive(Clone, Debug)]
+struct Place {
+    job: Name,
+    step: Name,
+    path: ContainerPath,
+}
+
+/// The layer's events on their way to whoever watches the run.
+#[derive(Debug)]
+pub(super) struct CacheEvents {
+    places: Places,
+    ended: oneshot::Sender<()>,
+    told: JoinHandle<Vec<String>>,
+}
+
+/// What steps need to know of the run's caches.
+#[derive(Clone, Debug, Default)]
+pub(super) struct CacheUse(Option<Places>);
+
+impl CacheUse {
+    /// Whether caches are kept from run to run.
+    pub(super) fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
+/// The driver with the layer around it.
+pub(super) fn wrap(
+    driver: SharedDriver,
+    caches: &Caches,
+    cancel: &CancellationToken,
+    teller: &Teller,
+) -> (SharedDriver, CacheEvents, CacheUse) {
+    let (send, events) = mpsc::channel(EVENTS);
+    let layer = CachesLayer::new(driver, caches.store.clone(), caches.options.clone())
+        .events(send)
+        .cancel_with(cancel);
+    let places = Places::default();
+    let (ended, end) = oneshot::channel();
+    let told = tokio::spawn(tell(events, end, places.clone(), teller.clone(), cancel.clone()));
+    let in_use = CacheUse(Some(places.clone()));
+    (Arc::new(layer), CacheEvents { places, ended, told }, in_use)
+}
+
+impl CacheEvents {
+    /// Waits until all is told, and returns the warnings among it.
+    pub(super) async fn finish(self) -> Vec<String> {
+        self.ended.send(()).ok();
+        let warnings = self.told.await.unwrap_or_default();
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        warnings
+    }
+}
+
+async fn tell(
+    mut events: mpsc::Receiver<CacheEvent>,
+    mut end: oneshot::Receiver<()>,
+    places: Places,
+    teller: Teller,
+    cancel: CancellationToken,
+) -> Vec<String> {
+    let mut warnings = Vec::new();
+    loop {
+        let event = tokio::select! {
+            biased;
+            event = events.recv() => event,
+            _ = &mut end => events.try_recv().ok(),
+        };
+        let Some(event) = event else { return warnings };
+        let place = places
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&event.volume)
+            .cloned();
+        let Some(Place { job, step, path }) = place else {
+            continue;
+        };
+        let warning = warning(&event.kind, &step, &path).filter(|_| !cancel.is_cancelled());
+        teller
+            .tell(RunEventKind::Cache {
+                job: job.clone(),
+                step,
+                path,
+                detail: Box::new(event),
+            })
+            .await;
+        if let Some(message) = warning {
+            warnings.push(message.clone());
+            teller
+                .tell(RunEventKind::Warning {
+                    job: Some(job),
+                    message,
+                })
+                .await;
+        }
+    }
+}
+
+fn warning(kind: &CacheEventKind, step: &Name, path: &ContainerPath) -> Option<String> {
+    let (what, error, hint) = match kind {
+        CacheEventKind::NotRestored { error, hint } => ("restored; the step runs without it", error, hint),
+        CacheEventKind::NotPersisted { error, hint } => ("persisted; the one in the store stays", error, hint),
+        CacheEventKind::Persisted(persisted) if persisted.devices_left_out > 0 => {
+            let number = persisted.devices_left_out;
+            return Some(format!(
+                "{step}: {number} devices were left out of the cache {path}; set `devices: true` on it to keep them"
+            ));
+        }
+        _ => return None,
+    };
+    let hint = hint.as_ref().map_or_else(String::new, |hint| format!(" ({hint})"));
+    Some(format!("{step}: the cache {path} was not {what}: {error}{hint}"))
+}
+
+/// A cache's volume, told by the step and the path it stands at. A path is no valid name, and two of them may be hard to
+/// tell apart when made one: hence the hash. No artifact can be called `cache.…`.
+fn volume_name(told_by: impl AsRef<[u8]>) -> Result<Name> {
+    let digest = Sha256::digest(told_by);
+    let hash: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    Name::new(format!("cache.{hash}"))
+}
+
+impl super::job::JobRun<'_> {
+    /// The caches of a step, each with its volume's name and labels. The volumes of `artifacts` are there.
+    pub(super) async fn caches(
+        &mut self,
+        step: &Step,
+        artifacts: &[&Artifact],
+        caches: &[CachePlan],
+    ) -> Result<Vec<(Name, Labels)>> {
+        let mut found = Vec::new();
+        for cache in caches {
+            let own = volume_name(format!("{}\0{}", step.name, cache.path))?;
+            if !self.cache_use.is_on() {
+                found.push((own, Labels::new()));
+                continue;
+            }
+            match self.cache_spec(step, artifacts, cache).await {
+                Ok(spec) => {
+                    // Steps whose keys are the same share one.
+                    let name = volume_name(spec.key.as_str())?;
+                    if let Some(places) = &self.cache_use.0 {
+                        let place = Place {
+                            job: self.plan.name.clone(),
+                            step: step.name.clone(),
+                            path: cache.path.clone(),
+                        };
+                        let mut places = places.lock().unwrap_or_else(PoisonError::into_inner);
+                        places.insert(self.job.id().volume(&name), place);
+                    }
+                    found.push((name, Labels::from([spec.label()])));
+                }
+                Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
+                Err(error) => {
+                    let message = format!(
+                        "{}: the cache {} has no key, and is not kept after this run: {error}",
+                        step.name, cache.path
+                    );
+                    self.warn(message).await;
+                    found.push((own, Labels::new()));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    async fn cache_spec(&mut self, step: &Step, artifacts: &[&Artifact], cache: &CachePlan) -> Result<CacheSpec> {
+        let mut checksums = HashMap::new();
+        for file in cache.files() {
+            if !checksums.contains_key(file) {
+                checksums.insert(file.clone(), self.checksum(artifacts, file).await?);
+            }
+        }
+        let of = |file: &ContainerPath| checksums.get(file).cloned().unwrap_or_default();
+        let (key, restore_keys) = cache.keys(self.pipeline, &self.plan.name, &step.name, of)?;
+        let mut spec = CacheSpec::new(key);
+        spec.restore_keys = restore_keys;
+        spec.policy = cache.policy;
+        spec.size_limit = cache.size_limit;
+        spec.paths.clone_from(&cache.paths);
+        spec.devices = cache.devices;
+        Ok(spec)
+    }
+
+    /// The checksum of a file of an artifact.
+    async fn checksum(&mut self, artifacts: &[&Artifact], file: &ContainerPath) -> Result<String> {
+        let (artifact, path) = artifacts
+            .iter()
+            .find_map(|artifact| Some((*artifact, within(artifact, file)?)))
+            .ok_or_else(|| Error::invalid(format!("{file} is in none of the step's inputs")))?;
+        let volumes = self.volumes(&[(artifact.name.clone(), Labels::new())]).await?;
+        let Some(volume) = volumes.first().cloned() else {
+            return Err(Error::invalid(format!("{file} is in none of the step's inputs")));
+        };
+        let driver = self.driver.clone();
+        let work = async move {
+            let tar = driver.read_volume(&volume, std::slice::from_ref(&path)).await?;
+            let mut content = file_from_tar(tar, &path).await?;
+            let mut hash = Sha256::new();
+            while let Some(piece) = content.next().await {
+                hash.update(&piece?);
+            }
+            Ok::<_, Error>(checksum(&hash))
+        };
+        self.watch(work).await.map_err(|error| error.with("file", file))
+    }
+
+    /// Lets caches go whose last user in this job was this step. They are persisted while later steps run.
+    pub(super) fn release(&mut self, at: usize, caches: &[CachePlan], names: &[Name]) {
+        let plan = &self.plan.plan;
+        for (cache, name) in caches.iter().zip(names) {
+            let identity = cache.identity(&plan[at].name);
+            let later = plan[at + 1..]
+                .iter()
+                .any(|step| step.caches().iter().any(|other| other.identity(&step.name) == identity));
+            if later {
+                continue;
+            }
+            let Some(volume) = self.forget(name) else { continue };
+            let driver = self.driver.clone();
+            tokio::spawn(async move {
+                // In a run that can be carried on with, a container of the step is kept and uses it: then the job's end removes it.
+                if let Err(error) = driver.remove_volume(&volume).await
+                    && error.kind() != ErrorKind::Conflict
+                {
+                    tracing::debug!(%volume, %error, "a cache's volume is left to the job's end");
+                }
+            });
+        }
+    }
+}
+
+/// Where a file is in an artifact, if it is in it.
+pub(crate) fn within(artifact: &Artifact, file: &ContainerPath) -> Option<VolumePath> {
+    let (mount, file) = (
+        artifact.path.resolve(Task::WORKING_DIR),
+        file.resolve(Task::WORKING_DIR),
+    );
+    let rest = file.strip_prefix(&mount)?.strip_prefix('/')?;
+    VolumePath::new(rest).ok()
+}

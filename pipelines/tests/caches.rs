@@ -1,0 +1,195 @@
+//! Caches of pipelines, on the in-memory engine and a store in a folder.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::path::Path;
+
+use orchestra::SharedDriver;
+use orchestra_caches::{CacheEventKind, CachesOptions, Store, StoreOptions};
+use orchestra_conformance::memory::{MemoryEngine, MemoryImage};
+use orchestra_pipelines::{Caches, Pipeline, RunEvent, RunEventKind, RunOptions, RunReport, Status, run};
+use tokio::sync::mpsc;
+
+fn engine() -> MemoryEngine {
+    let engine = MemoryEngine::new();
+    engine.add_image("busybox", MemoryImage::busybox()).unwrap();
+    engine
+}
+
+fn options(folder: &Path) -> RunOptions {
+    let mut store = StoreOptions::default();
+    store.url = format!("file://{}", folder.display());
+    let mut options = RunOptions::default();
+    options.caches = Some(Caches::new(Store::open(&store).unwrap(), CachesOptions::default()));
+    options
+}
+
+/// Runs it, and tells what it printed, what became of its caches (`STEP WHAT`), and the report.
+async fn run_with(text: &str, driver: SharedDriver, mut options: RunOptions) -> (String, Vec<String>, RunReport) {
+    let (send, mut events) = mpsc::channel::<RunEvent>(64);
+    options.events = Some(send);
+    let pipeline = Pipeline::parse("ci.yml", text).unwrap_or_else(|invalid| panic!("{invalid:?}"));
+    let watching = tokio::spawn(async move {
+        let (mut output, mut caches) = (String::new(), Vec::new());
+        while let Some(event) = events.recv().await {
+            match event.kind {
+                RunEventKind::Output { data, .. } => output += &String::from_utf8_lossy(&data.0),
+                RunEventKind::StepStarted { step, .. } => caches.push(format!("{step} starts")),
+                RunEventKind::Cache { step, detail, .. } => caches.push(match detail.kind {
+                    CacheEventKind::Restored { from, exact, .. } => format!("{step} restored {from} {exact}"),
+                    CacheEventKind::Missed { .. } => format!("{step} missed"),
+                    CacheEventKind::Persisted(persisted) if persisted.unchanged => format!("{step} unchanged"),
+                    CacheEventKind::Persisted(_) => format!("{step} persisted"),
+                    other => format!("{step} {other:?}"),
+                }),
+                _ => {}
+            }
+        }
+        (output, caches)
+    });
+    let report = run(&pipeline, driver, options).await;
+    let (output, caches) = watching.await.unwrap();
+    (output, caches, report)
+}
+
+const COUNT: &str = "
+plan:
+  - task: count
+    image: busybox
+    config:
+      caches: [{ path: state }]
+      run: { path: sh, args: [-c, 'echo x >> state/runs; cat state/runs | wc -l'] }
+  - task: after
+    image: busybox
+    config:
+      run: { path: sleep, args: ['1'] }
+";
+
+#[tokio::test]
+async fn a_cache_comes_back_on_another_engine_and_is_persisted_while_later_steps_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let engines = [engine(), engine()];
+    let (output, caches, report) = run_with(COUNT, engines[0].driver(), options(folder.path())).await;
+    assert_eq!((output.trim(), report.status), ("1", Status::Succeeded), "{report:#?}");
+    assert_eq!(
+        caches,
+        ["count starts", "count missed", "after starts", "count persisted"]
+    );
+    let (output, caches, report) = run_with(COUNT, engines[1].driver(), options(folder.path())).await;
+    assert_eq!(output.trim(), "2", "{caches:?} {report:#?}");
+    assert_eq!(caches[1], "count restored ci.yml/ci.yml/-/workspace/state true");
+    for engine in engines {
+        assert!(engine.driver().list(None).await.unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn without_a_store_a_cache_lives_as_long_as_its_job() {
+    let engine = engine();
+    for _ in 0..2 {
+        let (output, caches, _) = run_with(COUNT, engine.driver(), RunOptions::default()).await;
+        assert_eq!(output.trim(), "1");
+        assert_eq!(caches, ["count starts", "after starts"]);
+    }
+}
+
+fn keyed(lock: &str) -> String {
+    format!(
+        "
+plan:
+  - task: source
+    image: busybox
+    config:
+      outputs: [{{ name: source }}]
+      run: {{ path: sh, args: [-c, 'mkdir source/app; echo {lock} > source/app/lock'] }}
+  - task: build
+    image: busybox
+    config:
+      inputs: [{{ name: source, path: src }}]
+      caches:
+        - path: deps
+          key: deps-{{{{ checksum \"src/app/lock\" }}}}
+          restore_keys: [deps-]
+          scope: pipeline
+      run: {{ path: sh, args: [-c, 'cat deps/*; echo {lock} > deps/{lock}'] }}
+"
+    )
+}
+
+#[tokio::test]
+async fn a_key_changes_with_a_files_content_and_falls_back_to_the_newest_alike() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = engine();
+    let mut seen = Vec::new();
+    for lock in ["one", "two", "one"] {
+        let (output, caches, report) = run_with(&keyed(lock), engine.driver(), options(folder.path())).await;
+        assert_eq!(report.status, Status::Succeeded, "{report:#?}");
+        let what = caches[2].rsplit_once(' ').unwrap().1.to_owned();
+        seen.push((output.trim().to_owned(), what));
+    }
+    let expected = [("", "missed"), ("one", "false"), ("one", "true")];
+    for ((output, what), (content, found)) in seen.iter().zip(expected) {
+        assert!(output.ends_with(content) && what == found, "{seen:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_needs_a_file_that_is_not_there_is_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = keyed("x").replace("source/app/lock'", "source/app/other'");
+    let (_, caches, report) = run_with(&text, engine().driver(), options(folder.path())).await;
+    assert_eq!(report.status, Status::Succeeded, "{report:#?}");
+    assert_eq!(caches, ["source starts", "build starts"]);
+    assert!(
+        report.warnings[0].contains("build: the cache deps has no key"),
+        "{:?}",
+        report.warnings
+    );
+}
+
+#[tokio::test]
+async fn steps_share_a_cache_of_their_job_and_keep_one_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let step = |name: &str| {
+        format!(
+            "
+  - task: {name}
+    image: busybox
+    config:
+      caches: [{{ path: shared }}, {{ path: own, scope: task }}]
+      run: {{ path: sh, args: [-c, 'echo {name} >> shared/who; echo {name} >> own/who; cat shared/who own/who'] }}"
+        )
+    };
+    let text = format!("plan:{}{}", step("a"), step("b"));
+    let (output, _, report) = run_with(&text, engine().driver(), options(folder.path())).await;
+    assert_eq!(output.split_whitespace().collect::<String>(), "aaabb", "{report:#?}");
+    let (output, _, _) = run_with(&text, engine().driver(), options(folder.path())).await;
+    assert_eq!(output.split_whitespace().collect::<String>(), "abaaaababbb");
+}
+
+#[tokio::test]
+async fn a_store_that_can_not_be_written_leaves_a_green_run_with_warnings() {
+    let folder = tempfile::tempdir().unwrap();
+    // A file where the folder should be.
+    let file = folder.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    let (output, _, report) = run_with(COUNT, engine().driver(), options(&file)).await;
+    assert_eq!((output.trim(), report.status), ("1", Status::Succeeded), "{report:#?}");
+    assert!(
+        report.warnings.iter().any(|warning| warning.contains("not persisted")),
+        "{:?}",
+        report.warnings
+    );
+}
+
+#[tokio::test]
+async fn a_step_that_fails_leaves_the_cache_that_was_there() {
+    let folder = tempfile::tempdir().unwrap();
+    run_with(COUNT, engine().driver(), options(folder.path())).await;
+    let fails = COUNT.replace("wc -l", "wc -l; exit 1");
+    let (_, caches, report) = run_with(&fails, engine().driver(), options(folder.path())).await;
+    assert_eq!(report.status, Status::Failed);
+    assert!(caches.last().unwrap().contains("Skipped"), "{caches:?}");
+    let (output, _, _) = run_with(COUNT, engine().driver(), options(folder.path())).await;
+    assert_eq!(output.trim(), "2");
+}
