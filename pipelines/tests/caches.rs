@@ -58,7 +58,7 @@ plan:
     image: busybox
     config:
       caches: [{ path: state }]
-      run: { path: sh, args: [-c, 'echo x >> state/runs; cat state/runs | wc -l'] }
+      run: { path: sh, args: [-c, 'echo x >> state/runs; cat state/runs'] }
   - task: after
     image: busybox
     config:
@@ -70,14 +70,14 @@ async fn a_cache_comes_back_on_another_engine_and_is_persisted_while_later_steps
     let folder = tempfile::tempdir().unwrap();
     let engines = [engine(), engine()];
     let (output, caches, report) = run_with(COUNT, engines[0].driver(), options(folder.path())).await;
-    assert_eq!((output.trim(), report.status), ("1", Status::Succeeded), "{report:#?}");
+    assert_eq!((output.as_str(), report.status), ("x\n", Status::Succeeded), "{report:#?}");
     assert_eq!(
         caches,
         ["count starts", "count missed", "after starts", "count persisted"]
     );
     let (output, caches, report) = run_with(COUNT, engines[1].driver(), options(folder.path())).await;
-    assert_eq!(output.trim(), "2", "{caches:?} {report:#?}");
-    assert_eq!(caches[1], "count restored ci.yml/ci.yml/-/workspace/state true");
+    assert_eq!(output, "x\nx\n", "{caches:?} {report:#?}");
+    assert_eq!(caches[1], "count restored ci.yml/ci/-/workspace/state true");
     for engine in engines {
         assert!(engine.driver().list(None).await.unwrap().is_empty());
     }
@@ -88,7 +88,7 @@ async fn without_a_store_a_cache_lives_as_long_as_its_job() {
     let engine = engine();
     for _ in 0..2 {
         let (output, caches, _) = run_with(COUNT, engine.driver(), RunOptions::default()).await;
-        assert_eq!(output.trim(), "1");
+        assert_eq!(output, "x\n");
         assert_eq!(caches, ["count starts", "after starts"]);
     }
 }
@@ -111,7 +111,7 @@ plan:
           key: deps-{{{{ checksum \"src/app/lock\" }}}}
           restore_keys: [deps-]
           scope: pipeline
-      run: {{ path: sh, args: [-c, 'cat deps/*; echo {lock} > deps/{lock}'] }}
+      run: {{ path: sh, args: [-c, 'if test -e deps/who; then cat deps/who; fi; echo {lock} > deps/who'] }}
 "
     )
 }
@@ -174,7 +174,7 @@ async fn a_store_that_can_not_be_written_leaves_a_green_run_with_warnings() {
     let file = folder.path().join("file");
     std::fs::write(&file, "x").unwrap();
     let (output, _, report) = run_with(COUNT, engine().driver(), options(&file)).await;
-    assert_eq!((output.trim(), report.status), ("1", Status::Succeeded), "{report:#?}");
+    assert_eq!((output.as_str(), report.status), ("x\n", Status::Succeeded), "{report:#?}");
     assert!(
         report.warnings.iter().any(|warning| warning.contains("not persisted")),
         "{:?}",
@@ -186,10 +186,10 @@ async fn a_store_that_can_not_be_written_leaves_a_green_run_with_warnings() {
 async fn a_step_that_fails_leaves_the_cache_that_was_there() {
     let folder = tempfile::tempdir().unwrap();
     run_with(COUNT, engine().driver(), options(folder.path())).await;
-    let fails = COUNT.replace("wc -l", "wc -l; exit 1");
+    let fails = COUNT.replace("cat state/runs", "exit 1");
     let (_, caches, report) = run_with(&fails, engine().driver(), options(folder.path())).await;
     assert_eq!(report.status, Status::Failed);
     assert!(caches.last().unwrap().contains("Skipped"), "{caches:?}");
     let (output, _, _) = run_with(COUNT, engine().driver(), options(folder.path())).await;
-    assert_eq!(output.trim(), "2");
+    assert_eq!(output, "x\nx\n");
 }

@@ -159,7 +159,7 @@ fn a_value_of_the_wrong_type_is_refused() {
         ),
         (in_config("params: { A: [1] }"), "6:15", "write lists and maps as JSON"),
         (in_config("caches: [{}]"), "6:14", "a cache needs `path`"),
-        (in_config("caches: [{ path: ../x }]"), "6:21", "contains `..`"),
+        (in_config("caches: [{ path: ../x }]"), "6:22", "contains `..`"),
         (
             in_config("caches: [{ path: a, scope: repo }]"),
             "6:31",
@@ -190,7 +190,7 @@ fn a_value_of_the_wrong_type_is_refused() {
             "6:29",
             "in none of the step's inputs",
         ),
-        (in_config("caches: [{ path: a }, { path: a/b }]"), "6:34", "overlap"),
+        (in_config("caches: [{ path: a }, { path: a/b }]"), "6:35", "overlap"),
         (
             in_config("caches: [{ path: a }, { path: ./a }]"),
             "6:34",

@@ -12,7 +12,7 @@ use crate::{
     podman::Podman,
     process,
     registry::{self, HostRegistries},
-    rootfs, runtime,
+    rootfs, runtime, s3,
     sandbox::Sandbox,
     term, user,
 };
@@ -66,6 +66,10 @@ impl Environment {
                 ];
                 variables.extend([
                     (driver.variable(), format!("unix://{}", private.socket.display())),
+                    ("ORCHESTRA_TEST_S3", format!("http://{}", s3::ADDRESS)),
+                    ("ORCHESTRA_TEST_S3_BUCKET", s3::BUCKET.into()),
+                    ("ORCHESTRA_TEST_S3_USER", s3::USER.into()),
+                    ("ORCHESTRA_TEST_S3_PASSWORD", password.clone()),
                     ("ORCHESTRA_TEST_ENGINE_PID", pid.trim().to_owned()),
                     ("ORCHESTRA_TEST_THROWAWAY", serde_json::to_string(&throwaway)?),
                 ]);
@@ -150,6 +154,7 @@ impl PrivateEngine {
         };
         if let Some(password) = registries {
             daemons.extend(registry::daemons(&folders, password)?);
+            daemons.push(s3::daemon(&folders, password)?);
         }
         let sandbox = term::step(&format!("start {driver} of {engine}"), || {
             Sandbox::start(folders.clone(), rootfs, covers, daemons)

@@ -29,6 +29,7 @@ mod registry;
 mod results;
 mod rootfs;
 mod runtime;
+mod s3;
 mod sandbox;
 mod signals;
 mod term;

@@ -111,7 +111,8 @@ fn go_programs() -> Result<PathBuf> {
     })
 }
 
-fn go(module: &Path) -> Command {
+/// The `go` command in a module of ours.
+pub(crate) fn go(module: &Path) -> Command {
     let mut command = Command::new("go");
     // The module proxy has the checksums of all modules, go.sum those of ours: nothing is resolved anew.
     command

@@ -3,7 +3,7 @@
 //! They carry the tags of the real ones, so that examples run unchanged on machines that pull those.
 
 mod archive;
-mod buildkit;
+pub(crate) mod buildkit;
 mod busybox;
 
 use std::{
