@@ -2,6 +2,9 @@
 //!
 //! The engine under test is one of the known ones; the others are not there, or a stub answers as they would.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+
 use orchestra_e2e::{Dir, Fixture, KnownDriver, Orchestra, Stub, proxy};
 use serde_json::{Value, json};
 
@@ -17,6 +20,7 @@ tests![
     an_engine_that_is_too_old_is_told_what_is_needed,
     a_server_that_is_no_engine_is_not_taken_for_one,
     an_engine_is_reached_by_tcp,
+    an_ordinary_users_own_engine_is_found_where_its_clients_look,
 ];
 
 /// A command that knows the engine under test by its own variable, and no other.
@@ -203,6 +207,30 @@ fn an_engine_is_reached_by_tcp(fixture: &Fixture) {
     let address = proxy::by_tcp(fixture.engine.endpoint()).expect("a proxy");
     let command = alone(fixture, &dir, &["run", "p.yml", "--driver", &fixture.driver]);
     let finished = command.env(fixture.host_variable, format!("tcp://{address}")).run();
+    assert_eq!(finished.code, 0, "{finished}");
+    assert_says(&finished, &["hello | hello\n"]);
+}
+
+fn an_ordinary_users_own_engine_is_found_where_its_clients_look(fixture: &Fixture) {
+    let Some(socket) = KnownDriver::chosen().and_then(KnownDriver::users_socket) else {
+        // docker's client looks for a user's own engine only where a variable says so.
+        return;
+    };
+    let dir = hello(fixture);
+    let open = |path: &std::path::Path| fs::set_permissions(path, Permissions::from_mode(0o755)).expect("permissions");
+    open(dir.path());
+    proxy::by_socket(fixture.engine.endpoint(), &dir.file(socket)).expect("a socket");
+    // The binary itself may be where only root can reach it.
+    let binary = dir.file("orchestra");
+    fs::copy(fixture.binary(), &binary).expect("a copy");
+    let nobody = 65534;
+    let finished = fixture
+        .orchestra_at(&binary, ["run", "p.yml"])
+        .dir(dir.path())
+        .user(nobody, nobody)
+        .env(fixture.host_variable, "")
+        .env("XDG_RUNTIME_DIR", dir.path())
+        .run();
     assert_eq!(finished.code, 0, "{finished}");
     assert_says(&finished, &["hello | hello\n"]);
 }
