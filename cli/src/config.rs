@@ -37,12 +37,13 @@ use figment::providers::{Env, Format, Serialized, Toml};
 use figment::{Figment, Source};
 use orchestra::{ExposeSecret, ImageRef, SecretString};
 use orchestra_caches::{Policy, StoreOptions};
+use orchestra_pipelines::parse_size;
 use serde::{Deserialize, Deserializer};
 
 use crate::args::EngineArgs;
 use crate::drivers::{self, DockerConfig, PodmanConfig};
+use crate::duration;
 use crate::exit::Failure;
-use crate::{duration, size};
 
 /// The file that is read where there is one and `--config` is not given.
 const FILE: &str = "orchestra.toml";
@@ -155,7 +156,7 @@ fn read_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, 
     }
     match Size::deserialize(deserializer)? {
         Size::Bytes(bytes) => Ok(Some(bytes)),
-        Size::Text(text) => size::parse(&text).map(Some).map_err(serde::de::Error::custom),
+        Size::Text(text) => parse_size(&text).map(Some).map_err(serde::de::Error::custom),
     }
 }
 

@@ -18,7 +18,6 @@ mod interrupt;
 mod log;
 mod progress;
 mod run;
-mod size;
 mod validate;
 
 use std::process::ExitCode;

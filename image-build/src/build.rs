@@ -10,7 +10,7 @@ use orchestra::{
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::{BuildError, BuildEvent, BuildResult, RegistryAuth, run, validate};
+use crate::{BuildError, BuildEvent, BuildOptions, BuildResult, RegistryAuth, run, validate};
 
 /// The BuildKit image that builds run in where nothing else is said.
 pub const DEFAULT_BUILDKIT_IMAGE: &str = "moby/buildkit:v0.34.2";
@@ -52,6 +52,8 @@ pub struct ImageBuild {
     pub target: Option<String>,
     /// What the image is built for; the builder's own platform where empty. More than one needs [`push`](Self::push).
     pub platforms: Vec<Platform>,
+    /// What else BuildKit is told.
+    pub options: BuildOptions,
     /// The BuildKit image. It has to hold `sh`, `buildctl`, `buildctl-daemonless.sh` and `buildkitd`.
     pub image: ImageRef,
     /// Volumes that hold the context and the Dockerfile. The build can't write to them.
@@ -124,6 +126,7 @@ impl ImageBuild {
             build_args: BTreeMap::new(),
             target: None,
             platforms: Vec::new(),
+            options: BuildOptions::default(),
             image,
             inputs: Vec::new(),
             caches: Vec::new(),
@@ -138,6 +141,11 @@ impl ImageBuild {
             streamed: false,
             live: Mutex::default(),
         }
+    }
+
+    /// All names of the image: [`tag`](Self::tag), then those of the [options](BuildOptions::tags).
+    pub fn tags(&self) -> impl Iterator<Item = &ImageRef> {
+        std::iter::once(&self.tag).chain(&self.options.tags)
     }
 
     /// Takes the context from a tar, which goes to the builder as it is read: no input needs to hold it, and no volume. Its
@@ -199,6 +207,7 @@ impl fmt::Debug for ImageBuild {
             .field("build_args", &self.build_args.keys())
             .field("target", &self.target)
             .field("platforms", &self.platforms)
+            .field("options", &self.options)
             .field("image", &self.image)
             .field("inputs", &self.inputs)
             .field("caches", &self.caches)

@@ -1,6 +1,6 @@
 //! The build container: its script, its arguments and all else of its task.
 
-use orchestra::{ContainerPath, Mount, Result, Task, VolumeId};
+use orchestra::{ContainerPath, ImageRef, Mount, Result, Task, VolumeId};
 
 use crate::{ImageBuild, registry};
 
@@ -86,6 +86,7 @@ fn argv(build: &ImageBuild, configuration: &str) -> Vec<String> {
         if build.streamed { "streamed" } else { "" },
         configuration,
         &metadata,
+        build.options.dockerfile_inline.as_deref().unwrap_or_default(),
     ]
     .map(str::to_owned)
     .into();
@@ -100,13 +101,23 @@ fn argv(build: &ImageBuild, configuration: &str) -> Vec<String> {
         let platforms: Vec<_> = build.platforms.iter().map(ToString::to_string).collect();
         opt(format!("platform={}", platforms.join(",")));
     }
+    argv.push(format!(
+        "--frontend={}",
+        if build.options.frontend.is_some() {
+            "gateway.v0"
+        } else {
+            "dockerfile.v0"
+        }
+    ));
+    argv.extend(build.options.arguments());
     argv.push(format!("--output={}", output(build)));
     argv
 }
 
 /// A record of comma separated values, as `--output` is read.
 fn output(build: &ImageBuild) -> String {
-    let name = format!("name={}", build.tag.canonical());
+    let names: Vec<_> = build.tags().map(ImageRef::canonical).collect();
+    let name = format!("name={}", names.join(","));
     let mut registries = build.registry.iter().chain(&build.base_registries);
     let insecure = registries.any(|registry| registry.insecure && registry.host(&build.tag) == build.tag.registry());
     let mut fields = if build.push {
@@ -117,10 +128,11 @@ fn output(build: &ImageBuild) -> String {
     if build.push && insecure {
         fields.push("registry.insecure=true".to_owned());
     }
+    fields.extend(build.options.output(build.push));
     fields.iter().map(|field| csv(field)).collect::<Vec<_>>().join(",")
 }
 
-/// One field (RFC 4180). A reference needs no quotes; should its grammar ever grow, it still can't become two fields.
+/// One field (RFC 4180).
 fn csv(field: &str) -> String {
     if field.contains([',', '"', '\n', '\r']) {
         format!("\"{}\"", field.replace('"', "\"\""))
@@ -157,6 +169,8 @@ mod tests {
                 "",
                 "",
                 "/orchestra/metadata.json",
+                "",
+                "--frontend=dockerfile.v0",
                 "--output=type=docker,name=r.example.com/app:1,dest=/orchestra/image.tar",
             ]
         );
@@ -184,6 +198,7 @@ mod tests {
                 "",
                 "",
                 "/orchestra/metadata.json",
+                "",
                 "--opt",
                 "build-arg:A=x, y\n$(id) \"'",
                 "--opt",
@@ -192,6 +207,7 @@ mod tests {
                 "target=production",
                 "--opt",
                 "platform=linux/amd64,linux/arm/v7",
+                "--frontend=dockerfile.v0",
                 "--output=type=image,name=r.example.com/app:1,push=true,registry.insecure=true",
             ]
         );

@@ -62,6 +62,10 @@
 //! | `dockerfile`, `target`, `build_args`, `platforms` | `dockerfile` is relative to the context or to the working directory |
 //! | `registry` | `hostname`, `username`, `password`, `insecure` |
 //! | `image`, `env`, `caches`, `network` | BuildKit's own |
+//! | `tags`, `labels`, `annotations`, `provenance` | what else the image is called and carries |
+//! | `dockerfile_inline`, `build_contexts`, `frontend` | what it is built from |
+//! | `extra_hosts`, `ulimits`, `shm_size` | where `RUN` steps run |
+//! | `no_cache`, `no_cache_filter`, `source_date_epoch` | what is done anew, and dated to when |
 //!
 //! | a cache, for example `- path: .cargo` | |
 //! | --- | --- |
@@ -94,3 +98,4 @@ pub use run::{
     BuiltImage, Caches, Data, PlannedJob, PlannedStep, RunEvent, RunEventKind, RunOptions, RunReport, Status,
     StepReport, run,
 };
+pub use units::size as parse_size;

@@ -70,7 +70,11 @@ async fn a_cache_comes_back_on_another_engine_and_is_persisted_while_later_steps
     let folder = tempfile::tempdir().unwrap();
     let engines = [engine(), engine()];
     let (output, caches, report) = run_with(COUNT, engines[0].driver(), options(folder.path())).await;
-    assert_eq!((output.as_str(), report.status), ("x\n", Status::Succeeded), "{report:#?}");
+    assert_eq!(
+        (output.as_str(), report.status),
+        ("x\n", Status::Succeeded),
+        "{report:#?}"
+    );
     assert_eq!(
         caches,
         ["count starts", "count missed", "after starts", "count persisted"]
@@ -174,7 +178,11 @@ async fn a_store_that_can_not_be_written_leaves_a_green_run_with_warnings() {
     let file = folder.path().join("file");
     std::fs::write(&file, "x").unwrap();
     let (output, _, report) = run_with(COUNT, engine().driver(), options(&file)).await;
-    assert_eq!((output.as_str(), report.status), ("x\n", Status::Succeeded), "{report:#?}");
+    assert_eq!(
+        (output.as_str(), report.status),
+        ("x\n", Status::Succeeded),
+        "{report:#?}"
+    );
     assert!(
         report.warnings.iter().any(|warning| warning.contains("not persisted")),
         "{:?}",

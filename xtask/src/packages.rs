@@ -89,7 +89,9 @@ pub(crate) const ROOTFS: &[Package] = &[package(
 pub(crate) fn setup() -> Result<()> {
     match Engine::default_here(Driver::Docker) {
         Engine::Host => ensure(BUILD),
-        Engine::Bookworm | Engine::Trixie | Engine::Sid => ensure(&[BUILD, DOCKER, ENVIRONMENT, ROOTFS].concat()),
+        Engine::Bookworm | Engine::Trixie | Engine::Sid => {
+            ensure(&[BUILD, DOCKER, PODMAN, ENVIRONMENT, ROOTFS].concat())
+        }
     }
 }
 

@@ -28,6 +28,16 @@ use orchestra_image_build::{
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
+#[path = "image_build/options.rs"]
+mod options;
+
+use options::{
+    a_cache_is_left_aside_for_all_steps_or_those_of_a_stage, a_date_makes_the_same_context_the_same_image,
+    a_frontend_that_can_not_be_fetched_is_named, a_named_context_is_a_directory_of_the_inputs_and_nothing_else,
+    a_provenance_attestation_is_pushed_with_the_image, labels_annotations_and_further_tags_are_served,
+    steps_run_with_the_hosts_limits_and_memory_that_were_asked_for,
+};
+
 const DOCKERFILE: &str = r#"
 FROM scratch AS base
 COPY busybox /bin/busybox
@@ -82,6 +92,13 @@ fn main() {
         a_second_attempt_is_told_as_one,
         the_password_is_nowhere,
         an_image_that_is_no_buildkit_is_told,
+        labels_annotations_and_further_tags_are_served,
+        steps_run_with_the_hosts_limits_and_memory_that_were_asked_for,
+        a_named_context_is_a_directory_of_the_inputs_and_nothing_else,
+        a_date_makes_the_same_context_the_same_image,
+        a_cache_is_left_aside_for_all_steps_or_those_of_a_stage,
+        a_provenance_attestation_is_pushed_with_the_image,
+        a_frontend_that_can_not_be_fetched_is_named,
     ];
     libtest_mimic::run(&arguments, cases).exit();
 }
