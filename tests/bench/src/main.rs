@@ -5,6 +5,7 @@
 
 mod bare;
 mod build;
+mod caches;
 mod client;
 mod logs;
 mod pairs;
@@ -66,6 +67,9 @@ async fn main() -> Outcome<()> {
     }
     if wanted("logs") {
         logs::one_gib(&mut bench).await?;
+    }
+    if wanted("caches") {
+        caches::all(&mut bench).await?;
     }
     if wanted("build") {
         build::one(&mut bench).await?;

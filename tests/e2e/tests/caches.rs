@@ -33,6 +33,7 @@ fn main() {
     }
     let mut trials = cases![
         a_cache_of_a_task_comes_back_on_the_next_run,
+        the_example_finds_its_packages_again,
         a_run_without_caches_leaves_the_store_alone,
         the_store_is_looked_after_by_the_command,
         a_store_that_does_not_work_leaves_a_green_run,
@@ -302,6 +303,25 @@ async fn a_cache_of_a_task_comes_back_on_the_next_run(fixture: &Fixture) {
     let resumable = run(fixture, &dir, &environment, &["run", "ci.yml", "--run-id", &id]);
     says(&resumable, &["count | 4", "count cache state: persisted"]);
     assert!(fixture.engine.leftovers_of(&id).unwrap().0.is_empty());
+}
+
+async fn the_example_finds_its_packages_again(fixture: &Fixture) {
+    let dir = Dir::with([("unused", "")]);
+    let store = format!("file://{}", dir.file("store").display());
+    let example = || {
+        let command = fixture.orchestra(["run", "examples/caches.yml"]);
+        command.env("ORCHESTRA_CACHES__STORE", &store).run()
+    };
+    says(&example(), &["install | installing"]);
+    let second = example();
+    assert_eq!(second.code, 0, "{second}");
+    says(
+        &second,
+        &[
+            "install | found left-pad 1.3.0",
+            "cache packages: hit caches.yml/-/-/packages-",
+        ],
+    );
 }
 
 async fn a_run_without_caches_leaves_the_store_alone(fixture: &Fixture) {
