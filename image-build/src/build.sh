@@ -47,19 +47,20 @@ else
 fi
 
 # A symbolic link must not make the container's own files, credentials among them, a part of the image.
-context=$(cd -P "$context" && pwd -P)
+# The builder may be a user who can not enter where a link leads.
+context=$(realpath "$context" 2>/dev/null) || exit 93
 case $context/ in "$here"/*) ;; *) exit 93 ;; esac
 if [ -n "$inline" ]; then
 	directory=$own/dockerfile
 else
-	directory=$(cd -P "${dockerfile%/*}" && pwd -P)
+	directory=$(realpath "${dockerfile%/*}" 2>/dev/null) || exit 93
 	case $directory/ in "$here"/*) ;; *) exit 93 ;; esac
 fi
 for argument; do
 	# Nothing that a user wrote can begin so: values are arguments of their own, behind a key.
 	case $argument in --local=*)
 		path=${argument#--local=*=}
-		inside=$(cd -P "$path" 2>/dev/null && pwd -P) || inside=
+		inside=$(realpath "$path" 2>/dev/null) && [ -d "$path" ] || inside=
 		case $inside/ in "$here"/*) ;; *)
 			echo "ERROR: the build context $path is not a directory of the build's inputs" >&2
 			exit 1

@@ -69,7 +69,11 @@ pub(crate) fn task(build: &ImageBuild, out: Option<&VolumeId>) -> Result<Task> {
         task.spec.security.seccomp = Profile::Unconfined;
         task.spec.security.apparmor = Profile::Unconfined;
         let state = build.caches.iter().any(|cache| cache.path.as_str() == STATE);
-        let root = if state { format!(" --root={STATE}/{OWN}") } else { String::new() };
+        let root = if state {
+            format!(" --root={STATE}/{OWN}")
+        } else {
+            String::new()
+        };
         let flags = task.spec.env.0.entry(FLAGS.to_owned()).or_default();
         *flags = format!("{NO_SANDBOX}{root} {flags}").trim_end().to_owned();
     }
