@@ -132,13 +132,16 @@ fn padding(size: u64) -> u64 {
     size.next_multiple_of(BLOCK as u64) - size
 }
 
+/// Start and length of each piece of data.
+type Map = Vec<(u64, u64)>;
+
 /// A member with all that its headers say.
 struct Member {
     header: Header,
     nanoseconds: u32,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// A sparse file's own size and, unless it comes with the data, where that belongs: start and length.
-    sparse: Option<(u64, Option<Vec<(u64, u64)>>)>,
+    /// A sparse file's own size and, unless it comes with the data, where that belongs.
+    sparse: Option<(u64, Option<Map>)>,
 }
 
 impl Member {
@@ -513,7 +516,7 @@ fn content(mut file: &File, path: &[u8], member: &mut Member, input: &mut Input<
 }
 
 /// Format 1.0's map: before the data, numbers in lines, to the end of a block.
-fn map_in_data(left: &mut u64, input: &mut Input<'_>) -> Result<Vec<(u64, u64)>> {
+fn map_in_data(left: &mut u64, input: &mut Input<'_>) -> Result<Map> {
     let broken = || TreeError::invalid("a sparse file's map makes no sense");
     let (mut block, mut at) = ([0; BLOCK], BLOCK);
     let mut number = || {
