@@ -35,7 +35,7 @@ pub(crate) enum Command {
 /// What every command that talks to an engine takes.
 #[derive(Debug, Default, Args)]
 pub(crate) struct EngineArgs {
-    /// Which driver talks to the engine
+    /// Which driver talks to the engine: docker, podman, or auto for the first of them that answers [default: docker]
     #[arg(long, value_name = "NAME")]
     pub(crate) driver: Option<String>,
     /// The configuration file [default: orchestra.toml, where there is one]

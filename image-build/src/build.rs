@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use orchestra::{ContainerPath, Env, ImageRef, Job, Name, NetworkMode, OutputSink, Platform, PullPolicy, VolumeId};
+use orchestra::{
+    ByteStream, ContainerPath, Env, ImageRef, Job, Name, NetworkMode, OutputSink, Platform, PullPolicy, VolumeId,
+};
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -32,7 +34,8 @@ pub const DEFAULT_BUILDKIT_IMAGE: &str = "moby/buildkit:v0.34.2";
 /// ```
 #[non_exhaustive]
 pub struct ImageBuild {
-    /// The build's name within its job: its container's, and its output volume's with `._build` added (so at most 56 bytes).
+    /// The build's name within its job: its container's, and its output volume's, if it has one, with `._build` added (so
+    /// at most 56 bytes).
     pub name: Name,
     /// What the image is called, registry included. A tag, never a digest.
     pub tag: ImageRef,
@@ -71,6 +74,8 @@ pub struct ImageBuild {
     pub attempts: u32,
     /// How many bytes of the output are kept for [`BuildResult::stderr`] from its start, and how many from its end.
     pub capture: usize,
+    /// Whether the context comes with [`Live::context`].
+    pub(crate) streamed: bool,
     /// A sink need not be `Sync`; a build is all the same.
     pub(crate) live: Mutex<Live>,
 }
@@ -93,9 +98,10 @@ pub struct BuildCache {
     pub path: ContainerPath,
 }
 
-/// Who watches.
+/// What passes while the build runs: the context in, what it says out.
 #[derive(Default)]
 pub(crate) struct Live {
+    pub(crate) context: Option<ByteStream>,
     pub(crate) output: Option<Box<dyn OutputSink>>,
     pub(crate) events: Option<mpsc::Sender<BuildEvent>>,
 }
@@ -129,8 +135,19 @@ impl ImageBuild {
             timeout: None,
             attempts: 1,
             capture: 1 << 20,
+            streamed: false,
             live: Mutex::default(),
         }
+    }
+
+    /// Takes the context from a tar, which goes to the builder as it is read: no input needs to hold it, and no volume. Its
+    /// names are relative to [`context`](Self::context). Such a build has one attempt, as its input can't be read again, and
+    /// can't be taken up by another process.
+    #[must_use]
+    pub fn context_from(mut self, tar: ByteStream) -> Self {
+        self.streamed = true;
+        self.live.get_mut().context = Some(tar);
+        self
     }
 
     /// Sends live output there: the builder's standard output as it is, and its progress rendered as text, as standard error.
@@ -193,6 +210,7 @@ impl fmt::Debug for ImageBuild {
             .field("timeout", &self.timeout)
             .field("attempts", &self.attempts)
             .field("capture", &self.capture)
+            .field("streamed", &self.streamed)
             .finish_non_exhaustive()
     }
 }

@@ -1,13 +1,29 @@
-# Runs in the BuildKit image as `sh -c … orchestra-build CONTEXT DOCKERFILE ARGUMENT…`, in the directory that the inputs
-# stand in. What a user wrote comes in as positional parameters only, and is always quoted.
+# Runs in the BuildKit image as `sh -c … orchestra-build CONTEXT DOCKERFILE STREAMED CONFIGURATION METADATA ARGUMENT…`, in
+# the directory that the inputs stand in. What a user wrote comes in as positional parameters only, and is always quoted.
 set -eu
 trap 'exit 143' TERM
 # Of what a former attempt wrote, nothing counts from here on.
 echo '{"orchestra":"start"}' >&2
 
-context=./$1 dockerfile=$2
-shift 2
+context=./$1 dockerfile=$2 streamed=$3 configuration=$4 metadata=$5
+shift 5
 here=$(pwd -P)
+mkdir -p "${metadata%/*}"
+if [ -n "$configuration" ]; then
+	mkdir -p /etc/buildkit
+	printf %s "$configuration" >/etc/buildkit/buildkitd.toml
+fi
+if [ -n "$streamed" ]; then
+	mkdir -p "$context"
+	# A shell that waits hears a signal at once; in the background the input is another one unless it is named.
+	exec 3<&0
+	tar -xpf - -C "$context" <&3 &
+	if ! wait $!; then
+		echo 'ERROR: the tar of the context could not be unpacked' >&2
+		exit 1
+	fi
+	exec 3<&-
+fi
 [ -d "$context" ] || exit 91
 if [ -f "$context/$dockerfile" ]; then
 	dockerfile=$context/$dockerfile
@@ -33,7 +49,8 @@ fi
 # outlive it (it inherits that the signal is ignored), since it ends the daemon when `buildctl` has been.
 trap '' TERM
 buildctl-daemonless.sh build "--progress=$progress" --frontend=dockerfile.v0 \
-	"--local=context=$context" "--local=dockerfile=$directory" "--opt=filename=${dockerfile##*/}" "$@" &
+	"--local=context=$context" "--local=dockerfile=$directory" "--opt=filename=${dockerfile##*/}" \
+	"--metadata-file=$metadata" "$@" &
 trap 'trap "" TERM; kill -s TERM 0' TERM
 code=0
 wait $! || code=$?
@@ -42,4 +59,10 @@ while kill -0 $! 2>/dev/null; do
 	code=0
 	wait $! || code=$?
 done
+if [ "$code" = 0 ] && [ -s "$metadata" ]; then
+	# One line: a line feed within a JSON string is escaped. To read the file from here would cost an engine 0.1 s.
+	printf '{"orchestra":"metadata","metadata":' >&2
+	tr -d '\n' <"$metadata" >&2
+	echo '}' >&2
+fi
 exit "$code"

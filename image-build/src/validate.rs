@@ -47,7 +47,9 @@ pub(crate) fn check(build: &ImageBuild) -> Result<()> {
         return Err(Error::invalid("the timeout is zero").with_hint("leave it out for a build without one"));
     }
     // What all tasks have to fulfil: two mounts at one place, names of environment variables.
-    command::task(build, &VolumeId::new(out.as_str())?)?.spec.validate()
+    command::task(build, Some(&VolumeId::new(out.as_str())?))?
+        .spec
+        .validate()
 }
 
 /// The name of the build's output volume.
@@ -76,6 +78,17 @@ fn check_context(build: &ImageBuild) -> Result<()> {
         let path = path.resolve(Task::WORKING_DIR);
         holds(&path, &context) || holds(&context, &path)
     };
+    if build.streamed {
+        // It would be unpacked over an input, which is read-only, or an input would hide a part of it.
+        return match build.inputs.iter().find(|input| mounted(&input.path)) {
+            Some(input) => Err(Error::invalid(format!(
+                "the context comes as a tar to {}, where the input {} stands",
+                build.context, input.path
+            ))
+            .with_hint("choose another path for the one or the other")),
+            None => Ok(()),
+        };
+    }
     if build.inputs.iter().any(|input| mounted(&input.path)) {
         return Ok(());
     }

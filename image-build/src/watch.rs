@@ -62,6 +62,10 @@ impl Watched {
         self.0.lock().await.progress.outcome()
     }
 
+    pub(crate) async fn metadata(&self) -> Option<serde_json::Value> {
+        self.0.lock().await.progress.metadata().cloned()
+    }
+
     pub(crate) async fn stderr(&self) -> Captured {
         self.0.lock().await.stderr.clone()
     }

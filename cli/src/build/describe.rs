@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::path::Path;
 
-use orchestra::{ContainerPath, Credentials, ImageRef, Name, SecretString, VolumeId};
-use orchestra_image_build::{BuildError, BuildInput, ImageBuild, RegistryAuth};
+use futures_util::{StreamExt, stream};
+use orchestra::{ContainerPath, Credentials, ImageRef, Name, SecretString};
+use orchestra_image_build::{BuildError, ImageBuild, RegistryAuth};
 
 use super::CONTEXT;
 use crate::args::BuildArgs;
@@ -17,13 +18,12 @@ use crate::exit::Failure;
 const LONGEST_PASSWORD: u64 = 64 * 1024;
 
 /// Checks everything that can be checked before the engine is asked for anything.
-pub(super) fn describe(args: &BuildArgs, config: &Config, volume: VolumeId) -> Result<ImageBuild, Failure> {
+///
+/// Its context is yet to come.
+pub(super) fn describe(args: &BuildArgs, config: &Config) -> Result<ImageBuild, Failure> {
     context::check(&args.dir)?;
-    let mut build = ImageBuild::new(name(&args.tag)?, args.tag.clone(), ContainerPath::new(CONTEXT)?);
-    build.inputs.push(BuildInput {
-        volume,
-        path: build.context.clone(),
-    });
+    let mut build = ImageBuild::new(name(&args.tag)?, args.tag.clone(), ContainerPath::new(CONTEXT)?)
+        .context_from(stream::empty().boxed());
     build.dockerfile = Some(dockerfile(&args.dir, args.file.as_deref())?);
     build.push = args.push;
     build.build_args = pairs("build argument", &args.build_args)?;

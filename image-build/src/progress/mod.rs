@@ -25,6 +25,7 @@ const MAX_LINE: usize = 8 << 20;
 pub(crate) struct Progress {
     line: Line,
     view: View,
+    metadata: Option<serde_json::Value>,
     restarted: bool,
 }
 
@@ -80,6 +81,12 @@ impl Progress {
         self.view.outcome()
     }
 
+    /// What BuildKit's metadata file says, of the last attempt. Written when `buildctl` has ended, it is the last that counts:
+    /// a step that forged it would be corrected.
+    pub(crate) fn metadata(&self) -> Option<&serde_json::Value> {
+        self.metadata.as_ref()
+    }
+
     fn piece(&mut self, piece: &[u8], whole: bool) {
         match &mut self.line {
             Line::Json(line) => {
@@ -102,8 +109,14 @@ impl Progress {
 
     fn json(&mut self, line: &[u8]) {
         match SolveStatus::parse(line) {
+            Some(SolveStatus {
+                orchestra: Some(about),
+                metadata,
+                ..
+            }) if about == "metadata" => self.metadata = metadata,
             Some(SolveStatus { orchestra: Some(_), .. }) => {
                 self.view = View::default();
+                self.metadata = None;
                 self.restarted = true;
             }
             Some(status) => self.view.status(status),

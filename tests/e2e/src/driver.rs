@@ -17,14 +17,23 @@ pub enum KnownDriver {
 }
 
 impl KnownDriver {
+    /// All of them, in the order in which the command tries them.
+    pub const ALL: [Self; 2] = [Self::Docker, Self::Podman];
+
+    /// Its name, as the command has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Podman => "podman",
+        }
+    }
+
     /// The one that `ORCHESTRA_TEST_DRIVER` names.
     #[must_use]
     pub fn chosen() -> Option<Self> {
-        match env::var("ORCHESTRA_TEST_DRIVER").as_deref() {
-            Ok("docker") => Some(Self::Docker),
-            Ok("podman") => Some(Self::Podman),
-            _ => None,
-        }
+        let chosen = env::var("ORCHESTRA_TEST_DRIVER").ok()?;
+        Self::ALL.into_iter().find(|known| known.name() == chosen)
     }
 
     /// The environment variable that tells it where the engine is, and where that is if it is not set.

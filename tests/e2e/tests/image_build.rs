@@ -13,10 +13,13 @@ use std::future::Future;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use libtest_mimic::{Arguments, Failed, Trial};
+use orchestra::tar::{END, EntryType, Head, padded};
 use orchestra::{
-    Credentials, ErrorKind, ExitStatus, Job, JobId, LogChunk, NetworkMode, OutputStream, PullPolicy, SharedDriver,
-    Task, VolumeId, sink,
+    Credentials, Error, ErrorKind, ExitStatus, Job, JobId, LogChunk, NetworkMode, OutputStream, PullPolicy,
+    SharedDriver, Task, VolumeId, sink,
 };
 use orchestra_e2e::{Fixture, KnownDriver, registry};
 use orchestra_image_build::{
@@ -65,6 +68,8 @@ fn main() {
         a_stage_that_does_not_exist_is_told,
         the_dockerfile_is_found_relative_to_the_context_and_to_the_working_directory,
         what_is_missing_is_named,
+        a_context_that_comes_as_a_tar_needs_no_volume,
+        a_context_that_breaks_off_is_told_and_leaves_nothing,
         a_link_out_of_the_inputs_is_refused,
         build_arguments_arrive_as_they_are,
         a_cache_volume_keeps_the_layers_of_the_last_build,
@@ -443,6 +448,61 @@ async fn what_is_missing_is_named(site: &Site) -> Outcome {
     let error = build.run(&site.job).await.unwrap_err();
     assert!(matches!(error, BuildError::ContextMissing { .. }), "{error:?}");
     contains(&error.to_string(), &["context source/nosuch"]);
+    Ok(())
+}
+
+fn dockerfile_in_a_tar() -> Bytes {
+    let content = "FROM scratch\nCOPY sub /here\n";
+    let sub = Head {
+        kind: EntryType::Directory,
+        mode: 0o755,
+        ..Head::file(0)
+    };
+    let mut tar = Head::file(content.len() as u64).blocks("Dockerfile");
+    tar.push(padded(content.as_bytes()));
+    tar.extend(sub.blocks("sub/"));
+    tar.concat().into()
+}
+
+async fn a_context_that_comes_as_a_tar_needs_no_volume(site: &Site) -> Outcome {
+    let mut build = site.local("streamed", &site.job.id().volume(&"none".parse()?));
+    build.inputs.clear();
+    build.context = "deep/context".parse()?;
+    let pieces = [dockerfile_in_a_tar(), END].map(Ok);
+    let result = build.context_from(stream::iter(pieces).boxed()).run(&site.job).await?;
+    contains(&result.stderr.to_string(), &["COPY sub /here"]);
+    site.forget(&result).await
+}
+
+async fn a_context_that_breaks_off_is_told_and_leaves_nothing(site: &Site) -> Outcome {
+    let streamed = |name: &str, last: orchestra::Result<Bytes>| {
+        let mut build = site.local(name, &site.job.id().volume(&"none".parse()?));
+        build.inputs.clear();
+        let pieces = [Ok(dockerfile_in_a_tar()), last];
+        Ok::<_, Failed>(build.context_from(stream::iter(pieces).boxed()))
+    };
+    let unreadable = Error::new(ErrorKind::Io, "read secret.txt: permission denied");
+    let error = streamed("unreadable", Err(unreadable))?
+        .run(&site.job)
+        .await
+        .unwrap_err();
+    contains(
+        &error.to_string(),
+        &["image build unreadable: its context", "read secret.txt"],
+    );
+    assert!(
+        matches!(&error, BuildError::Context { source, .. } if source.kind() == ErrorKind::Io),
+        "{error:?}"
+    );
+    let broken = streamed("broken", Ok(Bytes::from_static(&[7; 512])))?
+        .run(&site.job)
+        .await;
+    contains(
+        &failed(broken).to_string(),
+        &["tar of the context could not be unpacked"],
+    );
+    let left = site.left();
+    assert!(left.is_empty(), "{left:?}");
     Ok(())
 }
 
