@@ -1,7 +1,8 @@
 //! The program: its first argument says which part is asked for.
 //!
 //! - `pack-tree ROOT PATH…` writes files of a tree to its output as a tar;
-//! - `unpack-tree ROOT PATH` unpacks a tar from its input into a directory of a tree.
+//! - `unpack-tree ROOT PATH` unpacks a tar from its input into a directory of a tree;
+//! - `idle` does nothing until it is killed: a container to execute the others in.
 //!
 //! It exits with 0, or with a code of [`exit`] and the reason on its error output.
 
@@ -32,6 +33,9 @@ fn main() -> ExitCode {
         (Some("unpack-tree"), [root, path]) => {
             piped(io::stdin().as_fd()).and_then(|mut input| tree::unpack(root, path, &mut input))
         }
+        (Some("idle"), []) => loop {
+            std::thread::park();
+        },
         _ => {
             eprintln!("orchestra-helper: there is no part {part:?} with these arguments");
             return ExitCode::from(exit::USAGE);
