@@ -143,7 +143,6 @@ impl PrivateEngine {
                     folders: &folders,
                     bounded,
                     rootless: driver == Driver::PodmanRootless,
-                    rootfs: rootfs.as_deref(),
                 };
                 (vec![podman.daemon()?], podman.socket(), podman.pid_file())
             }
