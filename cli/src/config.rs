@@ -11,7 +11,8 @@
 //! host = "unix:///run/podman/podman.sock"
 //!
 //! [image_build]
-//! image = "moby/buildkit:v0.34.2"
+//! image = "moby/buildkit:v0.34.2-rootless"
+//! rootless = true
 //!
 //! [caches]
 //! store = "s3://ci-caches/team"       # or file:///var/cache/orchestra; without one, caches live as long as their job
@@ -127,6 +128,9 @@ impl CachesConfig {
 pub(crate) struct ImageBuildConfig {
     /// The BuildKit image of builds that name none.
     pub(crate) image: Option<ImageRef>,
+    /// Whether builds that say nothing of it run without privileges.
+    #[serde(default)]
+    pub(crate) rootless: bool,
 }
 
 fn default_driver() -> String {

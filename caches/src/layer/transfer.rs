@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
-use orchestra::{ByteStream, Error, ErrorKind, Result, VolumePath, VolumeSpec};
+use orchestra::{ByteStream, Error, ErrorKind, Result, SharedDriver, VolumeId, VolumePath, VolumeSpec};
+use orchestra_volumes::ExactVolumes;
 use tokio::time::timeout;
 
 use super::{CachesLayer, Volume, lock};
@@ -64,12 +65,9 @@ impl CachesLayer {
         let restoring = self.ask(self.store.restore(&found.entry)).await?;
         let failed = Arc::new(AtomicBool::new(false));
         let content = noting(restoring.content, failed.clone());
+        let transfer = self.transfer(volume)?;
         touched.store(true, Ordering::Relaxed);
-        let root = VolumePath::root();
-        let written = self
-            .inner
-            .write_volume(&volume.id, &root, checked(content, volume.spec.devices))
-            .await;
+        let written = transfer.write(&volume.id, checked(content, volume.spec.devices)).await;
         if let Err(error) = &written
             && failed.load(Ordering::Relaxed)
         {
@@ -107,12 +105,13 @@ impl CachesLayer {
         let spec = &volume.spec;
         // Before the engine is asked for anything.
         self.ask(self.store.check()).await?;
+        let transfer = self.transfer(volume)?;
         let mut contents = Vec::new();
         if spec.paths.is_empty() {
-            contents.push(self.inner.read_volume(&volume.id, &[VolumePath::root()]).await?);
+            contents.push(transfer.read(&volume.id, VolumePath::root()).await?);
         }
         for path in VolumePath::outermost(&spec.paths) {
-            contents.extend(self.read_if_there(volume, path).await?);
+            contents.extend(transfer.read_if_there(&volume.id, path).await?);
         }
         let failed = Arc::new(AtomicBool::new(false));
         let contents = contents
@@ -133,20 +132,22 @@ impl CachesLayer {
         })
     }
 
-    /// What the volume has at a path, if it has it.
-    async fn read_if_there(&self, volume: &Volume, path: VolumePath) -> Result<Option<ByteStream>> {
-        let content = match self.inner.read_volume(&volume.id, &[path]).await {
-            Err(error) if error.kind() == ErrorKind::PathNotFound => return Ok(None),
-            content => content?,
-        };
-        let mut content = content.peekable();
-        let first = std::pin::Pin::new(&mut content).peek().await;
-        if let Some(Err(error)) = first
-            && error.kind() == ErrorKind::PathNotFound
-        {
-            return Ok(None);
+    /// How content gets into the volume and out of it. The ruin of BuildKit's state is not worth a cache of it: what has
+    /// devices goes exactly, or not at all.
+    fn transfer(&self, volume: &Volume) -> Result<Transfer> {
+        let exact = volume
+            .job
+            .as_ref()
+            .map(|job| ExactVolumes::new(self.inner.clone(), job.clone()));
+        match exact {
+            Some(Ok(exact)) => Ok(Transfer::Exact(exact)),
+            Some(Err(error)) if volume.spec.devices => Err(error),
+            None if volume.spec.devices => Err(Error::new(
+                ErrorKind::Unsupported,
+                "a volume of no job is not read exactly, which a cache with devices has to be",
+            )),
+            _ => Ok(Transfer::Plain(self.inner.clone())),
         }
-        Ok(Some(content.boxed()))
     }
 
     /// A transfer: when it is its turn, as long as it may take, and until all is cancelled.
@@ -206,4 +207,45 @@ fn noting(content: ByteStream, failed: Arc<AtomicBool>) -> ByteStream {
         }
     };
     content.inspect_err(note).boxed()
+}
+
+/// A way into a volume and out of it.
+enum Transfer {
+    /// With everything that there is to a file.
+    Exact(ExactVolumes),
+    /// As the engine's own calls do it.
+    Plain(SharedDriver),
+}
+
+impl Transfer {
+    async fn write(&self, volume: &VolumeId, tar: ByteStream) -> Result<()> {
+        let root = VolumePath::root();
+        match self {
+            Self::Exact(volumes) => volumes.write(volume, &root, tar).await,
+            Self::Plain(driver) => driver.write_volume(volume, &root, tar).await,
+        }
+    }
+
+    async fn read(&self, volume: &VolumeId, path: VolumePath) -> Result<ByteStream> {
+        match self {
+            Self::Exact(volumes) => volumes.read(volume, &[path]).await,
+            Self::Plain(driver) => driver.read_volume(volume, &[path]).await,
+        }
+    }
+
+    /// What the volume has at a path, if it has it.
+    async fn read_if_there(&self, volume: &VolumeId, path: VolumePath) -> Result<Option<ByteStream>> {
+        let content = match self.read(volume, path).await {
+            Err(error) if error.kind() == ErrorKind::PathNotFound => return Ok(None),
+            content => content?,
+        };
+        let mut content = content.peekable();
+        let first = std::pin::Pin::new(&mut content).peek().await;
+        if let Some(Err(error)) = first
+            && error.kind() == ErrorKind::PathNotFound
+        {
+            return Ok(None);
+        }
+        Ok(Some(content.boxed()))
+    }
 }

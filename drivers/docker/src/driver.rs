@@ -260,6 +260,8 @@ fn capabilities(info: &SystemInfo) -> Capabilities {
             .any(|part| part == format!("name={name}"))
     };
     let mut capabilities = Capabilities::ALL;
+    // Its archive calls lose attributes, parts of seconds and holes.
+    capabilities.exact_volumes = false;
     capabilities.memory_limit = info.memory_limit.unwrap_or(false);
     capabilities.out_of_memory = capabilities.memory_limit;
     capabilities.cpu_quota = info.cpu_cfs_quota.unwrap_or(false) && info.cpu_cfs_period.unwrap_or(false);

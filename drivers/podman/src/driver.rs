@@ -245,6 +245,8 @@ fn describe(endpoint: String, version: &Version, info: &Info) -> Result<DriverIn
 fn capabilities(podman: Option<u32>, info: &Info) -> Capabilities {
     let controller = |name: &str| info.host.cgroup_controllers.iter().any(|found| found == name);
     let mut capabilities = Capabilities::ALL;
+    // Its archive calls lose attributes, parts of seconds and holes.
+    capabilities.exact_volumes = false;
     // Those that were delegated to the user, where podman runs without root.
     capabilities.memory_limit = controller("memory");
     // Until 5.0 libpod looked for the notice elsewhere than conmon leaves it (containers/podman#21523).

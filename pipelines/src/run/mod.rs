@@ -55,6 +55,8 @@ pub struct RunOptions {
     pub buildkit: Option<ImageRef>,
     /// Where caches are kept; where `None`, they live as long as their job.
     pub caches: Option<Caches>,
+    /// Whether builds that say nothing of it run [without privileges](orchestra_image_build::ImageBuild::rootless).
+    pub rootless: bool,
 }
 
 impl Default for RunOptions {
@@ -70,6 +72,7 @@ impl Default for RunOptions {
             pull: PullPolicy::default(),
             buildkit: None,
             caches: None,
+            rootless: false,
         }
     }
 }
