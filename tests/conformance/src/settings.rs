@@ -32,6 +32,8 @@ pub struct Settings {
     pub throwaway: Option<StartEngine>,
     /// Connects to an endpoint where no engine listens.
     pub unreachable: Option<Connect>,
+    /// Connects to an endpoint that takes connections and never answers.
+    pub silent: Option<Connect>,
     /// The size of the large log, in bytes; 1 GiB.
     pub log_bytes: u64,
     /// The size of the large file in a volume, in bytes; 5 GiB.
@@ -58,6 +60,7 @@ impl Settings {
             private_registry: None,
             throwaway: None,
             unreachable: None,
+            silent: None,
             log_bytes: 1 << 30,
             volume_bytes: 5 << 30,
             deadline: Duration::from_secs(120),

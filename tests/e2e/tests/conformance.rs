@@ -10,6 +10,7 @@
 )]
 
 use std::env;
+use std::os::unix::net::UnixListener;
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -142,6 +143,18 @@ fn main() -> ExitCode {
     settings.unreachable = Some(Arc::new(move || {
         let host = format!("unix://{}", nowhere.display());
         Box::pin(driver.connect(Some(host)))
+    }));
+    // It takes connections, as many as the kernel keeps waiting, and nobody reads them.
+    let folder = TempDir::new().expect("a temporary folder");
+    let path = folder.path().join("silent.sock");
+    let listener = Arc::new(UnixListener::bind(&path).expect("a socket"));
+    settings.silent = Some(Arc::new(move || {
+        let (host, listener) = (format!("unix://{}", path.display()), listener.clone());
+        Box::pin(async move {
+            let connected = driver.connect(Some(host)).await;
+            drop(listener);
+            connected
+        })
     }));
     orchestra_conformance::main(settings, move || driver.connect(None))
 }

@@ -19,6 +19,7 @@ pub(super) const CASES: &[Case] = &[
     case!(an_engine_that_died_is_unreachable, "After an engine died, calls fail with `Unreachable` and `info` still tells.", requires throwaway),
     case!(an_engine_that_hangs_ends_in_a_deadline, "With deadlines, calls to an engine that does not answer end in `DeadlineExceeded`.", requires throwaway),
     case!(an_engine_that_hung_can_be_used_again, "A call that was abandoned on a hanging engine leaves the driver usable.", requires throwaway),
+    case!(a_socket_that_never_answers_is_no_hang, "Where something listens and never answers, connecting ends in `DeadlineExceeded`.", requires silent),
 ];
 
 fn throwaway(settings: &Settings) -> Option<String> {
@@ -163,4 +164,26 @@ async fn an_engine_that_hung_can_be_used_again(cx: Arc<Context>) -> Outcome {
     let id = sleeper(&cx, &driver).await?;
     driver.remove_container(&id).await?;
     Ok(())
+}
+
+fn silent(settings: &Settings) -> Option<String> {
+    let missing = settings.silent.is_none();
+    missing.then(|| "the settings have no endpoint that never answers".to_owned())
+}
+
+async fn a_socket_that_never_answers_is_no_hang(cx: Arc<Context>) -> Outcome {
+    let connect = cx.settings.silent.clone();
+    let connect = connect.ok_or_else(|| Failure::new("the settings have no such endpoint"))?;
+    let mut deadlines = Deadlines::default();
+    deadlines.ping = Duration::from_secs(1);
+    let answer = within(Duration::from_secs(60), "connecting", async {
+        let driver = connect().await?;
+        Layered::wrap(driver, Timeouts(deadlines)).ping().await
+    });
+    let error = fails(
+        "an engine that never answers",
+        answer.await?,
+        &[ErrorKind::DeadlineExceeded],
+    )?;
+    holds(error.hint().is_some(), "the error says what to do")
 }
