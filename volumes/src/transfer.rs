@@ -312,7 +312,7 @@ impl Outcome {
         };
         let kind = match status {
             ExitStatus::Code(0) => return Ok(()),
-            ExitStatus::Code(code) => match u8::try_from(code).unwrap_or(u8::MAX) {
+            ExitStatus::Code(code) => match code {
                 exit::NOT_FOUND => ErrorKind::PathNotFound,
                 exit::INVALID => ErrorKind::InvalidInput,
                 exit::DISK_FULL => ErrorKind::DiskFull,

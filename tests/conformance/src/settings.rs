@@ -75,6 +75,7 @@ impl Settings {
     /// | `ORCHESTRA_TEST_REGISTRY` | `HOST:PORT` of a plain-HTTP registry without credentials that the engine and this process reach |
     /// | `ORCHESTRA_TEST_REGISTRY_AUTH` | the same, for one that wants credentials |
     /// | `ORCHESTRA_TEST_REGISTRY_USER`, `ORCHESTRA_TEST_REGISTRY_PASSWORD` | those |
+    /// | `ORCHESTRA_TEST_LOG_BYTES`, `ORCHESTRA_TEST_VOLUME_BYTES` | how large the large log and the large file are |
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`](orchestra::ErrorKind::InvalidInput) if one can't be what it should be.
@@ -94,6 +95,15 @@ impl Settings {
                 get("ORCHESTRA_TEST_REGISTRY_PASSWORD")?,
             );
             settings.private_registry = Some(Arc::new(HttpRegistry::new(address, Some(credentials))));
+        }
+        for (name, size) in [
+            ("ORCHESTRA_TEST_LOG_BYTES", &mut settings.log_bytes),
+            ("ORCHESTRA_TEST_VOLUME_BYTES", &mut settings.volume_bytes),
+        ] {
+            if let Ok(bytes) = env::var(name) {
+                let wrong = |_| Error::invalid(format!("{name} is {bytes:?}, which is no number of bytes"));
+                *size = bytes.parse().map_err(wrong)?;
+            }
         }
         Ok(settings)
     }
