@@ -31,13 +31,15 @@
 //!
 //! # Privileges
 //! The container is privileged: BuildKit's worker mounts file systems and makes containers of its own. Who may run a build
-//! can do on the engine's host what root can.
+//! can do on the engine's host what root can. A [rootless](ImageBuild::rootless) build asks for none of it: it runs as a
+//! user, in a user namespace of its own, where the engine's host allows that.
 
 mod build;
 mod command;
 mod error;
 mod event;
 mod hint;
+mod options;
 mod progress;
 mod registry;
 mod result;
@@ -45,8 +47,9 @@ mod run;
 mod validate;
 mod watch;
 
-pub use build::{BuildCache, BuildInput, DEFAULT_BUILDKIT_IMAGE, ImageBuild};
+pub use build::{BuildCache, BuildInput, DEFAULT_BUILDKIT_IMAGE, DEFAULT_ROOTLESS_IMAGE, ImageBuild};
 pub use error::{BuildError, FailedBuild};
 pub use event::BuildEvent;
+pub use options::{BuildContext, BuildOptions, Provenance};
 pub use registry::RegistryAuth;
-pub use result::BuildResult;
+pub use result::{BuildResult, Steps};

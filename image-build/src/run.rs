@@ -7,10 +7,10 @@ use std::future::{Future, pending};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream};
 use orchestra::{
-    ByteStream, Error, ErrorKind, ExitStatus, Job, Name, PullImage, Resource, ResourceKind, Result, TaskResult,
-    VolumeId, VolumePath, file_from_tar, labels,
+    ByteStream, Error, ErrorKind, ExitStatus, ImageRef, Job, Name, PullImage, Resource, ResourceKind, Result,
+    TaskResult, VolumeId, VolumePath, file_from_tar, labels,
 };
 use tokio::task::JoinError;
 use tokio::time::sleep;
@@ -105,6 +105,11 @@ async fn is_kept(job: &Job, name: &Name) -> bool {
         .any(|resource| resource.kind == ResourceKind::Container && is_ours(resource))
 }
 
+struct Digests {
+    digest: String,
+    config_digest: Option<String>,
+}
+
 struct Run<'a> {
     build: ImageBuild,
     job: &'a Job,
@@ -116,6 +121,11 @@ struct Run<'a> {
 
 impl Run<'_> {
     async fn image(self, context: Option<ByteStream>) -> Result<BuildResult, BuildError> {
+        let (volumes, tar) = command::prepared(&self.build, self.volume);
+        for volume in volumes {
+            let tar = stream::iter([Ok(tar.clone())]).boxed();
+            self.job.driver().write_volume(volume, &VolumePath::root(), tar).await?;
+        }
         let mut task = command::task(&self.build, self.volume)?.output(self.watched.clone());
         let unsent = Arc::new(Mutex::new(None));
         if let Some(context) = context {
@@ -144,9 +154,15 @@ impl Run<'_> {
                 None => self.failure(ended).await,
             });
         }
-        let digest = self.digest().await?;
+        let Digests { digest, config_digest } = self.digests().await?;
         let warnings = match self.volume {
-            None => Vec::from_iter(self.refresh().await),
+            None => {
+                let mut warnings = Vec::new();
+                for tag in self.build.tags() {
+                    warnings.extend(self.refresh(tag).await);
+                }
+                warnings
+            }
             Some(volume) => {
                 if let Some(exit) = self.load(volume).await? {
                     ended.exit = exit;
@@ -160,7 +176,10 @@ impl Run<'_> {
         }
         Ok(BuildResult {
             reference: self.build.tag.clone(),
+            references: self.build.tags().cloned().collect(),
             digest,
+            config_digest,
+            steps: self.watched.steps().await,
             code: ended.exit.code(),
             stdout: ended.stdout,
             stderr: self.watched.stderr().await,
@@ -169,8 +188,8 @@ impl Run<'_> {
         })
     }
 
-    /// What BuildKit says that the image's digest is.
-    async fn digest(&self) -> Result<String, BuildError> {
+    /// What BuildKit says that the image's digests are.
+    async fn digests(&self) -> Result<Digests, BuildError> {
         let wrong = |problem: String| BuildError::Metadata {
             build: self.build.name.clone(),
             problem,
@@ -180,26 +199,26 @@ impl Run<'_> {
             .metadata()
             .await
             .ok_or_else(|| wrong("is missing".into()))?;
-        match metadata
-            .get("containerimage.digest")
-            .and_then(serde_json::Value::as_str)
-        {
-            Some(digest) if digest.contains(':') => Ok(digest.to_owned()),
-            _ => Err(wrong("has no containerimage.digest".into())),
-        }
+        let digest = |key: &str| {
+            let text = metadata.get(key).and_then(serde_json::Value::as_str);
+            text.filter(|digest| digest.contains(':')).map(ToOwned::to_owned)
+        };
+        Ok(Digests {
+            digest: digest("containerimage.digest").ok_or_else(|| wrong("has no containerimage.digest".into()))?,
+            config_digest: digest("containerimage.config.digest"),
+        })
     }
 
-    /// Loads the image into the engine; how it ended if it did not.
+    /// Loads the image into the engine under all its names; how it ended if it did not.
     async fn load(&self, volume: &VolumeId) -> Result<Option<ExitStatus>> {
-        let path = VolumePath::new(command::IMAGE)?;
+        let path = command::image(&self.build)?;
         let load = async {
-            let tar = self
-                .job
-                .driver()
-                .read_volume(volume, std::slice::from_ref(&path))
-                .await?;
-            let archive = file_from_tar(tar, &path).await?;
-            self.job.driver().import_image(&self.build.tag, archive).await
+            let driver = self.job.driver();
+            for tag in self.build.tags() {
+                let tar = driver.read_volume(volume, std::slice::from_ref(&path)).await?;
+                driver.import_image(tag, file_from_tar(tar, &path).await?).await?;
+            }
+            Ok::<_, Error>(())
         };
         let late = async {
             match self.build.timeout {
@@ -216,14 +235,14 @@ impl Run<'_> {
 
     /// Where the engine holds an older image under the tag, a task that follows would run that one: the new one is fetched.
     /// That it can't be is told, and no failure: the image is where it was to be.
-    async fn refresh(&self) -> Option<String> {
-        let (driver, tag) = (self.job.driver(), &self.build.tag);
+    async fn refresh(&self, tag: &ImageRef) -> Option<String> {
+        let driver = self.job.driver();
         let mut pull = PullImage::new(tag.clone());
         let registry = self
             .build
             .registry
             .as_ref()
-            .filter(|registry| registry.host(tag) == tag.registry());
+            .filter(|registry| registry.host(&self.build.tag) == tag.registry());
         pull.credentials = registry.and_then(|registry| registry.credentials.clone());
         pull.insecure = driver.info().capabilities.insecure_pull && registry.is_some_and(|registry| registry.insecure);
         let refreshed = async {

@@ -43,6 +43,7 @@ pub(crate) fn check(build: &ImageBuild) -> Result<()> {
     if build.base_registries.iter().any(|registry| registry.hostname.is_none()) {
         return Err(Error::invalid("a registry of base images has no hostname"));
     }
+    build.options.check()?;
     if build.timeout.is_some_and(|timeout| timeout.is_zero()) {
         return Err(Error::invalid("the timeout is zero").with_hint("leave it out for a build without one"));
     }
@@ -108,6 +109,12 @@ fn check_context(build: &ImageBuild) -> Result<()> {
 }
 
 fn check_dockerfile(build: &ImageBuild) -> Result<()> {
+    if build.dockerfile.is_some() && build.options.dockerfile_inline.is_some() {
+        return Err(
+            Error::invalid("both a Dockerfile's path and an inline Dockerfile are given")
+                .with_hint("keep one of the two"),
+        );
+    }
     let path =
         command::dockerfile(build).map_err(|error| Error::invalid(format!("dockerfile: {}", error.message())))?;
     if path.is_absolute() || path.as_str() == "." {
@@ -137,6 +144,10 @@ fn check_platforms(build: &ImageBuild) -> Result<()> {
             "an engine's image store holds one platform of an image: push to a registry, or name one platform",
         ));
     }
+    if let Some(epoch) = build.options.provenance.filter(|_| !build.push) {
+        return Err(Error::invalid(format!("provenance {epoch} is asked for without push"))
+            .with_hint("an archive that an engine loads has no attestations: push to a registry"));
+    }
     // They are public fields: what parsing refuses may still be in there.
     build
         .platforms
@@ -144,7 +155,7 @@ fn check_platforms(build: &ImageBuild) -> Result<()> {
         .try_for_each(|platform| platform.to_string().parse::<orchestra::Platform>().map(|_| ()))
 }
 
-fn is_word(text: &str) -> bool {
+pub(crate) fn is_word(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c)) && !text.starts_with('-')
 }
 

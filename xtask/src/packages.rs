@@ -54,6 +54,16 @@ const PODMAN: &[Package] = &[
     package("netavark", "/usr/lib/podman/netavark", "the engine's default network"),
 ];
 
+/// What a private podman without root needs besides [`PODMAN`].
+const ROOTLESS: &[Package] = &[
+    package(
+        "uidmap",
+        "newuidmap",
+        "gives ids to the user namespace of podman without root",
+    ),
+    package("slirp4netns", "slirp4netns", "the network of podman without root"),
+];
+
 /// What a private engine of any kind needs, with its registries and images.
 const ENVIRONMENT: &[Package] = &[
     package(
@@ -65,6 +75,11 @@ const ENVIRONMENT: &[Package] = &[
     package("iproute2", "ip", "brings up the private network's loopback"),
     package("util-linux", "unshare", "makes the private engine's namespaces"),
     package("busybox-static", "busybox", "the programs of the test image"),
+    package(
+        "uidmap",
+        "newuidmap",
+        "gives ids to user namespaces; part of the rootless BuildKit image",
+    ),
     package("docker-registry", "docker-registry", "the registry that tests push to"),
 ];
 
@@ -79,7 +94,9 @@ pub(crate) const ROOTFS: &[Package] = &[package(
 pub(crate) fn setup() -> Result<()> {
     match Engine::default_here(Driver::Docker) {
         Engine::Host => ensure(BUILD),
-        Engine::Bookworm | Engine::Trixie | Engine::Sid => ensure(&[BUILD, DOCKER, ENVIRONMENT, ROOTFS].concat()),
+        Engine::Bookworm | Engine::Trixie | Engine::Sid => {
+            ensure(&[BUILD, DOCKER, PODMAN, ENVIRONMENT, ROOTFS].concat())
+        }
     }
 }
 
@@ -88,6 +105,7 @@ pub(crate) fn of_engine(driver: Driver) -> Vec<Package> {
     match driver {
         Driver::Docker => [DOCKER, ENVIRONMENT].concat(),
         Driver::Podman => [PODMAN, ENVIRONMENT].concat(),
+        Driver::PodmanRootless => [PODMAN, ROOTLESS, ENVIRONMENT].concat(),
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use futures_util::{StreamExt, stream};
 use orchestra::{ContainerPath, Credentials, ImageRef, Name, SecretString};
-use orchestra_image_build::{BuildError, ImageBuild, RegistryAuth};
+use orchestra_image_build::{BuildContext, BuildError, BuildOptions, ImageBuild, RegistryAuth};
 
 use super::CONTEXT;
 use crate::args::BuildArgs;
@@ -33,6 +33,10 @@ pub(super) fn describe(args: &BuildArgs, config: &Config) -> Result<ImageBuild, 
     if let Some(image) = args.image.as_ref().or(config.image_build.image.as_ref()) {
         build.image = image.clone();
     }
+    if args.rootless || config.image_build.rootless {
+        build = build.rootless();
+    }
+    build.options = options(args)?;
     build.network = args.network.unwrap_or_default();
     build.timeout = args.timeout;
     let credentials = args
@@ -51,6 +55,30 @@ pub(super) fn describe(args: &BuildArgs, config: &Config) -> Result<ImageBuild, 
         .validate()
         .map_err(|error| broken(&error).unwrap_or_else(|| Failure::bad_input(error.to_string())))?;
     Ok(build)
+}
+
+fn options(args: &BuildArgs) -> Result<BuildOptions, Failure> {
+    let mut options = BuildOptions::default();
+    options.tags.clone_from(&args.tags);
+    options.labels = pairs("label", &args.labels)?;
+    options.annotations = pairs("annotation", &args.annotations)?;
+    options.extra_hosts.clone_from(&args.extra_hosts);
+    options.ulimits.clone_from(&args.ulimits);
+    options.shm_size = args.shm_size;
+    options.no_cache = args.no_cache;
+    options.no_cache_filter.clone_from(&args.no_cache_filter);
+    for (name, context) in pairs("build context", &args.build_contexts)? {
+        let context: BuildContext = context.parse()?;
+        if matches!(context, BuildContext::Directory(_)) {
+            let message = format!("the build context {name} is a directory, and this command sends one alone");
+            return Err(Failure::bad_input(message)
+                .with_hint("let the main context hold it, or build in a pipeline, whose builds have inputs"));
+        }
+        options.build_contexts.insert(name, context);
+    }
+    options.source_date_epoch = args.source_date_epoch;
+    options.provenance = args.provenance;
+    Ok(options)
 }
 
 /// Pairs of the form `NAME=VALUE`. As docker's client has it, `NAME` alone takes the environment's value, and one that the

@@ -14,7 +14,7 @@ use status::SolveStatus;
 pub(crate) use view::Outcome;
 use view::View;
 
-use crate::BuildEvent;
+use crate::{BuildEvent, Steps};
 
 /// The longest line that is read as JSON. BuildKit starts a new line for each MiB of output (`client/status.go`), and a
 /// third is added by base64.
@@ -79,6 +79,11 @@ impl Progress {
     /// How the last attempt went.
     pub(crate) fn outcome(&self) -> Outcome {
         self.view.outcome()
+    }
+
+    /// How many steps the last attempt had.
+    pub(crate) fn steps(&self) -> Steps {
+        self.view.steps()
     }
 
     /// What BuildKit's metadata file says, of the last attempt. Written when `buildctl` has ended, it is the last that counts:

@@ -45,6 +45,15 @@ impl KnownDriver {
         }
     }
 
+    /// Where below `XDG_RUNTIME_DIR` an ordinary user's own engine listens, if its clients look for it there.
+    #[must_use]
+    pub fn users_socket(self) -> Option<&'static str> {
+        match self {
+            Self::Docker => None,
+            Self::Podman => Some("podman/podman.sock"),
+        }
+    }
+
     /// A driver, as every user has it, of the engine at `host` or at the one that the environment names.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 //! `cargo xtask e2e` starts an engine and two registries and tells of them by environment variables; [`Fixture::from_env`]
 //! reads these. [`Orchestra`] runs the binary as a user does, [`Engine`] looks at the engine past our own code, so that
 //! what is left behind is seen as its other users see it, and [`registry`] asks a registry what it serves. A [`Stub`] stands
-//! for an engine that is not there, and [`proxy`] puts the one that is on a port.
+//! for an engine that is not there, and [`proxy`] puts the one that is in another place.
 //!
 //! ```no_run
 //! # fn main() -> orchestra_e2e::Result<()> {
