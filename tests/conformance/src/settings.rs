@@ -34,6 +34,8 @@ pub struct Settings {
     pub unreachable: Option<Connect>,
     /// Connects to an endpoint that takes connections and never answers.
     pub silent: Option<Connect>,
+    /// How many bytes do not fit on the disk of a [`throwaway`](Self::throwaway) engine, if that is few.
+    pub small_disk: Option<u64>,
     /// The size of the large log, in bytes; 1 GiB.
     pub log_bytes: u64,
     /// The size of the large file in a volume, in bytes; 5 GiB.
@@ -61,6 +63,7 @@ impl Settings {
             throwaway: None,
             unreachable: None,
             silent: None,
+            small_disk: None,
             log_bytes: 1 << 30,
             volume_bytes: 5 << 30,
             deadline: Duration::from_secs(120),

@@ -3,16 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use bytes::Bytes;
+use futures_util::{StreamExt, stream as streams};
 use orchestra::layer::{Deadlines, Layered, Timeouts};
-use orchestra::{ContainerId, ErrorKind, SharedDriver, VolumePath, stream};
+use orchestra::{ContainerId, ErrorKind, SharedDriver, VolumePath, VolumeSpec, stream};
+use orchestra_volumes::ExactVolumes;
 
 use super::case;
 use crate::check::{Failure, Outcome, fails, holds, same, within};
 use crate::context::Context;
 use crate::settings::{Settings, ThrowawayEngine};
 use crate::suite::Case;
-use crate::tarball::{Entry, pack};
+use crate::tarball::{END, Entry, file_header, pack};
 
 pub(super) const CASES: &[Case] = &[
     case!(an_engine_that_dies_interrupts_whoever_waits, "A daemon that dies while it is waited for, read from or executed in ends each in an error.", requires throwaway),
@@ -20,6 +22,7 @@ pub(super) const CASES: &[Case] = &[
     case!(an_engine_that_hangs_ends_in_a_deadline, "With deadlines, calls to an engine that does not answer end in `DeadlineExceeded`.", requires throwaway),
     case!(an_engine_that_hung_can_be_used_again, "A call that was abandoned on a hanging engine leaves the driver usable.", requires throwaway),
     case!(a_socket_that_never_answers_is_no_hang, "Where something listens and never answers, connecting ends in `DeadlineExceeded`.", requires silent),
+    case!(a_full_disk_is_told, "Where an engine's disk is full, writing a volume ends in an error, `DiskFull` where it is exact, and the engine goes on.", requires small_disk, deadlines 2),
 ];
 
 fn throwaway(settings: &Settings) -> Option<String> {
@@ -186,4 +189,44 @@ async fn a_socket_that_never_answers_is_no_hang(cx: Arc<Context>) -> Outcome {
         &[ErrorKind::DeadlineExceeded],
     )?;
     holds(error.hint().is_some(), "the error says what to do")
+}
+
+fn small_disk(settings: &Settings) -> Option<String> {
+    let missing = settings.throwaway.is_none() || settings.small_disk.is_none();
+    missing.then(|| "the settings have no engine with a small disk".to_owned())
+}
+
+async fn a_full_disk_is_told(cx: Arc<Context>) -> Outcome {
+    const PIECE: u64 = 1 << 20;
+    let (_engine, driver) = engine(&cx).await?;
+    let volume = cx.volume_id("full");
+    driver.create_volume(&volume, &VolumeSpec::new(cx.labels())).await?;
+    let size = cx.settings.small_disk.unwrap_or_default().next_multiple_of(PIECE);
+    let too_much = || {
+        let content = Bytes::from(vec![1; PIECE as usize]);
+        let content = streams::iter((0..size / PIECE).map(move |_| Ok(content.clone())));
+        let head = stream::once(file_header("large", size));
+        head.chain(content).chain(stream::once(END)).boxed()
+    };
+    let root = VolumePath::root();
+    let plain = driver.write_volume(&volume, &root, too_much()).await;
+    fails(
+        "what does not fit",
+        plain,
+        &[ErrorKind::DiskFull, ErrorKind::Engine, ErrorKind::Interrupted],
+    )?;
+    driver.remove_volume(&volume).await?;
+    driver.create_volume(&volume, &VolumeSpec::new(cx.labels())).await?;
+    if ExactVolumes::missing(&driver.info().capabilities).is_none() {
+        let volumes = ExactVolumes::new(driver.clone(), cx.job.clone())?;
+        let exact = volumes.write(&volume, &root, too_much()).await;
+        let error = fails("what does not fit, exactly", exact, &[ErrorKind::DiskFull])?;
+        holds(error.hint().is_some(), "the error says what to do")?;
+    }
+    driver.remove_volume(&volume).await?;
+    driver.create_volume(&volume, &VolumeSpec::new(cx.labels())).await?;
+    let small = stream::once(pack(&[Entry::file("small", "fits")]));
+    driver.write_volume(&volume, &root, small).await?;
+    driver.end_job(&cx.job).await?;
+    Ok(())
 }
