@@ -11,6 +11,7 @@ mod logs;
 mod pairs;
 mod pipeline;
 mod tasks;
+mod volumes;
 
 use std::error::Error;
 
@@ -73,6 +74,9 @@ async fn main() -> Outcome<()> {
     }
     if wanted("build") {
         build::one(&mut bench).await?;
+    }
+    if wanted("volumes") {
+        volumes::one_gib(&mut bench).await?;
     }
     println!("\n{}", bench.table);
     Ok(())
