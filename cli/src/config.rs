@@ -36,7 +36,7 @@ const FILE: &str = "orchestra.toml";
 /// What the names of variables start with.
 const PREFIX: &str = "ORCHESTRA_";
 /// The keys at the top, which a variable's name is compared with.
-const KEYS: [&str; 5] = ["driver", "grace", "docker", "podman", "image_build"];
+const KEYS: [&str; 6] = ["driver", "grace", "docker", "podman", "containerd", "image_build"];
 
 /// How the program is set up.
 #[derive(Clone, Debug, Deserialize)]
@@ -52,6 +52,8 @@ pub(crate) struct Config {
     pub(crate) docker: DockerConfig,
     #[serde(default)]
     pub(crate) podman: PodmanConfig,
+    #[serde(default)]
+    pub(crate) containerd: ContainerdConfig,
     #[serde(default)]
     pub(crate) image_build: ImageBuildConfig,
 }

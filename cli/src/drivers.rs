@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use orchestra::{SharedDriver, layer};
+pub(crate) use orchestra_containerd::ContainerdConfig;
+use orchestra_containerd::ContainerdDriver;
 pub(crate) use orchestra_docker::DockerConfig;
 use orchestra_docker::DockerDriver;
 pub(crate) use orchestra_podman::PodmanConfig;
@@ -14,7 +16,7 @@ use crate::exit::Failure;
 /// The one that is used where nothing is said.
 pub(crate) const DEFAULT: &str = "docker";
 /// Their names, as configuration has them.
-const KNOWN: [&str; 2] = ["docker", "podman"];
+const KNOWN: [&str; 3] = ["docker", "podman", "containerd"];
 
 /// Connects to the engine that is configured, with the layers that every user wants around it.
 ///
@@ -29,6 +31,10 @@ pub(crate) async fn connect(config: &Config) -> Result<SharedDriver, Failure> {
         "podman" => {
             let connected = PodmanDriver::connect(config.podman.clone()).await;
             Arc::new(connected.map_err(|error| error.during("connect").on_driver("podman"))?)
+        }
+        "containerd" => {
+            let connected = ContainerdDriver::connect(config.containerd.clone()).await;
+            Arc::new(connected.map_err(|error| error.during("connect").on_driver("containerd"))?)
         }
         other => {
             let there_are = format!("write one of those there are: {}", KNOWN.join(", "));

@@ -18,6 +18,8 @@ pub(crate) enum Driver {
     Docker,
     /// podman's service, over libpod's HTTP API.
     Podman,
+    /// containerd, over its gRPC API.
+    Containerd,
 }
 
 impl Driver {
@@ -26,6 +28,7 @@ impl Driver {
         match self {
             Self::Docker => "DOCKER_HOST",
             Self::Podman => "CONTAINER_HOST",
+            Self::Containerd => "CONTAINERD_ADDRESS",
         }
     }
 
@@ -35,6 +38,17 @@ impl Driver {
         match self {
             Self::Docker => "/var/run/docker.sock".into(),
             Self::Podman => Path::new(&user().unwrap_or_else(|| "/run".into())).join("podman/podman.sock"),
+            Self::Containerd => "/run/containerd/containerd.sock".into(),
+        }
+    }
+
+    /// Whether such an engine listens on this socket.
+    fn answers(self, socket: &Path) -> bool {
+        match self {
+            Self::Docker | Self::Podman => answers(socket),
+            // It speaks gRPC, and says nothing that would tell it from others before it is spoken to. Its socket is
+            // there wherever docker is, and nobody but root may use it.
+            Self::Containerd => process::is_root() && UnixStream::connect(socket).is_ok(),
         }
     }
 
@@ -43,6 +57,7 @@ impl Driver {
         match self {
             Self::Docker => "orchestra-docker",
             Self::Podman => "orchestra-podman",
+            Self::Containerd => "orchestra-containerd",
         }
     }
 }
@@ -52,6 +67,7 @@ impl fmt::Display for Driver {
         match self {
             Self::Docker => f.write_str("docker"),
             Self::Podman => f.write_str("podman"),
+            Self::Containerd => f.write_str("containerd"),
         }
     }
 }
@@ -59,11 +75,13 @@ impl fmt::Display for Driver {
 /// A generation of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Engine {
-    /// A private daemon from this distribution's packages (docker 20.10 and podman 4.3 on Debian 12).
+    /// A private daemon from this distribution's packages (docker 20.10, podman 4.3 and containerd 1.6 on Debian 12).
     Bookworm,
-    /// A private daemon of Debian 13, run from a root file system of its own (docker 26.1, podman 5.4).
+    /// A private daemon of Debian 13, run from a root file system of its own (docker 26.1, podman 5.4,
+    /// containerd 1.7).
     Trixie,
-    /// A private daemon of Debian unstable, run from a root file system of its own (docker 28.5, podman 5.8).
+    /// A private daemon of Debian unstable, run from a root file system of its own (docker 28.5, podman
+    /// 5.8, containerd 2.1).
     Sid,
     /// The engine that runs on this machine already; nothing is installed or started.
     Host,
@@ -83,7 +101,7 @@ impl fmt::Display for Engine {
 impl Engine {
     /// The user's own engine where one runs, else a private one of this distribution's packages.
     pub(crate) fn default_here(driver: Driver) -> Self {
-        if env::var_os(driver.variable()).is_some() || answers(&driver.default_socket()) {
+        if env::var_os(driver.variable()).is_some() || driver.answers(&driver.default_socket()) {
             Self::Host
         } else {
             Self::Bookworm

@@ -5,6 +5,7 @@ use std::{fs, path::PathBuf, process::Command};
 use anyhow::{Result, bail};
 
 use crate::{
+    containerd::{self, Containerd},
     daemon::Docker,
     engine::{Driver, Engine},
     folders::{self, Folders},
@@ -64,8 +65,14 @@ impl Environment {
                     "--engine",
                     &engine.to_string(),
                 ];
+                let socket = private.socket.display();
+                let address = match driver {
+                    Driver::Docker | Driver::Podman => format!("unix://{socket}"),
+                    Driver::Containerd => socket.to_string(),
+                };
+                variables.extend(private.settings);
                 variables.extend([
-                    (driver.variable(), format!("unix://{}", private.socket.display())),
+                    (driver.variable(), address),
                     ("ORCHESTRA_TEST_ENGINE_PID", pid.trim().to_owned()),
                     ("ORCHESTRA_TEST_THROWAWAY", serde_json::to_string(&throwaway)?),
                 ]);
@@ -104,6 +111,8 @@ pub(crate) struct PrivateEngine {
     pub(crate) socket: PathBuf,
     /// The file with the number that its daemon has in the sandbox.
     pid_file: PathBuf,
+    /// Variables that tell the driver what is to be its own besides the socket.
+    pub(crate) settings: Vec<(&'static str, String)>,
 }
 
 impl PrivateEngine {
@@ -124,12 +133,13 @@ impl PrivateEngine {
         let rootfs = rootfs::of(driver, engine)?;
         // The guard takes over the lock.
         let (folders, _lock) = Folders::make()?;
-        let bounded = runtime::provide(&folders.disk.join("runc-bounded"))?;
+        let bounded = || runtime::provide(&folders.disk.join("runc-bounded"));
+        let mut settings = Vec::new();
         let (mut daemons, socket, pid_file) = match driver {
             Driver::Docker => {
                 let docker = Docker {
                     folders: &folders,
-                    bounded,
+                    bounded: bounded()?,
                     bridge: registries.is_some(),
                 };
                 (docker.daemons()?, docker.socket(), docker.pid_file())
@@ -137,9 +147,20 @@ impl PrivateEngine {
             Driver::Podman => {
                 let podman = Podman {
                     folders: &folders,
-                    bounded,
+                    bounded: bounded()?,
                 };
                 (vec![podman.daemon()?], podman.socket(), podman.pid_file())
+            }
+            Driver::Containerd => {
+                let containerd = Containerd {
+                    folders: &folders,
+                    seen_from_outside: registries.is_none(),
+                };
+                settings = vec![
+                    (containerd::NAMESPACE, containerd.namespace()),
+                    (containerd::STATE, containerd.state().display().to_string()),
+                ];
+                (vec![containerd.daemon()?], containerd.socket(), containerd.pid_file())
             }
         };
         if let Some(password) = registries {
@@ -149,13 +170,17 @@ impl PrivateEngine {
             Sandbox::start(folders.clone(), rootfs, daemons)
         })?;
         term::step("load images", || {
-            archives.iter().try_for_each(|archive| images::load(&socket, archive))
+            archives.iter().try_for_each(|archive| match driver {
+                Driver::Docker | Driver::Podman => images::load(&socket, archive),
+                Driver::Containerd => containerd::import(sandbox.command("ctr"), &socket, &folders.name, archive),
+            })
         })?;
         Ok(Self {
             sandbox,
             program: folders.program(),
             socket,
             pid_file,
+            settings,
         })
     }
 }
