@@ -1,7 +1,7 @@
 //! The configuration: defaults, then the file, then `ORCHESTRA_*` variables, then flags.
 //!
 //! ```toml
-//! driver = "docker"
+//! driver = "docker"                   # or "podman", or "auto" for the first of them that answers
 //! grace = "10s"                       # what a task that is asked to end has until it is killed
 //!
 //! [docker]
@@ -27,7 +27,7 @@ use orchestra::ImageRef;
 use serde::{Deserialize, Deserializer};
 
 use crate::args::EngineArgs;
-use crate::drivers::{self, DockerConfig, PodmanConfig};
+use crate::drivers::{self, ContainerdConfig, DockerConfig, PodmanConfig};
 use crate::duration;
 use crate::exit::Failure;
 

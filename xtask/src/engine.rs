@@ -20,14 +20,28 @@ pub(crate) enum Driver {
     Podman,
     /// containerd, over its gRPC API.
     Containerd,
+    /// The same of an ordinary user.
+    PodmanRootless,
 }
 
 impl Driver {
+    /// All of them.
+    pub(crate) const ALL: [Self; 4] = [Self::Docker, Self::Podman, Self::PodmanRootless, Self::Containerd];
+
+    /// The driver's own name, whoever runs its engine.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Podman | Self::PodmanRootless => "podman",
+            Self::Containerd => "containerd",
+        }
+    }
+
     /// Where the engine listens, as its own clients are told.
     pub(crate) fn variable(self) -> &'static str {
         match self {
             Self::Docker => "DOCKER_HOST",
-            Self::Podman => "CONTAINER_HOST",
+            Self::Podman | Self::PodmanRootless => "CONTAINER_HOST",
             Self::Containerd => "CONTAINERD_ADDRESS",
         }
     }
@@ -37,7 +51,9 @@ impl Driver {
         let user = || env::var_os("XDG_RUNTIME_DIR").filter(|_| !process::is_root());
         match self {
             Self::Docker => "/var/run/docker.sock".into(),
-            Self::Podman => Path::new(&user().unwrap_or_else(|| "/run".into())).join("podman/podman.sock"),
+            Self::Podman | Self::PodmanRootless => {
+                Path::new(&user().unwrap_or_else(|| "/run".into())).join("podman/podman.sock")
+            }
             Self::Containerd => "/run/containerd/containerd.sock".into(),
         }
     }
@@ -45,7 +61,7 @@ impl Driver {
     /// Whether such an engine listens on this socket.
     fn answers(self, socket: &Path) -> bool {
         match self {
-            Self::Docker | Self::Podman => answers(socket),
+            Self::Docker | Self::Podman | Self::PodmanRootless => answers(socket),
             // It speaks gRPC, and says nothing that would tell it from others before it is spoken to. Its socket is
             // there wherever docker is, and nobody but root may use it.
             Self::Containerd => process::is_root() && UnixStream::connect(socket).is_ok(),
@@ -56,7 +72,7 @@ impl Driver {
     pub(crate) fn package(self) -> &'static str {
         match self {
             Self::Docker => "orchestra-docker",
-            Self::Podman => "orchestra-podman",
+            Self::Podman | Self::PodmanRootless => "orchestra-podman",
             Self::Containerd => "orchestra-containerd",
         }
     }
@@ -68,6 +84,7 @@ impl fmt::Display for Driver {
             Self::Docker => f.write_str("docker"),
             Self::Podman => f.write_str("podman"),
             Self::Containerd => f.write_str("containerd"),
+            Self::PodmanRootless => f.write_str("podman-rootless"),
         }
     }
 }
@@ -99,6 +116,9 @@ impl fmt::Display for Engine {
 }
 
 impl Engine {
+    /// Those that are started here, the oldest first.
+    pub(crate) const PRIVATE: [Self; 3] = [Self::Bookworm, Self::Trixie, Self::Sid];
+
     /// The user's own engine where one runs, else a private one of this distribution's packages.
     pub(crate) fn default_here(driver: Driver) -> Self {
         if env::var_os(driver.variable()).is_some() || driver.answers(&driver.default_socket()) {

@@ -15,7 +15,7 @@ use crate::{
     registry::{self, HostRegistries},
     rootfs, runtime,
     sandbox::Sandbox,
-    term,
+    term, user,
 };
 
 /// An engine with its registries. It ends when this is dropped.
@@ -41,7 +41,7 @@ impl Environment {
     pub(crate) fn start(driver: Driver, engine: Engine) -> Result<Self> {
         let password = folders::random_hex(12)?;
         let mut variables = vec![
-            ("ORCHESTRA_TEST_DRIVER", driver.to_string()),
+            ("ORCHESTRA_TEST_DRIVER", driver.name().to_owned()),
             ("ORCHESTRA_TEST_ENGINE", engine.to_string()),
             ("ORCHESTRA_TEST_IMAGE", images::BUSYBOX.into()),
             ("ORCHESTRA_TEST_BUILDKIT_IMAGE", images::BUILDKIT.into()),
@@ -67,7 +67,7 @@ impl Environment {
                 ];
                 let socket = private.socket.display();
                 let address = match driver {
-                    Driver::Docker | Driver::Podman => format!("unix://{socket}"),
+                    Driver::Docker | Driver::Podman | Driver::PodmanRootless => format!("unix://{socket}"),
                     Driver::Containerd => socket.to_string(),
                 };
                 variables.extend(private.settings);
@@ -144,10 +144,12 @@ impl PrivateEngine {
                 };
                 (docker.daemons()?, docker.socket(), docker.pid_file())
             }
-            Driver::Podman => {
+            Driver::Podman | Driver::PodmanRootless => {
                 let podman = Podman {
                     folders: &folders,
                     bounded: bounded()?,
+                    rootless: driver == Driver::PodmanRootless,
+                    rootfs: rootfs.as_deref(),
                 };
                 (vec![podman.daemon()?], podman.socket(), podman.pid_file())
             }
@@ -163,15 +165,19 @@ impl PrivateEngine {
                 (vec![containerd.daemon()?], containerd.socket(), containerd.pid_file())
             }
         };
+        let covers = match driver {
+            Driver::PodmanRootless => user::provide(&folders, rootfs.as_deref())?,
+            Driver::Docker | Driver::Podman | Driver::Containerd => Vec::new(),
+        };
         if let Some(password) = registries {
             daemons.extend(registry::daemons(&folders, password)?);
         }
         let sandbox = term::step(&format!("start {driver} of {engine}"), || {
-            Sandbox::start(folders.clone(), rootfs, daemons)
+            Sandbox::start(folders.clone(), rootfs, covers, daemons)
         })?;
         term::step("load images", || {
             archives.iter().try_for_each(|archive| match driver {
-                Driver::Docker | Driver::Podman => images::load(&socket, archive),
+                Driver::Docker | Driver::Podman | Driver::PodmanRootless => images::load(&socket, archive),
                 Driver::Containerd => containerd::import(sandbox.command("ctr"), &socket, &folders.name, archive),
             })
         })?;

@@ -21,6 +21,7 @@ mod folders;
 mod guard;
 mod http;
 mod images;
+mod matrix;
 mod mounts;
 mod packages;
 mod podman;
@@ -33,6 +34,7 @@ mod sandbox;
 mod signals;
 mod term;
 mod throwaway;
+mod user;
 
 use std::process::ExitCode;
 

@@ -16,7 +16,7 @@ fn packages(driver: Driver) -> &'static str {
     match driver {
         // The network's plugins are run by the driver, outside.
         Driver::Docker | Driver::Containerd => "docker.io,containerd,runc,iptables",
-        Driver::Podman => "podman,conmon,runc,netavark,iptables,nftables",
+        Driver::Podman | Driver::PodmanRootless => "podman,conmon,runc,netavark,iptables,nftables,uidmap,passt",
     }
 }
 

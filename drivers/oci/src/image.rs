@@ -122,7 +122,7 @@ impl Image {
 #[derive(Debug)]
 pub(crate) enum Document {
     Index(ImageIndex),
-    Manifest(ImageManifest),
+    Manifest(Box<ImageManifest>),
 }
 
 impl Document {
@@ -137,7 +137,9 @@ impl Document {
         let shape: Shape = serde_json::from_slice(content).map_err(unreadable)?;
         match shape {
             Shape { manifests: Some(_), .. } => serde_json::from_slice(content).map(Self::Index).map_err(unreadable),
-            Shape { layers: Some(_), .. } => serde_json::from_slice(content).map(Self::Manifest).map_err(unreadable),
+            Shape { layers: Some(_), .. } => serde_json::from_slice(content)
+                .map(|manifest| Self::Manifest(Box::new(manifest)))
+                .map_err(unreadable),
             // Docker's first schema has `fsLayers`: registries have stopped to serve it.
             _ => Err(Error::invalid(
                 "the image's manifest is neither an index nor a manifest of layers",

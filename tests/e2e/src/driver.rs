@@ -1,9 +1,11 @@
 //! The drivers that the tests know.
 
-use std::env;
+use std::path::Path;
 use std::sync::Arc;
+use std::{env, fs};
 
 use orchestra::{SharedDriver, layer};
+use orchestra_containerd::{ContainerdConfig, ContainerdDriver};
 use orchestra_docker::{DockerConfig, DockerDriver};
 use orchestra_podman::{PodmanConfig, PodmanDriver};
 
@@ -14,17 +16,29 @@ pub enum KnownDriver {
     Docker,
     /// `podman`.
     Podman,
+    /// `containerd`.
+    Containerd,
 }
 
 impl KnownDriver {
+    /// All of them, in the order in which the command tries them.
+    pub const ALL: [Self; 3] = [Self::Docker, Self::Podman, Self::Containerd];
+
+    /// Its name, as the command has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Podman => "podman",
+            Self::Containerd => "containerd",
+        }
+    }
+
     /// The one that `ORCHESTRA_TEST_DRIVER` names.
     #[must_use]
     pub fn chosen() -> Option<Self> {
-        match env::var("ORCHESTRA_TEST_DRIVER").as_deref() {
-            Ok("docker") => Some(Self::Docker),
-            Ok("podman") => Some(Self::Podman),
-            _ => None,
-        }
+        let chosen = env::var("ORCHESTRA_TEST_DRIVER").ok()?;
+        Self::ALL.into_iter().find(|known| known.name() == chosen)
     }
 
     /// The environment variable that tells it where the engine is, and where that is if it is not set.
@@ -33,6 +47,16 @@ impl KnownDriver {
         match self {
             Self::Docker => ("DOCKER_HOST", "unix:///var/run/docker.sock"),
             Self::Podman => ("CONTAINER_HOST", "unix:///run/podman/podman.sock"),
+            Self::Containerd => ("CONTAINERD_ADDRESS", "/run/containerd/containerd.sock"),
+        }
+    }
+
+    /// Where below `XDG_RUNTIME_DIR` an ordinary user's own engine listens, if its clients look for it there.
+    #[must_use]
+    pub fn users_socket(self) -> Option<&'static str> {
+        match self {
+            Self::Docker | Self::Containerd => None,
+            Self::Podman => Some("podman/podman.sock"),
         }
     }
 
@@ -56,7 +80,29 @@ impl KnownDriver {
                 };
                 Arc::new(PodmanDriver::connect(config).await?)
             }
+            Self::Containerd => Arc::new(ContainerdDriver::connect(containerd(host)).await?),
         };
         Ok(layer::standard(driver))
     }
+}
+
+/// What a containerd's driver is told: by the environment, or beside the socket of an engine of a test's own.
+fn containerd(address: Option<String>) -> ContainerdConfig {
+    let mut config = ContainerdConfig::default();
+    let socket = address
+        .as_deref()
+        .map(|address| address.strip_prefix("unix://").unwrap_or(address));
+    let beside = socket.and_then(|socket| fs::read_to_string(Path::new(socket).with_extension("env")).ok());
+    let told = |name: &str| match &beside {
+        Some(lines) => lines
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("{name}=")).map(str::to_owned)),
+        None => env::var(name).ok(),
+    };
+    config.namespace = told("CONTAINERD_NAMESPACE");
+    if let Some(state) = told("ORCHESTRA_CONTAINERD__STATE") {
+        config.state = state.into();
+    }
+    config.address = address;
+    config
 }

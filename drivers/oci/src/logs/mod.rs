@@ -18,6 +18,8 @@
 mod reader;
 mod watch;
 
+pub use watch::{Bell, Watcher};
+
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -32,7 +34,6 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
 use tokio::process::Command;
 
 use crate::blocking::blocking;
-pub use watch::{Bell, Watcher};
 
 /// Logs of many containers, each in a folder of its own below one root.
 #[derive(Clone, Debug)]

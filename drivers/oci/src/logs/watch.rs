@@ -1,6 +1,6 @@
-//! Who follows a log is woken when its folder changes.
+//! Who waits for something in a folder is woken when the folder changes.
 //!
-//! All logs share one inotify instance, since an ordinary machine allows 128 of them.
+//! All folders of a [`Watcher`] share one inotify instance, since an ordinary machine allows 128 of them.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -142,7 +142,7 @@ impl Bell {
             .unwrap_or_default()
     }
 
-    /// Waits for the next change; false when the folder is gone.
+    /// Waits for a change since it last rang; false when the folder is gone.
     pub async fn rings(&mut self) -> bool {
         match &mut self.changes {
             Some(changes) => changes.changed().await.is_ok(),
