@@ -242,10 +242,12 @@ impl Writer {
             content: Content { client },
             head,
             requests,
-            answers,
+            mut answers,
             ..
         } = self;
-        drop((requests, answers));
+        drop(requests);
+        // containerd 2.1 fails to remove the files of a write that is just ending: its answers end when it has.
+        while let Ok(Some(_)) = answers.message().await {}
         let request = AbortRequest { r#ref: head.r#ref };
         match client.content().abort(client.request(request)).await {
             Err(status) if status.code() != Code::NotFound => Err(about(Subject::Content)(status)),
@@ -301,8 +303,9 @@ impl Ingest for Writer {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use orchestra_oci::content::{reference, sha256};
+
+    use super::*;
 
     /// A store of the engine that `cargo xtask with` provides, or `None` where it is another one or none.
     fn store() -> Option<Content> {
@@ -338,26 +341,28 @@ mod tests {
     #[tokio::test]
     async fn a_blob_is_there_when_it_is_committed_and_not_before() {
         let Some(store) = store() else { return };
-        for size in [0, 1, MESSAGE, 5 * MESSAGE + 7] {
+        for size in [64, MESSAGE, 5 * MESSAGE + 7] {
             let bytes = unique(size);
             let mut ingest = begin(&store, &bytes).await.unwrap();
             assert_eq!(ingest.offset(), 0);
             for piece in bytes.chunks(300_000) {
                 ingest.write(Bytes::copy_from_slice(piece)).await.unwrap();
             }
-            if size > 0 {
-                let missing = store.read(&sha256(&bytes), 1).await;
-                let missing = match missing {
-                    Ok(mut pieces) => pieces.try_next().await.map(drop),
-                    Err(error) => Err(error),
-                };
-                assert_eq!(missing.unwrap_err().kind(), ErrorKind::ImageNotFound);
-            }
+            let missing = match store.read(&sha256(&bytes), 1).await {
+                Ok(mut pieces) => pieces.try_next().await.map(drop),
+                Err(error) => Err(error),
+            };
+            assert_eq!(missing.unwrap_err().kind(), ErrorKind::ImageNotFound);
             let committed = ingest.commit(Labels::new()).await.unwrap();
             assert_eq!(committed, (sha256(&bytes), size as u64));
             assert!(read(&store, &bytes).await == bytes);
             assert!(begin(&store, &bytes).await.is_none(), "it is there");
         }
+        // There is but one without a byte: an earlier run may have left it.
+        if let Some(empty) = begin(&store, &Bytes::new()).await {
+            assert_eq!(empty.commit(Labels::new()).await.unwrap().1, 0);
+        }
+        assert!(read(&store, &Bytes::new()).await.is_empty());
     }
 
     #[tokio::test]

@@ -189,7 +189,13 @@ async fn a_layer_may_be_a_link_to_another_ones() {
     let stream = futures_util::stream::iter(pieces.into_iter().map(Ok)).boxed();
     let found = import(folder.path(), stream).await.unwrap();
     assert!(found.layers.iter().all(|layer| *layer.digest() == found.diff_ids[0]));
-    assert_eq!(found.chain_ids().len(), 3);
+    // The specification's own formula: each digest is taken of the one below and the layer's own.
+    let chain = found.chain_ids();
+    assert_eq!((chain.len(), &chain[0]), (3, &found.diff_ids[0]));
+    assert_eq!(
+        chain[2],
+        sha256(format!("{} {}", chain[1], found.diff_ids[2]).as_bytes())
+    );
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
 //! The keeper of logs, as a process of its own, and who reads what it keeps.
+#![expect(clippy::unwrap_used, reason = "a test ends where something is missing")]
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};

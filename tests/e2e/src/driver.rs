@@ -9,6 +9,8 @@ use orchestra_containerd::{ContainerdConfig, ContainerdDriver};
 use orchestra_docker::{DockerConfig, DockerDriver};
 use orchestra_podman::{PodmanConfig, PodmanDriver};
 
+use crate::{Endpoint, Engine, Result};
+
 /// One of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KnownDriver {
@@ -58,6 +60,29 @@ impl KnownDriver {
             Self::Docker | Self::Containerd => None,
             Self::Podman => Some("podman/podman.sock"),
         }
+    }
+
+    /// The engine at `host`, past the driver.
+    ///
+    /// # Errors
+    /// If it can't be there.
+    pub fn look_at(self, host: &str) -> Result<Engine> {
+        let endpoint = Endpoint::parse(host)?;
+        match (self, endpoint) {
+            (Self::Containerd, Endpoint::Unix(socket)) => {
+                let config = containerd(None);
+                let namespace = config.namespace.unwrap_or_else(|| "orchestra".to_owned());
+                Ok(Engine::containerd(socket, namespace, config.state))
+            }
+            // podman's service answers docker's API too, which is enough to look at what it holds.
+            (_, endpoint) => Ok(Engine::new(endpoint)),
+        }
+    }
+
+    /// Whether it can be reached over a network.
+    #[must_use]
+    pub fn speaks_tcp(self) -> bool {
+        self != Self::Containerd
     }
 
     /// A driver, as every user has it, of the engine at `host` or at the one that the environment names.

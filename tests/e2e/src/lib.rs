@@ -16,6 +16,7 @@
 //! # }
 //! ```
 
+mod containerd;
 mod driver;
 mod engine;
 mod fixture;
@@ -26,7 +27,7 @@ pub mod registry;
 mod stub;
 
 pub use driver::KnownDriver;
-pub use engine::{Contents, Engine};
+pub use engine::{Contents, Engine, Inspected};
 pub use fixture::{Credentials, Fixture};
 pub use http::{Endpoint, Response};
 pub use orchestra::{Dir, Finished, Orchestra, Running};

@@ -196,7 +196,7 @@ pub fn install_program(path: &Path) -> Result<()> {
     }
     let failed = |error| Error::io(format!("install the helper program {}", path.display()), error);
     // Under another name first: one that runs can't be written to, and nobody may start half of it.
-    let new = path.with_extension(format!("new.{}", std::process::id()));
+    let new = path.with_extension(format!("new.{}", orchestra::JobId::unique()));
     let done = fs::write(&new, program)
         .and_then(|()| fs::set_permissions(&new, Permissions::from_mode(0o755)))
         .and_then(|()| fs::rename(&new, path));

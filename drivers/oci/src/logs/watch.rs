@@ -112,7 +112,7 @@ impl Watcher {
             std::io::ErrorKind::NotFound => not_found(folder),
             _ => Error::io(format!("watch the log {}", folder.display()), error),
         })?;
-        let bell = bells.entry(descriptor.clone()).or_insert_with(watch::Sender::default);
+        let bell = bells.entry(descriptor.clone()).or_default();
         Ok(Bell {
             changes: Some(bell.subscribe()),
             descriptor,

@@ -46,7 +46,9 @@ pub(super) fn mounts(input: &SpecInput<'_>) -> Result<Vec<Mount>> {
     let dev = asked.contains_key("/dev");
     all.retain(|mount| {
         let target = mount.destination();
-        !target.to_str().is_some_and(|target| asked.contains_key(target)) && !(dev && target.starts_with("/dev"))
+        let replaced = target.to_str().is_some_and(|target| asked.contains_key(target));
+        let hidden = dev && target.starts_with("/dev");
+        !replaced && !hidden
     });
     let mut asked: Vec<Mount> = asked.into_values().collect();
     asked.sort_by_key(|mount| mount.destination().components().count());
