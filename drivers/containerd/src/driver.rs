@@ -32,6 +32,8 @@ use crate::task::state_of;
 const CONNECT: Duration = Duration::from_secs(20);
 /// Longest that a CNI plugin may take.
 const PLUGIN: Duration = Duration::from_secs(30);
+/// Between two tries to reach an engine that may just have died.
+const AGAIN: Duration = Duration::from_millis(50);
 /// The oldest version that has all that is needed, and that this driver was tested with.
 const OLDEST: (u32, u32) = (1, 6);
 
@@ -140,7 +142,15 @@ impl ContainerdDriver {
         }
     }
 
+    /// Asks anything. A connection that was kept may be found dead first, and the next one be refused only when the engine's
+    /// process has gone as a whole.
     async fn alive(&self) -> Result<()> {
+        for _ in 0..3 {
+            match self.client.engine_version().await {
+                Err(error) if error.kind() == ErrorKind::Interrupted => tokio::time::sleep(AGAIN).await,
+                answer => return answer.map(drop),
+            }
+        }
         self.client.engine_version().await.map(drop)
     }
 

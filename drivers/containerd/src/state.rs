@@ -191,20 +191,20 @@ impl Folder {
         make(&self.0).map_err(|error| self.failed("make", error))
     }
 
-    /// Waits until no other process starts this container, and keeps them from it until the answer is dropped.
+    /// Waits until nobody else starts, ends or removes this container, and keeps them from it until the answer is dropped.
     pub(crate) fn lock(&self) -> Result<fs::File> {
         self.make()?;
         locked(&self.path("lock"), FlockOperation::LockExclusive).map_err(|error| self.failed("lock", error))
     }
 
-    /// Waits until nobody holds the lock.
-    pub(crate) fn await_unlocked(&self) -> Result<()> {
-        let waited = match fs::File::open(self.path("lock")) {
-            Ok(lock) => flock(&lock, FlockOperation::LockShared).map_err(io::Error::from),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+    /// The same lock, where there is one: a container that was never started has none, nor has one that is gone.
+    pub(crate) fn lock_if_there(&self) -> Result<Option<fs::File>> {
+        let locked = match fs::File::open(self.path("lock")) {
+            Ok(lock) => flock(&lock, FlockOperation::LockExclusive).map(|()| Some(lock)).map_err(io::Error::from),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         };
-        waited.map_err(|error| self.failed("lock", error))
+        locked.map_err(|error| self.failed("lock", error))
     }
 
     /// Writes a file that everybody in the container can read.

@@ -285,7 +285,7 @@ impl ContainerdDriver {
     /// One try; `None` if the task has changed meanwhile.
     async fn try_reap(&self, engine_id: &str, folder: &Folder) -> Result<Option<Option<Ended>>> {
         if let Some(ended) = folder.ended() {
-            self.delete_task(engine_id).await?;
+            self.clear(engine_id, folder).await?;
             return Ok(Some(Some(ended)));
         }
         let Some(task) = self.task(engine_id).await? else {
@@ -298,7 +298,7 @@ impl ContainerdDriver {
             }
             // A start that is under way has a mark and no task, too.
             let starting = folder.clone();
-            blocking(move || starting.await_unlocked()).await?;
+            drop(blocking(move || starting.lock_if_there()).await?);
             let gone = self.task(engine_id).await?.is_none() && folder.was_started() && folder.ended().is_none();
             return if gone { Err(forgotten()) } else { Ok(None) };
         };
@@ -331,16 +331,27 @@ impl ContainerdDriver {
 
     async fn record(&self, engine_id: &str, folder: &Folder, code: u32) -> Result<Ended> {
         let cgroup = format!("{}/{engine_id}", self.namespace);
-        let (version, folder) = (self.host.cgroups, folder.clone());
+        let (version, recorded) = (self.host.cgroups, folder.clone());
         let ended = blocking(move || {
-            folder.record(Ended {
+            recorded.record(Ended {
                 code,
                 out_of_memory: out_of_memory(version, &cgroup),
             })
         });
         let ended = ended.await?;
-        self.delete_task(engine_id).await?;
+        self.clear(engine_id, folder).await?;
         Ok(ended)
+    }
+
+    /// Deletes a task whose end was recorded. Of many who see an end one does it: containerd answers those who come second
+    /// while it is at it with errors of any kind (1.7: `ttrpc: closed`).
+    async fn clear(&self, engine_id: &str, folder: &Folder) -> Result<()> {
+        let locked = folder.clone();
+        let _lock = blocking(move || locked.lock_if_there()).await?;
+        match self.task(engine_id).await? {
+            Some(_) => self.delete_task(engine_id).await,
+            None => Ok(()),
+        }
     }
 
     /// Deletes a task that has ended; one that is not there is success.

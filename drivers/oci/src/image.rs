@@ -121,7 +121,7 @@ impl Image {
 /// What an image's name can point at.
 #[derive(Debug)]
 pub(crate) enum Document {
-    Index(ImageIndex),
+    Index(Box<ImageIndex>),
     Manifest(Box<ImageManifest>),
 }
 
@@ -136,7 +136,9 @@ impl Document {
         let unreadable = |error| Error::invalid(format!("the image's manifest can't be read: {error}"));
         let shape: Shape = serde_json::from_slice(content).map_err(unreadable)?;
         match shape {
-            Shape { manifests: Some(_), .. } => serde_json::from_slice(content).map(Self::Index).map_err(unreadable),
+            Shape { manifests: Some(_), .. } => serde_json::from_slice(content)
+                .map(|index| Self::Index(Box::new(index)))
+                .map_err(unreadable),
             Shape { layers: Some(_), .. } => serde_json::from_slice(content)
                 .map(|manifest| Self::Manifest(Box::new(manifest)))
                 .map_err(unreadable),

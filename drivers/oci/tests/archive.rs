@@ -224,7 +224,7 @@ async fn how_a_layer_is_packed_is_seen_from_its_first_bytes() {
     );
 
     let xz = packed(b"\xfd7zXZ\0");
-    let image = TestImage::new("amd64", &[xz.clone()]);
+    let image = TestImage::new("amd64", std::slice::from_ref(&xz));
     let list = docker_manifest("c", &["l"]);
     let error = import(
         folder.path(),
@@ -286,7 +286,7 @@ async fn what_is_not_one_image_is_refused_with_the_reason() {
     );
     // An index that names itself.
     let entry = json!({ "mediaType": support::INDEX, "digest": sha256(b"x").to_string(), "size": 1 });
-    let inner = index(&[entry.clone()]);
+    let inner = index(std::slice::from_ref(&entry));
     let name = path(b"x");
     assert!(
         refusal(&[(&name, &inner), ("index.json", &index(&[entry]))])

@@ -78,12 +78,16 @@ impl Bundle {
             image_volumes: BTreeMap::new(),
             hostname: "inside",
             netns: None,
-            cgroup: Path::new("/orchestra-test")
-                .join(self.dir.path().file_name().unwrap())
-                .as_path(),
+            cgroup: &self.cgroup(),
             etc: BTreeMap::new(),
             host: &self.host,
         })
+    }
+
+    /// Of one level: runc removes no more than that.
+    fn cgroup(&self) -> PathBuf {
+        let name = self.dir.path().file_name().unwrap().to_string_lossy();
+        PathBuf::from(format!("/orchestra-test-{name}"))
     }
 
     fn run_spec(&self, spec: &Spec) -> Output {

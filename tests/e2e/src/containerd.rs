@@ -93,12 +93,12 @@ impl Containerd {
             let names = names_in(&self.own().join(folder));
             contents.0.extend(names.map(|name| format!("{kind} {name}")));
         }
-        // An address that is in use is a file of its name.
-        for folder in names_in(&self.state.join("network")) {
-            let addresses = names_in(&self.state.join("network").join(folder));
-            let addresses = addresses.filter(|name| name.parse::<std::net::IpAddr>().is_ok());
-            contents.0.extend(addresses.map(|name| format!("address {name}")));
-        }
+        // CNI plugins keep a file for each address that is in use, named like it, and one for each that is connected.
+        let network = self.state.join("network");
+        let addresses = names_in(&network.join("addresses/orchestra"));
+        let addresses = addresses.filter(|name| name.parse::<std::net::IpAddr>().is_ok());
+        contents.0.extend(addresses.map(|name| format!("address {name}")));
+        contents.0.extend(names_in(&network.join("results")).map(|name| format!("connection {name}")));
         Ok(contents)
     }
 
