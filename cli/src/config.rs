@@ -11,7 +11,8 @@
 //! host = "unix:///run/podman/podman.sock"
 //!
 //! [image_build]
-//! image = "moby/buildkit:v0.34.2"
+//! image = "moby/buildkit:v0.34.2-rootless"
+//! rootless = true
 //! ```
 //!
 //! Two underscores stand for a dot in a variable's name: `ORCHESTRA_DOCKER__HOST`.
@@ -64,6 +65,9 @@ pub(crate) struct Config {
 pub(crate) struct ImageBuildConfig {
     /// The BuildKit image of builds that name none.
     pub(crate) image: Option<ImageRef>,
+    /// Whether builds that say nothing of it run without privileges.
+    #[serde(default)]
+    pub(crate) rootless: bool,
 }
 
 fn default_driver() -> String {

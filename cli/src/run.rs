@@ -30,6 +30,7 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit, Failure> {
     options.events = Some(display.events());
     options.grace = config.grace;
     options.buildkit = config.image_build.image;
+    options.rootless = config.image_build.rootless;
     let report = orchestra_pipelines::run(&pipeline, driver, options).await;
 
     drop(interrupts);

@@ -1,20 +1,27 @@
 //! The program: its first argument says which part is asked for.
 //!
-//! - `keep-log LIMIT:FOLDER [STDOUT STDERR]` keeps a log in a folder: of two fifos, or of what a shim hands to the program of its logging URI (file
-//!   descriptors 3 and 4, and 5 to tell that it is ready).
+//! - `pack-tree ROOT PATH…` writes files of a tree to its output as a tar;
+//! - `unpack-tree ROOT PATH` unpacks a tar from its input into a directory of a tree;
+//! - `idle` does nothing until it is killed: a container to execute the others in.
+//!
+//! It exits with 0, or with a code of [`exit`] and the reason on its error output.
 
 #![deny(unsafe_code)]
 
+mod exit;
 mod keep_log;
+mod tree;
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
+
+use tree::TreeError;
 
 fn main() -> ExitCode {
     let mut arguments = env::args_os().skip(1);
@@ -22,19 +29,62 @@ fn main() -> ExitCode {
     let arguments: Vec<OsString> = arguments.collect();
     let arguments: Vec<&Path> = arguments.iter().map(Path::new).collect();
     let done = match (part.to_str(), arguments.as_slice()) {
-        (Some("keep-log"), [log]) => keep_log_of_shim(log),
-        (Some("keep-log"), [log, stdout, stderr]) => keep_log_of_fifos(log, stdout, stderr),
+        (Some("pack-tree"), [root, paths @ ..]) => {
+            piped(io::stdout().as_fd()).and_then(|mut output| tree::pack(root, paths, &mut output))
+        }
+        (Some("unpack-tree"), [root, path]) => {
+            piped(io::stdin().as_fd()).and_then(|mut input| tree::unpack(root, path, &mut input))
+        }
+        (Some("keep-log"), [log]) => keep_log_of_shim(log).map_err(keeping),
+        (Some("keep-log"), [log, stdout, stderr]) => keep_log_of_fifos(log, stdout, stderr).map_err(keeping),
+        (Some("idle"), []) => loop {
+            std::thread::park();
+        },
         _ => {
             eprintln!("orchestra-helper: there is no part {part:?} with these arguments");
-            return ExitCode::from(2);
+            return ExitCode::from(exit::USAGE);
         }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("orchestra-helper: {error}");
-            ExitCode::FAILURE
+            eprintln!("{error}");
+            // An engine may tell who feeds a process that has ended of a broken connection, and of no exit. Who reads the
+            // line above ends the input.
+            if part == "unpack-tree" {
+                let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+            }
+            ExitCode::from(code(&error))
         }
+    }
+}
+
+/// The standard library's own handles have a small buffer each.
+fn piped(end: BorrowedFd<'_>) -> Result<File, TreeError> {
+    let own = end.try_clone_to_owned().map_err(|source| TreeError::Io {
+        doing: "use the standard input and output".to_owned(),
+        source,
+    })?;
+    let file = File::from(own);
+    tree::widen_pipe(&file);
+    Ok(file)
+}
+
+fn code(error: &TreeError) -> u8 {
+    match error {
+        TreeError::NotFound(_) => exit::NOT_FOUND,
+        TreeError::Invalid(_) => exit::INVALID,
+        TreeError::Io { source, .. } => match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => exit::DISK_FULL,
+            _ => exit::IO,
+        },
+    }
+}
+
+fn keeping(source: io::Error) -> TreeError {
+    TreeError::Io {
+        doing: "keep a log".to_owned(),
+        source,
     }
 }
 
@@ -65,7 +115,7 @@ fn limit_and_folder(log: &Path) -> io::Result<(u64, &Path)> {
     let bytes = log.as_os_str().as_bytes();
     let parts = bytes.iter().position(|byte| *byte == b':').and_then(|colon| {
         let limit = std::str::from_utf8(&bytes[..colon]).ok()?.parse().ok()?;
-        Some((limit, Path::new(std::ffi::OsStr::from_bytes(&bytes[colon + 1..]))))
+        Some((limit, Path::new(OsStr::from_bytes(&bytes[colon + 1..]))))
     });
     parts.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a log is given as LIMIT:FOLDER"))
 }

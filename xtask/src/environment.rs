@@ -9,7 +9,7 @@ use crate::{
     daemon::Docker,
     engine::{Driver, Engine},
     folders::{self, Folders},
-    images, packages,
+    images, mounts, packages,
     podman::Podman,
     process,
     registry::{self, HostRegistries},
@@ -45,6 +45,10 @@ impl Environment {
             ("ORCHESTRA_TEST_ENGINE", engine.to_string()),
             ("ORCHESTRA_TEST_IMAGE", images::BUSYBOX.into()),
             ("ORCHESTRA_TEST_BUILDKIT_IMAGE", images::BUILDKIT.into()),
+            (
+                "ORCHESTRA_TEST_BUILDKIT_ROOTLESS_IMAGE",
+                images::BUILDKIT_ROOTLESS.into(),
+            ),
             ("ORCHESTRA_TEST_REGISTRY", registry::OPEN.into()),
             ("ORCHESTRA_TEST_REGISTRY_AUTH", registry::AUTH.into()),
             ("ORCHESTRA_TEST_REGISTRY_USER", registry::USER.into()),
@@ -76,6 +80,9 @@ impl Environment {
                     ("ORCHESTRA_TEST_ENGINE_PID", pid.trim().to_owned()),
                     ("ORCHESTRA_TEST_THROWAWAY", serde_json::to_string(&throwaway)?),
                 ]);
+                if matches!(driver, Driver::Docker | Driver::Podman) {
+                    variables.push(("ORCHESTRA_TEST_SMALL_DISK", mounts::TOO_MUCH.to_string()));
+                }
                 Provided::Private(private.sandbox)
             }
         };
@@ -132,7 +139,9 @@ impl PrivateEngine {
         };
         let rootfs = rootfs::of(driver, engine)?;
         // The guard takes over the lock.
-        let (folders, _lock) = Folders::make()?;
+        let (mut folders, _lock) = Folders::make()?;
+        // Their volumes are elsewhere: in a user's home, in the driver's state.
+        folders.small = registries.is_none() && matches!(driver, Driver::Docker | Driver::Podman);
         let bounded = || runtime::provide(&folders.disk.join("runc-bounded"));
         let mut settings = Vec::new();
         let (mut daemons, socket, pid_file) = match driver {
@@ -149,7 +158,6 @@ impl PrivateEngine {
                     folders: &folders,
                     bounded: bounded()?,
                     rootless: driver == Driver::PodmanRootless,
-                    rootfs: rootfs.as_deref(),
                 };
                 (vec![podman.daemon()?], podman.socket(), podman.pid_file())
             }

@@ -85,6 +85,11 @@ const ENVIRONMENT: &[Package] = &[
     package("iproute2", "ip", "brings up the private network's loopback"),
     package("util-linux", "unshare", "makes the private engine's namespaces"),
     package("busybox-static", "busybox", "the programs of the test image"),
+    package(
+        "uidmap",
+        "newuidmap",
+        "gives ids to user namespaces; part of the rootless BuildKit image",
+    ),
     package("docker-registry", "docker-registry", "the registry that tests push to"),
 ];
 

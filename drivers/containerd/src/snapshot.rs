@@ -93,7 +93,7 @@ impl Snapshots {
     /// Whether the whole image is unpacked; if so, it stays as long as the lease does.
     pub(crate) async fn is_unpacked(&self, lease: &str, image: &Image) -> Result<bool> {
         match image.chain_ids().last() {
-            Some(top) => self.hold(lease, &top.to_string()).await,
+            Some(top) => self.hold(lease, top.as_ref()).await,
             None => Ok(true),
         }
     }

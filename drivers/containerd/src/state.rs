@@ -200,7 +200,9 @@ impl Folder {
     /// The same lock, where there is one: a container that was never started has none, nor has one that is gone.
     pub(crate) fn lock_if_there(&self) -> Result<Option<fs::File>> {
         let locked = match fs::File::open(self.path("lock")) {
-            Ok(lock) => flock(&lock, FlockOperation::LockExclusive).map(|()| Some(lock)).map_err(io::Error::from),
+            Ok(lock) => flock(&lock, FlockOperation::LockExclusive)
+                .map(|()| Some(lock))
+                .map_err(io::Error::from),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         };

@@ -49,6 +49,8 @@ pub struct RunOptions {
     pub pull: PullPolicy,
     /// The BuildKit image of builds that name none; that of `orchestra-image-build` where `None`.
     pub buildkit: Option<ImageRef>,
+    /// Whether builds that say nothing of it run [without privileges](orchestra_image_build::ImageBuild::rootless).
+    pub rootless: bool,
 }
 
 impl Default for RunOptions {
@@ -63,6 +65,7 @@ impl Default for RunOptions {
             capture: 1 << 20,
             pull: PullPolicy::default(),
             buildkit: None,
+            rootless: false,
         }
     }
 }

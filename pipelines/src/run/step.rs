@@ -170,6 +170,9 @@ impl JobRun<'_> {
         if let (None, Some(image)) = (&plan.image, &self.options.buildkit) {
             build.image = image.clone();
         }
+        if plan.rootless.unwrap_or(self.options.rootless) {
+            build = build.rootless();
+        }
         let (events, mut received) = mpsc::channel(EVENTS);
         let build = build.output(self.output(step, tail)).events(events);
         let (job, teller) = (self.job.clone(), self.teller.clone());

@@ -49,6 +49,8 @@ const STEP: Known = Known {
         "frontend",
         "source_date_epoch",
         "provenance",
+        "rootless",
+        "rootless",
     ],
     belongs: "under `build_image`, indented by two more spaces",
     ..Known::of(&["build_image", "timeout", "attempts"])
@@ -82,6 +84,7 @@ const BUILD: Known = Known::of(&[
     "frontend",
     "source_date_epoch",
     "provenance",
+    "rootless",
     "timeout",
     "attempts",
 ]);
@@ -156,6 +159,7 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
             env,
             registry,
             network,
+            rootless: fields.flag("rootless"),
             options,
         };
         for (key, error) in plan.problems(&name) {

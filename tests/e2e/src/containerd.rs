@@ -98,7 +98,9 @@ impl Containerd {
         let addresses = names_in(&network.join("addresses/orchestra"));
         let addresses = addresses.filter(|name| name.parse::<std::net::IpAddr>().is_ok());
         contents.0.extend(addresses.map(|name| format!("address {name}")));
-        contents.0.extend(names_in(&network.join("results")).map(|name| format!("connection {name}")));
+        contents
+            .0
+            .extend(names_in(&network.join("results")).map(|name| format!("connection {name}")));
         Ok(contents)
     }
 
