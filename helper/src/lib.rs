@@ -10,6 +10,8 @@
 //!
 //! Its parts are modules of this library too, so that what runs on this host can call them without a program.
 
+pub mod init;
+
 /// The program, an ELF file without any dependency, for an `architecture` as [`std::env::consts::ARCH`] names it:
 /// `None` for others than this library was built for, or where the compiler had no static C library.
 #[must_use]

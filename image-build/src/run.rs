@@ -203,6 +203,7 @@ impl Run<'_> {
     async fn refresh(&self) -> Option<String> {
         let (driver, tag) = (self.job.driver(), &self.build.tag);
         let mut pull = PullImage::new(tag.clone());
+        pull.job = Some(self.job.id().clone());
         let registry = self
             .build
             .registry
