@@ -1,17 +1,23 @@
 //! Embeds orchestra: two tasks that share a volume, with live output.
 //!
-//! `cargo run -p orchestra-examples --bin embed`, with an engine at `DOCKER_HOST` or its default socket.
+//! `cargo run -p orchestra-examples --bin embed -- podman`, with that engine where its own client would find it; docker
+//! where none is named.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use orchestra::{Job, Task, layer, sink};
+use orchestra::{Job, SharedDriver, Task, layer, sink};
 use orchestra_docker::{DockerConfig, DockerDriver};
+use orchestra_podman::{PodmanConfig, PodmanDriver};
 
 #[tokio::main]
 async fn main() -> orchestra::Result<()> {
-    let driver = layer::standard(Arc::new(DockerDriver::connect(DockerConfig::default()).await?));
-    let job = Job::builder(driver).build();
+    // The only place that knows which engine it is.
+    let driver: SharedDriver = match std::env::args().nth(1).as_deref() {
+        Some("podman") => Arc::new(PodmanDriver::connect(PodmanConfig::default()).await?),
+        _ => Arc::new(DockerDriver::connect(DockerConfig::default()).await?),
+    };
+    let job = Job::builder(layer::standard(driver)).build();
     let outcome = run(&job).await;
     // Whatever happened, nothing stays in the engine.
     job.end().await?;
@@ -30,7 +36,10 @@ async fn run(job: &Job) -> orchestra::Result<()> {
         .shell("cat source/greeting")
         .mount_read_only(&source, "source")?
         .output(sink::to_writers(tokio::io::stdout(), tokio::io::stderr()));
-    read.spec.limits.memory = Some(64 << 20);
+    // What an engine can't do, it refuses: podman without root may have no limits.
+    if job.driver().info().capabilities.memory_limit {
+        read.spec.limits.memory = Some(64 << 20);
+    }
     job.run(read).await?.success()?;
     Ok(())
 }

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use orchestra::{ImageRef, JobId, NetworkMode, Platform};
+use orchestra::{ExtraHost, ImageRef, JobId, NetworkMode, Platform, Ulimit};
+use orchestra_image_build::Provenance;
+use orchestra_pipelines::parse_size;
 
 use crate::duration;
 
@@ -35,7 +37,7 @@ pub(crate) enum Command {
 /// What every command that talks to an engine takes.
 #[derive(Debug, Default, Args)]
 pub(crate) struct EngineArgs {
-    /// Which driver talks to the engine
+    /// Which driver talks to the engine: docker, podman, or auto for the first of them that answers [default: docker]
     #[arg(long, value_name = "NAME")]
     pub(crate) driver: Option<String>,
     /// The configuration file [default: orchestra.toml, where there is one]
@@ -99,6 +101,39 @@ pub(crate) struct BuildArgs {
     /// Set a variable of the build container, for example of a proxy; without a value, that of the environment is taken
     #[arg(long = "env", value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<String>,
+    /// Name the image so too; may be given more than once
+    #[arg(long = "also-tag", value_name = "IMAGE")]
+    pub(crate) tags: Vec<ImageRef>,
+    /// Label the image
+    #[arg(long = "label", value_name = "NAME=VALUE")]
+    pub(crate) labels: Vec<String>,
+    /// Annotate the image's manifest, if it is pushed
+    #[arg(long = "annotation", value_name = "NAME=VALUE")]
+    pub(crate) annotations: Vec<String>,
+    /// Add a line to /etc/hosts of RUN steps
+    #[arg(long = "add-host", value_name = "NAME:ADDRESS")]
+    pub(crate) extra_hosts: Vec<ExtraHost>,
+    /// Limit processes of RUN steps, for example nofile=1024:2048
+    #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]")]
+    pub(crate) ulimits: Vec<Ulimit>,
+    /// The size of /dev/shm in RUN steps, for example 256MiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) shm_size: Option<u64>,
+    /// Run every step, whatever a cache has
+    #[arg(long)]
+    pub(crate) no_cache: bool,
+    /// Run every step of this stage, whatever a cache has; may be given more than once
+    #[arg(long, value_name = "STAGE", value_delimiter = ',')]
+    pub(crate) no_cache_filter: Vec<String>,
+    /// What the Dockerfile knows as NAME: docker-image://IMAGE, or a URL with https or git
+    #[arg(long = "build-context", value_name = "NAME=VALUE")]
+    pub(crate) build_contexts: Vec<String>,
+    /// Date the image to these seconds since 1970, so that the same context gives the same digest
+    #[arg(long, value_name = "SECONDS", env = "SOURCE_DATE_EPOCH")]
+    pub(crate) source_date_epoch: Option<u64>,
+    /// Attach an attestation of how the image was built, if it is pushed: min, or max
+    #[arg(long, value_name = "MODE")]
+    pub(crate) provenance: Option<Provenance>,
     /// The BuildKit image that builds
     #[arg(long, value_name = "IMAGE")]
     pub(crate) image: Option<ImageRef>,

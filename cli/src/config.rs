@@ -1,7 +1,7 @@
 //! The configuration: defaults, then the file, then `ORCHESTRA_*` variables, then flags.
 //!
 //! ```toml
-//! driver = "docker"
+//! driver = "docker"                   # or "podman", or "auto" for the first of them that answers
 //! grace = "10s"                       # what a task that is asked to end has until it is killed
 //!
 //! [docker]

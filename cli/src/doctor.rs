@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use orchestra::{Capabilities, DriverInfo, GcOptions, ImageRef, Resource, SharedDriver};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::args::DoctorArgs;
 use crate::config::Config;
@@ -60,6 +60,19 @@ async fn examine(driver: &SharedDriver, config: &Config) -> Result<Findings, Fai
     })
 }
 
+/// Why an engine that is otherwise whole may lack a capability, and what would give it.
+fn why(capability: &str) -> &'static str {
+    match capability {
+        "cpu_quota" | "memory_limit" | "pids_limit" => {
+            "its cgroup controller is not there; without root it has to be delegated to the user"
+        }
+        "seccomp" => "the engine takes no profile from its client, only its own or none",
+        "apparmor" => "the engine's host has no AppArmor, or has it switched off",
+        "out_of_memory" => "the engine tells it as a SIGKILL (podman before 5.0, or no memory controller)",
+        _ => "the engine does not have it",
+    }
+}
+
 /// What keeps pipelines from running, each with what it is needed for.
 fn wrong(capabilities: &Capabilities) -> Vec<&'static str> {
     let needs = [
@@ -100,12 +113,21 @@ fn text(found: &Findings, wrong: &[&str], theme: Theme) -> String {
     for (name, fact) in facts {
         let _ = writeln!(text, "{}  {fact}", theme.dim(format!("{name:>10}")));
     }
-    let (can, can_not): (Vec<_>, Vec<_>) = capabilities(&info.capabilities).into_iter().partition(|(_, can)| *can);
-    for (label, mark, names) in [("can", theme.good("✓"), can), ("can not", theme.bad("✗"), can_not)] {
-        for (row, names) in names.chunks(3).enumerate() {
-            let label = if row == 0 { label } else { "" };
-            let names: String = names.iter().map(|(name, _)| format!("{mark} {name:<21}")).collect();
-            let _ = writeln!(text, "{}  {}", theme.dim(format!("{label:>10}")), names.trim_end());
+    let (can, can_not): (Vec<_>, Vec<_>) = info.capabilities.list().into_iter().partition(|(_, can)| *can);
+    let can = can.chunks(3).map(|names| {
+        let names: String = names
+            .iter()
+            .map(|(name, _)| format!("{} {name:<21}", theme.good("✓")))
+            .collect();
+        names.trim_end().to_owned()
+    });
+    let can_not = can_not
+        .iter()
+        .map(|(name, _)| format!("{} {name:<21}{}", theme.bad("✗"), theme.dim(why(name))));
+    for (label, rows) in [("can", can.collect::<Vec<_>>()), ("can not", can_not.collect())] {
+        for (number, row) in rows.iter().enumerate() {
+            let label = if number == 0 { label } else { "" };
+            let _ = writeln!(text, "{}  {row}", theme.dim(format!("{label:>10}")));
         }
     }
     text.push('\n');
@@ -126,21 +148,13 @@ fn text(found: &Findings, wrong: &[&str], theme: Theme) -> String {
     text
 }
 
-/// Names and values, as the struct has them.
-fn capabilities(capabilities: &Capabilities) -> Vec<(String, bool)> {
-    match serde_json::to_value(capabilities) {
-        Ok(Value::Object(fields)) => fields
-            .into_iter()
-            .map(|(name, can)| (name, can == Value::Bool(true)))
-            .collect(),
-        _ => Vec::new(),
-    }
-}
-
 fn json_of(found: &Findings, wrong: &[&str]) -> Value {
+    let missing = found.info.capabilities.list().into_iter().filter(|(_, can)| !can);
+    let missing: Map<String, Value> = missing.map(|(name, _)| (name.clone(), why(&name).into())).collect();
     json!({
         "usable": wrong.is_empty(),
         "engine": found.info,
+        "missing": missing,
         "answered_in": found.answered_in,
         "buildkit": {"image": found.buildkit, "present": found.has_buildkit},
         "left_behind": found.left_behind,
@@ -184,6 +198,27 @@ mod tests {
         let shown = text(&found(missing), &wrong(&missing), Theme::PLAIN);
         assert!(shown.contains("✗ privileged"), "{shown}");
         assert!(shown.contains("`build_image` can't work"), "{shown}");
-        assert_eq!(json_of(&found(missing), &wrong(&missing))["usable"], false);
+        let told = json_of(&found(missing), &wrong(&missing));
+        assert_eq!(
+            (&told["usable"], &told["engine"]["capabilities"]["privileged"]),
+            (&json!(false), &json!(false))
+        );
+        assert_eq!(told["missing"].as_object().unwrap().len(), 1, "{told}");
+    }
+
+    #[test]
+    fn a_capability_that_is_missing_has_a_row_of_its_own_with_the_reason() {
+        let mut missing = Capabilities::ALL;
+        missing.seccomp = false;
+        missing.memory_limit = false;
+        let shown = text(&found(missing), &[], Theme::PLAIN);
+        assert!(
+            shown.contains("   can not  ✗ memory_limit         its cgroup controller is not there"),
+            "{shown}"
+        );
+        assert!(
+            shown.contains("\n            ✗ seccomp              the engine takes no profile"),
+            "{shown}"
+        );
     }
 }

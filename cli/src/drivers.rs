@@ -1,39 +1,158 @@
 //! The drivers there are. No other place chooses between them; each has a table of its name in the [configuration](crate::config).
 
+use std::io::Write;
 use std::sync::Arc;
 
-use orchestra::{SharedDriver, layer};
+use orchestra::{ErrorKind, SharedDriver, layer};
 pub(crate) use orchestra_docker::DockerConfig;
 use orchestra_docker::DockerDriver;
 pub(crate) use orchestra_podman::PodmanConfig;
 use orchestra_podman::PodmanDriver;
 
 use crate::config::Config;
-use crate::exit::Failure;
+use crate::console::Console;
+use crate::exit::{Exit, Failure};
 
 /// The one that is used where nothing is said.
-pub(crate) const DEFAULT: &str = "docker";
-/// Their names, as configuration has them.
-const KNOWN: [&str; 2] = ["docker", "podman"];
+pub(crate) const DEFAULT: &str = Known::Docker.name();
+/// What stands for whichever engine answers.
+const AUTO: &str = "auto";
+
+/// A driver that this program has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Known {
+    Docker,
+    Podman,
+}
+
+impl Known {
+    /// All of them, in the order in which [`AUTO`] tries them.
+    const ALL: [Self; 2] = [Self::Docker, Self::Podman];
+
+    /// Its name, as configuration has it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Podman => "podman",
+        }
+    }
+
+    /// The environment variable by which the engine's own client is told where the engine is.
+    const fn variable(self) -> &'static str {
+        match self {
+            Self::Docker => "DOCKER_HOST",
+            Self::Podman => "CONTAINER_HOST",
+        }
+    }
+
+    /// Whether someone has said where this engine is.
+    fn is_placed(self, config: &Config, is_set: impl Fn(&str) -> bool) -> bool {
+        let host = match self {
+            Self::Docker => &config.docker.host,
+            Self::Podman => &config.podman.host,
+        };
+        host.is_some() || is_set(self.variable())
+    }
+
+    async fn connect(self, config: &Config) -> orchestra::Result<SharedDriver> {
+        let failed = |error: orchestra::Error| error.during("connect").on_driver(self.name());
+        Ok(match self {
+            Self::Docker => Arc::new(DockerDriver::connect(config.docker.clone()).await.map_err(failed)?),
+            Self::Podman => Arc::new(PodmanDriver::connect(config.podman.clone()).await.map_err(failed)?),
+        })
+    }
+}
 
 /// Connects to the engine that is configured, with the layers that every user wants around it.
 ///
 /// # Errors
 /// Bad input for a driver that does not exist; whatever the driver fails to connect with.
 pub(crate) async fn connect(config: &Config) -> Result<SharedDriver, Failure> {
-    let driver: SharedDriver = match config.driver.as_str() {
-        "docker" => {
-            let connected = DockerDriver::connect(config.docker.clone()).await;
-            Arc::new(connected.map_err(|error| error.during("connect").on_driver("docker"))?)
-        }
-        "podman" => {
-            let connected = PodmanDriver::connect(config.podman.clone()).await;
-            Arc::new(connected.map_err(|error| error.during("connect").on_driver("podman"))?)
-        }
-        other => {
-            let there_are = format!("write one of those there are: {}", KNOWN.join(", "));
-            return Err(Failure::bad_input(format!("there is no driver {other:?}")).with_hint(there_are));
+    let driver = match Known::ALL.iter().find(|known| known.name() == config.driver) {
+        Some(known) => known.connect(config).await?,
+        None if config.driver == AUTO => first_that_answers(config).await?,
+        None => {
+            let names = Known::ALL.map(Known::name).join(", ");
+            return Err(
+                Failure::bad_input(format!("there is no driver {:?}", config.driver)).with_hint(format!(
+                    "write one of those there are: {names}, or {AUTO} for the first of them that answers"
+                )),
+            );
         }
     };
     Ok(layer::standard(driver))
+}
+
+/// Those that someone has placed come first: to say where an engine is, is to want it.
+fn in_order(config: &Config, is_set: impl Fn(&str) -> bool) -> Vec<Known> {
+    let (placed, others): (Vec<_>, Vec<_>) = Known::ALL
+        .into_iter()
+        .partition(|known| known.is_placed(config, &is_set));
+    [placed, others].concat()
+}
+
+async fn first_that_answers(config: &Config) -> Result<SharedDriver, Failure> {
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let mut tried = Vec::new();
+    for known in in_order(config, is_set) {
+        let error = match known.connect(config).await {
+            Ok(driver) => {
+                let info = driver.info();
+                tell(&format!(
+                    "{AUTO} took {} {} at {}",
+                    info.driver, info.engine_version, info.endpoint
+                ));
+                return Ok(driver);
+            }
+            // A place that makes no sense is no engine that does not answer.
+            Err(error) if error.kind() == ErrorKind::InvalidInput => return Err(error.into()),
+            Err(error) => error,
+        };
+        if known.is_placed(config, is_set) {
+            tell(&format!("{AUTO} passes over {error}"));
+        }
+        tried.push(error);
+    }
+    let tried: String = tried.iter().map(|error| format!("\n  {error}")).collect();
+    let places: Vec<String> = Known::ALL
+        .iter()
+        .map(|known| format!("{} or `host` in [{}]", known.variable(), known.name()))
+        .collect();
+    let hint = format!("start one, or say where it is: {}", places.join(", "));
+    Err(Failure::text(
+        Exit::Engine,
+        format!("no engine answers; tried were:{tried}"),
+        Some(hint),
+    ))
+}
+
+/// Which engine it is, is said beside the answer and not in it.
+fn tell(note: &str) {
+    let label = Console::detect().stderr.note("note");
+    // Nobody is left to tell if standard error is closed.
+    writeln!(std::io::stderr(), "{label}: {note}").ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use figment::Figment;
+    use figment::providers::{Format, Toml};
+
+    #[test]
+    fn an_engine_that_someone_has_placed_is_tried_before_the_others() {
+        let order = |text: &str, variables: &[&str]| {
+            let config: Config = Figment::from(Toml::string(text)).extract().unwrap();
+            let order = in_order(&config, |name| variables.contains(&name));
+            order.into_iter().map(Known::name).collect::<Vec<_>>()
+        };
+        assert_eq!(order("", &[]), ["docker", "podman"]);
+        assert_eq!(order("", &["CONTAINER_HOST"]), ["podman", "docker"]);
+        assert_eq!(order("[podman]\nhost = 'unix:///p'", &[]), ["podman", "docker"]);
+        assert_eq!(
+            order("[podman]\nhost = 'unix:///p'", &["DOCKER_HOST"]),
+            ["docker", "podman"]
+        );
+    }
 }

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use orchestra::{ContainerPath, Env, ImageRef, Job, Name, NetworkMode, OutputSink, Platform, PullPolicy, VolumeId};
+use orchestra::{
+    ByteStream, ContainerPath, Env, ImageRef, Job, Name, NetworkMode, OutputSink, Platform, PullPolicy, VolumeId,
+};
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::{BuildError, BuildEvent, BuildResult, RegistryAuth, run, validate};
+use crate::{BuildError, BuildEvent, BuildOptions, BuildResult, RegistryAuth, run, validate};
 
 /// The BuildKit image that builds run in where nothing else is said.
 pub const DEFAULT_BUILDKIT_IMAGE: &str = "moby/buildkit:v0.34.2";
@@ -32,7 +34,8 @@ pub const DEFAULT_BUILDKIT_IMAGE: &str = "moby/buildkit:v0.34.2";
 /// ```
 #[non_exhaustive]
 pub struct ImageBuild {
-    /// The build's name within its job: its container's, and its output volume's with `._build` added (so at most 56 bytes).
+    /// The build's name within its job: its container's, and its output volume's, if it has one, with `._build` added (so
+    /// at most 56 bytes).
     pub name: Name,
     /// What the image is called, registry included. A tag, never a digest.
     pub tag: ImageRef,
@@ -49,6 +52,8 @@ pub struct ImageBuild {
     pub target: Option<String>,
     /// What the image is built for; the builder's own platform where empty. More than one needs [`push`](Self::push).
     pub platforms: Vec<Platform>,
+    /// What else BuildKit is told.
+    pub options: BuildOptions,
     /// The BuildKit image. It has to hold `sh`, `buildctl`, `buildctl-daemonless.sh` and `buildkitd`.
     pub image: ImageRef,
     /// Volumes that hold the context and the Dockerfile. The build can't write to them.
@@ -71,6 +76,8 @@ pub struct ImageBuild {
     pub attempts: u32,
     /// How many bytes of the output are kept for [`BuildResult::stderr`] from its start, and how many from its end.
     pub capture: usize,
+    /// Whether the context comes with [`Live::context`].
+    pub(crate) streamed: bool,
     /// A sink need not be `Sync`; a build is all the same.
     pub(crate) live: Mutex<Live>,
 }
@@ -93,9 +100,10 @@ pub struct BuildCache {
     pub path: ContainerPath,
 }
 
-/// Who watches.
+/// What passes while the build runs: the context in, what it says out.
 #[derive(Default)]
 pub(crate) struct Live {
+    pub(crate) context: Option<ByteStream>,
     pub(crate) output: Option<Box<dyn OutputSink>>,
     pub(crate) events: Option<mpsc::Sender<BuildEvent>>,
 }
@@ -118,6 +126,7 @@ impl ImageBuild {
             build_args: BTreeMap::new(),
             target: None,
             platforms: Vec::new(),
+            options: BuildOptions::default(),
             image,
             inputs: Vec::new(),
             caches: Vec::new(),
@@ -129,8 +138,24 @@ impl ImageBuild {
             timeout: None,
             attempts: 1,
             capture: 1 << 20,
+            streamed: false,
             live: Mutex::default(),
         }
+    }
+
+    /// All names of the image: [`tag`](Self::tag), then those of the [options](BuildOptions::tags).
+    pub fn tags(&self) -> impl Iterator<Item = &ImageRef> {
+        std::iter::once(&self.tag).chain(&self.options.tags)
+    }
+
+    /// Takes the context from a tar, which goes to the builder as it is read: no input needs to hold it, and no volume. Its
+    /// names are relative to [`context`](Self::context). Such a build has one attempt, as its input can't be read again, and
+    /// can't be taken up by another process.
+    #[must_use]
+    pub fn context_from(mut self, tar: ByteStream) -> Self {
+        self.streamed = true;
+        self.live.get_mut().context = Some(tar);
+        self
     }
 
     /// Sends live output there: the builder's standard output as it is, and its progress rendered as text, as standard error.
@@ -182,6 +207,7 @@ impl fmt::Debug for ImageBuild {
             .field("build_args", &self.build_args.keys())
             .field("target", &self.target)
             .field("platforms", &self.platforms)
+            .field("options", &self.options)
             .field("image", &self.image)
             .field("inputs", &self.inputs)
             .field("caches", &self.caches)
@@ -193,6 +219,7 @@ impl fmt::Debug for ImageBuild {
             .field("timeout", &self.timeout)
             .field("attempts", &self.attempts)
             .field("capture", &self.capture)
+            .field("streamed", &self.streamed)
             .finish_non_exhaustive()
     }
 }

@@ -1,6 +1,6 @@
 //! The build container: its script, its arguments and all else of its task.
 
-use orchestra::{ContainerPath, Mount, Result, Task, VolumeId};
+use orchestra::{ContainerPath, ImageRef, Mount, Result, Task, VolumeId};
 
 use crate::{ImageBuild, registry};
 
@@ -13,10 +13,10 @@ pub(crate) const DOCKERFILE_MISSING: u8 = 92;
 /// The context or the Dockerfile's directory is a symbolic link that leads out of the working directory.
 pub(crate) const OUTSIDE: u8 = 93;
 
-/// Where the output volume stands: outside of the working directory, so that no context contains it.
+/// Where the output volume stands, if there is one: outside of the working directory, so that no context contains it.
 const OUT: &str = "/orchestra";
-/// In the output volume: what BuildKit says of the image.
-pub(crate) const METADATA: &str = "metadata.json";
+/// In there: what BuildKit says of the image.
+const METADATA: &str = "metadata.json";
 /// In the output volume: the image, if it is not pushed.
 pub(crate) const IMAGE: &str = "image.tar";
 
@@ -24,16 +24,20 @@ pub(crate) const IMAGE: &str = "image.tar";
 /// than (moby/buildkit issues 1423 and 3002). Its pauses grow: 60 are about 40 seconds.
 const RETRIES: (&str, &str) = ("BUILDCTL_CONNECT_RETRIES_MAX", "60");
 
-/// The build's task, with its output on the volume `out`.
-pub(crate) fn task(build: &ImageBuild, out: &VolumeId) -> Result<Task> {
+/// The build's task; with its image on the volume `out`, if it is not pushed.
+pub(crate) fn task(build: &ImageBuild, out: Option<&VolumeId>) -> Result<Task> {
+    let registries: Vec<_> = build.registry.iter().chain(&build.base_registries).collect();
     let mut task = Task::with_image(build.name.clone(), build.image.clone())
-        .command(argv(build))
+        .command(argv(build, &registry::configuration(&registries, &build.tag)))
         .working_dir(Task::WORKING_DIR)?
-        .mount(out, OUT)?
         .privileged(true)
         .network(build.network)
         .pull(build.pull)
         .attempts(build.attempts);
+    if let Some(out) = out {
+        task = task.mount(out, OUT)?;
+    }
+    task.spec.stdin = build.streamed;
     let inputs = build.inputs.iter().map(|input| (&input.volume, &input.path, true));
     let caches = build.caches.iter().map(|cache| (&cache.volume, &cache.path, false));
     task.spec
@@ -49,8 +53,7 @@ pub(crate) fn task(build: &ImageBuild, out: &VolumeId) -> Result<Task> {
         .0
         .entry(RETRIES.0.to_owned())
         .or_insert_with(|| RETRIES.1.to_owned());
-    let registries: Vec<_> = build.registry.iter().chain(&build.base_registries).collect();
-    for file in registry::files(&registries, &build.tag)? {
+    if let Some(file) = registry::credentials(&registries, &build.tag)? {
         task = task.file(file);
     }
     let of_image = registries
@@ -70,8 +73,9 @@ pub(crate) fn dockerfile(build: &ImageBuild) -> Result<ContainerPath> {
     ContainerPath::new(build.dockerfile.as_deref().unwrap_or("Dockerfile"))
 }
 
-fn argv(build: &ImageBuild) -> Vec<String> {
+fn argv(build: &ImageBuild, configuration: &str) -> Vec<String> {
     let dockerfile = build.dockerfile.as_deref().unwrap_or("Dockerfile");
+    let metadata = format!("{OUT}/{METADATA}");
     let mut argv: Vec<String> = [
         "sh",
         "-c",
@@ -79,6 +83,10 @@ fn argv(build: &ImageBuild) -> Vec<String> {
         "orchestra-build",
         build.context.as_str(),
         dockerfile,
+        if build.streamed { "streamed" } else { "" },
+        configuration,
+        &metadata,
+        build.options.dockerfile_inline.as_deref().unwrap_or_default(),
     ]
     .map(str::to_owned)
     .into();
@@ -93,14 +101,23 @@ fn argv(build: &ImageBuild) -> Vec<String> {
         let platforms: Vec<_> = build.platforms.iter().map(ToString::to_string).collect();
         opt(format!("platform={}", platforms.join(",")));
     }
+    argv.push(format!(
+        "--frontend={}",
+        if build.options.frontend.is_some() {
+            "gateway.v0"
+        } else {
+            "dockerfile.v0"
+        }
+    ));
+    argv.extend(build.options.arguments());
     argv.push(format!("--output={}", output(build)));
-    argv.push(format!("--metadata-file={OUT}/{METADATA}"));
     argv
 }
 
 /// A record of comma separated values, as `--output` is read.
 fn output(build: &ImageBuild) -> String {
-    let name = format!("name={}", build.tag.canonical());
+    let names: Vec<_> = build.tags().map(ImageRef::canonical).collect();
+    let name = format!("name={}", names.join(","));
     let mut registries = build.registry.iter().chain(&build.base_registries);
     let insecure = registries.any(|registry| registry.insecure && registry.host(&build.tag) == build.tag.registry());
     let mut fields = if build.push {
@@ -111,10 +128,11 @@ fn output(build: &ImageBuild) -> String {
     if build.push && insecure {
         fields.push("registry.insecure=true".to_owned());
     }
+    fields.extend(build.options.output(build.push));
     fields.iter().map(|field| csv(field)).collect::<Vec<_>>().join(",")
 }
 
-/// One field (RFC 4180). A reference needs no quotes; should its grammar ever grow, it still can't become two fields.
+/// One field (RFC 4180).
 fn csv(field: &str) -> String {
     if field.contains([',', '"', '\n', '\r']) {
         format!("\"{}\"", field.replace('"', "\"\""))
@@ -138,7 +156,7 @@ mod tests {
     }
 
     fn arguments(build: &ImageBuild) -> Vec<String> {
-        argv(build).split_off(4)
+        argv(build, "").split_off(4)
     }
 
     #[test]
@@ -148,8 +166,12 @@ mod tests {
             [
                 "source",
                 "Dockerfile",
+                "",
+                "",
+                "/orchestra/metadata.json",
+                "",
+                "--frontend=dockerfile.v0",
                 "--output=type=docker,name=r.example.com/app:1,dest=/orchestra/image.tar",
-                "--metadata-file=/orchestra/metadata.json",
             ]
         );
     }
@@ -173,6 +195,10 @@ mod tests {
             [
                 "source",
                 "source/Docker file",
+                "",
+                "",
+                "/orchestra/metadata.json",
+                "",
                 "--opt",
                 "build-arg:A=x, y\n$(id) \"'",
                 "--opt",
@@ -181,8 +207,8 @@ mod tests {
                 "target=production",
                 "--opt",
                 "platform=linux/amd64,linux/arm/v7",
+                "--frontend=dockerfile.v0",
                 "--output=type=image,name=r.example.com/app:1,push=true,registry.insecure=true",
-                "--metadata-file=/orchestra/metadata.json",
             ]
         );
     }
@@ -199,14 +225,14 @@ mod tests {
         let mut other = build();
         other.context = "$(reboot)".parse().unwrap();
         other.dockerfile = Some("`reboot`".into());
-        assert_eq!(argv(&build())[..4], argv(&other)[..4]);
+        assert_eq!(argv(&build(), "")[..4], argv(&other, "$(reboot)")[..4]);
     }
 
     #[test]
     fn a_password_is_in_no_part_of_the_container_that_an_engine_shows() {
         let mut build = build();
         build.registry = Some(RegistryAuth::new(Credentials::new("robot", "hunter2")));
-        let task = task(&build, &"out".parse().unwrap()).unwrap();
+        let task = task(&build, Some(&"out".parse().unwrap())).unwrap();
         let password = build.registry.as_ref().unwrap().credentials.as_ref().unwrap();
         assert_eq!(password.password.expose_secret(), "hunter2");
         let encoded = "cm9ib3Q6aHVudGVyMg";
@@ -217,7 +243,7 @@ mod tests {
     #[test]
     fn what_the_user_says_of_the_connection_wins() {
         let mut build = build();
-        let tries = |build: &ImageBuild| task(build, &"out".parse().unwrap()).unwrap().spec.env.0[RETRIES.0].clone();
+        let tries = |build: &ImageBuild| task(build, None).unwrap().spec.env.0[RETRIES.0].clone();
         assert_eq!(tries(&build), "60");
         build.env.0.insert(RETRIES.0.into(), "3".into());
         assert_eq!(tries(&build), "3");

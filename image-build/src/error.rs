@@ -16,6 +16,14 @@ pub enum BuildError {
     /// The build was refused, or the engine could not run it.
     #[error(transparent)]
     Job(#[from] orchestra::Error),
+    /// The tar that the context was to come from failed.
+    #[error("image build {build}: its context could not be sent: {source}")]
+    Context {
+        /// The build.
+        build: Name,
+        /// The tar's own error.
+        source: orchestra::Error,
+    },
     /// The context is no directory of the inputs.
     #[error("image build {build}: context {context} is not a directory of the build's inputs")]
     ContextMissing {
@@ -79,7 +87,7 @@ impl BuildError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Job(error) => error.hint().map(ToOwned::to_owned),
+            Self::Job(error) | Self::Context { source: error, .. } => error.hint().map(ToOwned::to_owned),
             Self::ContextMissing { .. } => {
                 Some("check that the task which makes the context writes it there, and that its volume is an input of the build".into())
             }

@@ -19,13 +19,15 @@
 //!
 //! # How data flows
 //! 1. What can't work is refused before anything is made.
-//! 2. The build becomes a task: a fixed script with everything a user wrote as its positional parameters; inputs, caches and
-//!    an output volume as mounts; credentials as a file that only root can read.
+//! 2. The build becomes a task: a fixed script with everything a user wrote as its positional parameters; inputs and caches
+//!    as mounts; credentials as a file that only root can read. The context is in an input, or comes as a tar on standard
+//!    input ([`ImageBuild::context_from`]).
 //! 3. The script finds the Dockerfile and runs `buildctl-daemonless.sh`, which starts a BuildKit daemon for this build.
 //! 4. `buildctl` reports progress as lines of JSON. They become [`BuildEvent`]s, and text in the form of BuildKit's plain
 //!    progress for the output sink and the result; an older `buildctl` writes that text itself.
-//! 5. The image goes from the builder to its registry; or, without [`push`](ImageBuild::push), by way of the output volume
-//!    into the engine. Its digest is read from BuildKit's metadata file on that volume, which is then removed.
+//! 5. The image goes from the builder to its registry; or, without [`push`](ImageBuild::push), by way of an output volume
+//!    into the engine. Its digest is BuildKit's own word for it: the script's last line is the metadata file, which
+//!    `buildctl` writes when all is done.
 //!
 //! # Privileges
 //! The container is privileged: BuildKit's worker mounts file systems and makes containers of its own. Who may run a build
@@ -36,6 +38,7 @@ mod command;
 mod error;
 mod event;
 mod hint;
+mod options;
 mod progress;
 mod registry;
 mod result;
@@ -46,5 +49,6 @@ mod watch;
 pub use build::{BuildCache, BuildInput, DEFAULT_BUILDKIT_IMAGE, ImageBuild};
 pub use error::{BuildError, FailedBuild};
 pub use event::BuildEvent;
+pub use options::{BuildContext, BuildOptions, Provenance};
 pub use registry::RegistryAuth;
-pub use result::BuildResult;
+pub use result::{BuildResult, Steps};

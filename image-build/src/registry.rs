@@ -1,4 +1,4 @@
-//! How registries are spoken to, and the two files that tell BuildKit.
+//! How registries are spoken to, and what tells BuildKit.
 
 use std::collections::BTreeMap;
 
@@ -9,8 +9,6 @@ use serde_json::json;
 
 /// Where `buildctl` looks for credentials, as its image's user is root.
 const CREDENTIALS: &str = "/root/.docker/config.json";
-/// Where `buildkitd` looks for its configuration.
-const CONFIGURATION: &str = "/etc/buildkit/buildkitd.toml";
 /// The key that credentials for docker.io have had in `config.json` since its first registry.
 const DOCKER_IO: &str = "https://index.docker.io/v1/";
 
@@ -71,11 +69,9 @@ impl RegistryAuth {
     }
 }
 
-/// The files that a build container needs to speak to these registries.
-pub(crate) fn files(registries: &[&RegistryAuth], tag: &ImageRef) -> Result<Vec<InjectedFile>> {
-    let mut files = Vec::new();
+/// The file that has the credentials for these registries, if there are any.
+pub(crate) fn credentials(registries: &[&RegistryAuth], tag: &ImageRef) -> Result<Option<InjectedFile>> {
     let mut auths = BTreeMap::new();
-    let mut insecure = String::new();
     for registry in registries {
         let host = registry.host(tag);
         if let Some(Credentials { username, password }) = &registry.credentials {
@@ -83,19 +79,22 @@ pub(crate) fn files(registries: &[&RegistryAuth], tag: &ImageRef) -> Result<Vec<
             let key = if host == "docker.io" { DOCKER_IO } else { host };
             auths.insert(key, json!({ "auth": auth }));
         }
-        if registry.insecure {
-            // A host was checked to hold nothing that TOML's quotes do not.
-            insecure += &format!("[registry.\"{host}\"]\n  http = true\n  insecure = true\n");
-        }
     }
-    if !auths.is_empty() {
-        let content = json!({ "auths": auths }).to_string();
-        files.push(InjectedFile::new(ContainerPath::new(CREDENTIALS)?, content));
+    if auths.is_empty() {
+        return Ok(None);
     }
-    if !insecure.is_empty() {
-        files.push(InjectedFile::new(ContainerPath::new(CONFIGURATION)?, insecure));
-    }
-    Ok(files)
+    let content = json!({ "auths": auths }).to_string();
+    Ok(Some(InjectedFile::new(ContainerPath::new(CREDENTIALS)?, content)))
+}
+
+/// What `buildkitd` has to be told of these registries, as its `buildkitd.toml`; empty if that is nothing.
+pub(crate) fn configuration(registries: &[&RegistryAuth], tag: &ImageRef) -> String {
+    let insecure = registries.iter().filter(|registry| registry.insecure);
+    // A host was checked to hold nothing that TOML's quotes do not.
+    let hosts = insecure.map(|registry| registry.host(tag));
+    hosts
+        .map(|host| format!("[registry.\"{host}\"]\n  http = true\n  insecure = true\n"))
+        .collect()
 }
 
 #[cfg(test)]
@@ -111,12 +110,9 @@ mod tests {
     }
 
     fn content(registries: &[&RegistryAuth], tag: &str) -> serde_json::Value {
-        let files = files(registries, &tag.parse().unwrap()).unwrap();
-        assert_eq!(
-            (files.len(), files[0].path.as_str(), files[0].mode),
-            (1, "/root/.docker/config.json", 0o600)
-        );
-        serde_json::from_slice(&files[0].content).unwrap()
+        let file = credentials(registries, &tag.parse().unwrap()).unwrap().unwrap();
+        assert_eq!((file.path.as_str(), file.mode), ("/root/.docker/config.json", 0o600));
+        serde_json::from_slice(&file.content).unwrap()
     }
 
     #[test]
@@ -148,17 +144,13 @@ mod tests {
             insecure: true,
             ..RegistryAuth::default()
         };
-        let made = files(&[&insecure], &"127.0.0.1:5000/x".parse().unwrap()).unwrap();
-        assert_eq!(made[0].path.as_str(), CONFIGURATION);
         assert_eq!(
-            made[0].content,
+            configuration(&[&insecure], &"127.0.0.1:5000/x".parse().unwrap()),
             "[registry.\"127.0.0.1:5000\"]\n  http = true\n  insecure = true\n"
         );
-        assert!(
-            files(&[&RegistryAuth::default()], &"x".parse().unwrap())
-                .unwrap()
-                .is_empty()
-        );
+        let (secure, tag) = (RegistryAuth::default(), "x".parse().unwrap());
+        assert_eq!(configuration(&[&secure], &tag), "");
+        assert!(credentials(&[&secure], &tag).unwrap().is_none());
     }
 
     #[test]

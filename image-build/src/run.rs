@@ -1,15 +1,16 @@
-//! One build from its output volume to its image.
+//! One build from its start to its image.
 //!
 //! All of it runs in a tokio task of its own, so that a caller who goes away leaves nothing behind: the container is stopped
-//! and the volume removed all the same.
+//! and the output volume removed all the same.
 
 use std::future::{Future, pending};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use orchestra::{
-    Error, ErrorKind, ExitStatus, Job, Name, PullImage, Resource, ResourceKind, Result, TaskResult, VolumeId,
-    VolumePath, file_from_tar, labels,
+    ByteStream, Error, ErrorKind, ExitStatus, ImageRef, Job, Name, PullImage, Resource, ResourceKind, Result,
+    TaskResult, VolumeId, VolumePath, file_from_tar, labels,
 };
 use tokio::task::JoinError;
 use tokio::time::sleep;
@@ -18,9 +19,6 @@ use tokio_util::sync::CancellationToken;
 use crate::watch::Watched;
 use crate::{BuildError, BuildResult, FailedBuild, ImageBuild, command, validate};
 
-/// The largest metadata file that is read; attestations make it large, but not so large.
-const METADATA_LIMIT: u64 = 16 << 20;
-
 pub(crate) async fn build(
     mut build: ImageBuild,
     job: Job,
@@ -28,19 +26,27 @@ pub(crate) async fn build(
 ) -> Result<BuildResult, BuildError> {
     let out = validate::out_name(&build.name)?;
     refuse(&build, &job, &job.id().volume(&out))?;
-    let volume = job.create_volume(&out).await?;
-    let watched = Watched::new(std::mem::take(build.live.get_mut()), build.capture);
+    let volume = if build.push {
+        None
+    } else {
+        Some(job.create_volume(&out).await?)
+    };
+    let mut live = std::mem::take(build.live.get_mut());
+    let context = live.context.take();
+    let watched = Watched::new(live, build.capture);
     let name = build.name.clone();
     let result = Run {
         build,
         job: &job,
-        volume: &volume,
+        volume: volume.as_ref(),
         watched,
         cancel,
     }
-    .image()
+    .image(context)
     .await;
-    remove(&job, &volume, &name).await;
+    if let Some(volume) = &volume {
+        remove(&job, volume, &name).await;
+    }
     result
 }
 
@@ -55,7 +61,7 @@ pub(crate) fn ended_with_runtime(error: &JoinError) -> BuildError {
 /// What the engine can't do is refused before the volume is made.
 fn refuse(build: &ImageBuild, job: &Job, out: &VolumeId) -> Result<()> {
     let capabilities = &job.driver().info().capabilities;
-    capabilities.check_container(&command::task(build, out)?.spec)?;
+    capabilities.check_container(&command::task(build, Some(out))?.spec)?;
     if !build.push && !capabilities.import_image {
         return Err(Error::new(
             ErrorKind::Unsupported,
@@ -99,17 +105,27 @@ async fn is_kept(job: &Job, name: &Name) -> bool {
         .any(|resource| resource.kind == ResourceKind::Container && is_ours(resource))
 }
 
+struct Digests {
+    digest: String,
+    config_digest: Option<String>,
+}
+
 struct Run<'a> {
     build: ImageBuild,
     job: &'a Job,
-    volume: &'a VolumeId,
+    /// Where an image that is not pushed comes out.
+    volume: Option<&'a VolumeId>,
     watched: Watched,
     cancel: CancellationToken,
 }
 
 impl Run<'_> {
-    async fn image(self) -> Result<BuildResult, BuildError> {
-        let task = command::task(&self.build, self.volume)?.output(self.watched.clone());
+    async fn image(self, context: Option<ByteStream>) -> Result<BuildResult, BuildError> {
+        let mut task = command::task(&self.build, self.volume)?.output(self.watched.clone());
+        let unsent = Arc::new(Mutex::new(None));
+        if let Some(context) = context {
+            task = task.stdin(telling(context, unsent.clone()));
+        }
         let mut running = self.job.start(task);
         let ended = tokio::select! {
             ended = running.wait() => Some(ended),
@@ -124,25 +140,41 @@ impl Run<'_> {
         }?;
         self.watched.finish().await?;
         if !ended.exit.success() {
-            return Err(self.failure(ended).await);
+            let unsent = unsent.lock().unwrap_or_else(PoisonError::into_inner).take();
+            return Err(match unsent {
+                Some(source) => BuildError::Context {
+                    build: self.build.name.clone(),
+                    source,
+                },
+                None => self.failure(ended).await,
+            });
         }
-        let (digest, warnings) = if self.build.push {
-            let (digest, warning) = tokio::join!(self.digest(), self.refresh());
-            (digest?, Vec::from_iter(warning))
-        } else {
-            let digest = self.digest().await?;
-            if let Some(exit) = self.load().await? {
-                ended.exit = exit;
-                return Err(self.failure(ended).await);
+        let Digests { digest, config_digest } = self.digests().await?;
+        let warnings = match self.volume {
+            None => {
+                let mut warnings = Vec::new();
+                for tag in self.build.tags() {
+                    warnings.extend(self.refresh(tag).await);
+                }
+                warnings
             }
-            (digest, Vec::new())
+            Some(volume) => {
+                if let Some(exit) = self.load(volume).await? {
+                    ended.exit = exit;
+                    return Err(self.failure(ended).await);
+                }
+                Vec::new()
+            }
         };
         for warning in &warnings {
             self.watched.warn(warning).await?;
         }
         Ok(BuildResult {
             reference: self.build.tag.clone(),
+            references: self.build.tags().cloned().collect(),
             digest,
+            config_digest,
+            steps: self.watched.steps().await,
             code: ended.exit.code(),
             stdout: ended.stdout,
             stderr: self.watched.stderr().await,
@@ -151,39 +183,37 @@ impl Run<'_> {
         })
     }
 
-    /// What BuildKit says that the image's digest is.
-    async fn digest(&self) -> Result<String, BuildError> {
+    /// What BuildKit says that the image's digests are.
+    async fn digests(&self) -> Result<Digests, BuildError> {
         let wrong = |problem: String| BuildError::Metadata {
             build: self.build.name.clone(),
             problem,
         };
-        let path = VolumePath::new(command::METADATA)?;
-        let content = match self.job.read_file(self.volume, &path, METADATA_LIMIT).await {
-            Err(error) if error.kind() == ErrorKind::PathNotFound => return Err(wrong("is missing".into())),
-            content => content?,
+        let metadata = self
+            .watched
+            .metadata()
+            .await
+            .ok_or_else(|| wrong("is missing".into()))?;
+        let digest = |key: &str| {
+            let text = metadata.get(key).and_then(serde_json::Value::as_str);
+            text.filter(|digest| digest.contains(':')).map(ToOwned::to_owned)
         };
-        let metadata: serde_json::Value =
-            serde_json::from_slice(&content).map_err(|error| wrong(format!("is not JSON: {error}")))?;
-        match metadata
-            .get("containerimage.digest")
-            .and_then(serde_json::Value::as_str)
-        {
-            Some(digest) if digest.contains(':') => Ok(digest.to_owned()),
-            _ => Err(wrong("has no containerimage.digest".into())),
-        }
+        Ok(Digests {
+            digest: digest("containerimage.digest").ok_or_else(|| wrong("has no containerimage.digest".into()))?,
+            config_digest: digest("containerimage.config.digest"),
+        })
     }
 
-    /// Loads the image into the engine; how it ended if it did not.
-    async fn load(&self) -> Result<Option<ExitStatus>> {
+    /// Loads the image into the engine under all its names; how it ended if it did not.
+    async fn load(&self, volume: &VolumeId) -> Result<Option<ExitStatus>> {
         let path = VolumePath::new(command::IMAGE)?;
         let load = async {
-            let tar = self
-                .job
-                .driver()
-                .read_volume(self.volume, std::slice::from_ref(&path))
-                .await?;
-            let archive = file_from_tar(tar, &path).await?;
-            self.job.driver().import_image(&self.build.tag, archive).await
+            let driver = self.job.driver();
+            for tag in self.build.tags() {
+                let tar = driver.read_volume(volume, std::slice::from_ref(&path)).await?;
+                driver.import_image(tag, file_from_tar(tar, &path).await?).await?;
+            }
+            Ok::<_, Error>(())
         };
         let late = async {
             match self.build.timeout {
@@ -200,15 +230,15 @@ impl Run<'_> {
 
     /// Where the engine holds an older image under the tag, a task that follows would run that one: the new one is fetched.
     /// That it can't be is told, and no failure: the image is where it was to be.
-    async fn refresh(&self) -> Option<String> {
-        let (driver, tag) = (self.job.driver(), &self.build.tag);
+    async fn refresh(&self, tag: &ImageRef) -> Option<String> {
+        let driver = self.job.driver();
         let mut pull = PullImage::new(tag.clone());
         pull.job = Some(self.job.id().clone());
         let registry = self
             .build
             .registry
             .as_ref()
-            .filter(|registry| registry.host(tag) == tag.registry());
+            .filter(|registry| registry.host(&self.build.tag) == tag.registry());
         pull.credentials = registry.and_then(|registry| registry.credentials.clone());
         pull.insecure = driver.info().capabilities.insecure_pull && registry.is_some_and(|registry| registry.insecure);
         let refreshed = async {
@@ -276,6 +306,19 @@ impl Run<'_> {
             image: build.image.clone(),
         }))
     }
+}
+
+/// The stream, whose error is kept too: the engine is told nothing but that its input failed.
+fn telling(stream: ByteStream, kept: Arc<Mutex<Option<Error>>>) -> ByteStream {
+    stream
+        .map(move |piece| {
+            piece.map_err(|error| {
+                let again = Error::new(error.kind(), error.message().to_owned());
+                *kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                again
+            })
+        })
+        .boxed()
 }
 
 async fn unless<T>(cancel: &CancellationToken, work: impl Future<Output = T>) -> Option<T> {

@@ -43,11 +43,14 @@ pub(crate) fn check(build: &ImageBuild) -> Result<()> {
     if build.base_registries.iter().any(|registry| registry.hostname.is_none()) {
         return Err(Error::invalid("a registry of base images has no hostname"));
     }
+    build.options.check()?;
     if build.timeout.is_some_and(|timeout| timeout.is_zero()) {
         return Err(Error::invalid("the timeout is zero").with_hint("leave it out for a build without one"));
     }
     // What all tasks have to fulfil: two mounts at one place, names of environment variables.
-    command::task(build, &VolumeId::new(out.as_str())?)?.spec.validate()
+    command::task(build, Some(&VolumeId::new(out.as_str())?))?
+        .spec
+        .validate()
 }
 
 /// The name of the build's output volume.
@@ -76,6 +79,17 @@ fn check_context(build: &ImageBuild) -> Result<()> {
         let path = path.resolve(Task::WORKING_DIR);
         holds(&path, &context) || holds(&context, &path)
     };
+    if build.streamed {
+        // It would be unpacked over an input, which is read-only, or an input would hide a part of it.
+        return match build.inputs.iter().find(|input| mounted(&input.path)) {
+            Some(input) => Err(Error::invalid(format!(
+                "the context comes as a tar to {}, where the input {} stands",
+                build.context, input.path
+            ))
+            .with_hint("choose another path for the one or the other")),
+            None => Ok(()),
+        };
+    }
     if build.inputs.iter().any(|input| mounted(&input.path)) {
         return Ok(());
     }
@@ -95,6 +109,12 @@ fn check_context(build: &ImageBuild) -> Result<()> {
 }
 
 fn check_dockerfile(build: &ImageBuild) -> Result<()> {
+    if build.dockerfile.is_some() && build.options.dockerfile_inline.is_some() {
+        return Err(
+            Error::invalid("both a Dockerfile's path and an inline Dockerfile are given")
+                .with_hint("keep one of the two"),
+        );
+    }
     let path =
         command::dockerfile(build).map_err(|error| Error::invalid(format!("dockerfile: {}", error.message())))?;
     if path.is_absolute() || path.as_str() == "." {
@@ -124,6 +144,10 @@ fn check_platforms(build: &ImageBuild) -> Result<()> {
             "an engine's image store holds one platform of an image: push to a registry, or name one platform",
         ));
     }
+    if let Some(epoch) = build.options.provenance.filter(|_| !build.push) {
+        return Err(Error::invalid(format!("provenance {epoch} is asked for without push"))
+            .with_hint("an archive that an engine loads has no attestations: push to a registry"));
+    }
     // They are public fields: what parsing refuses may still be in there.
     build
         .platforms
@@ -131,7 +155,7 @@ fn check_platforms(build: &ImageBuild) -> Result<()> {
         .try_for_each(|platform| platform.to_string().parse::<orchestra::Platform>().map(|_| ()))
 }
 
-fn is_word(text: &str) -> bool {
+pub(crate) fn is_word(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c)) && !text.starts_with('-')
 }
 

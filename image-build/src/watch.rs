@@ -8,6 +8,7 @@ use orchestra::{Captured, LogChunk, OutputSink, OutputStream, Result};
 use tokio::sync::Mutex;
 
 use crate::BuildEvent;
+use crate::Steps;
 use crate::build::Live;
 use crate::progress::{Outcome, Progress, Rendered};
 
@@ -60,6 +61,14 @@ impl Watched {
 
     pub(crate) async fn outcome(&self) -> Outcome {
         self.0.lock().await.progress.outcome()
+    }
+
+    pub(crate) async fn steps(&self) -> Steps {
+        self.0.lock().await.progress.steps()
+    }
+
+    pub(crate) async fn metadata(&self) -> Option<serde_json::Value> {
+        self.0.lock().await.progress.metadata().cloned()
     }
 
     pub(crate) async fn stderr(&self) -> Captured {

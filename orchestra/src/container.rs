@@ -393,6 +393,27 @@ pub struct Ulimit {
     pub hard: u64,
 }
 
+impl FromStr for Ulimit {
+    type Err = Error;
+    /// From `NAME=SOFT[:HARD]`, as `docker run --ulimit` has it; the hard limit is the soft one where it is not given.
+    fn from_str(value: &str) -> Result<Self> {
+        let parsed = value.split_once('=').and_then(|(name, limits)| {
+            let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
+            let valid = !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase());
+            Some(Self {
+                name: Some(name).filter(|_| valid)?.to_owned(),
+                soft: soft.parse().ok()?,
+                hard: hard.parse().ok()?,
+            })
+        });
+        parsed.ok_or_else(|| {
+            Error::invalid(format!(
+                "ulimit {value:?} is not valid; write NAME=SOFT:HARD, for example nofile=1024:2048"
+            ))
+        })
+    }
+}
+
 /// How a container is connected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]

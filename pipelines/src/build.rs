@@ -8,7 +8,7 @@ use crate::BuildPlan;
 type Set = fn(&mut ImageBuild, &BuildPlan);
 
 /// Each key of a `build_image` step, and what it sets.
-const KEYS: [(&str, Set); 10] = [
+const KEYS: [(&str, Set); 23] = [
     ("tag", |build, plan| build.tag = plan.tag.clone()),
     ("dockerfile", |build, plan| {
         build.dockerfile.clone_from(&plan.dockerfile)
@@ -25,6 +25,42 @@ const KEYS: [(&str, Set); 10] = [
     ("env", |build, plan| build.env.clone_from(&plan.env)),
     ("registry", |build, plan| build.registry.clone_from(&plan.registry)),
     ("network", |build, plan| build.network = plan.network),
+    ("tags", |build, plan| build.options.tags.clone_from(&plan.options.tags)),
+    ("labels", |build, plan| {
+        build.options.labels.clone_from(&plan.options.labels)
+    }),
+    ("annotations", |build, plan| {
+        build.options.annotations.clone_from(&plan.options.annotations)
+    }),
+    ("extra_hosts", |build, plan| {
+        build.options.extra_hosts.clone_from(&plan.options.extra_hosts)
+    }),
+    ("ulimits", |build, plan| {
+        build.options.ulimits.clone_from(&plan.options.ulimits)
+    }),
+    ("shm_size", |build, plan| build.options.shm_size = plan.options.shm_size),
+    ("no_cache", |build, plan| build.options.no_cache = plan.options.no_cache),
+    ("no_cache_filter", |build, plan| {
+        build.options.no_cache_filter.clone_from(&plan.options.no_cache_filter)
+    }),
+    ("build_contexts", |build, plan| {
+        build.options.build_contexts.clone_from(&plan.options.build_contexts)
+    }),
+    ("dockerfile_inline", |build, plan| {
+        build
+            .options
+            .dockerfile_inline
+            .clone_from(&plan.options.dockerfile_inline)
+    }),
+    ("frontend", |build, plan| {
+        build.options.frontend.clone_from(&plan.options.frontend)
+    }),
+    ("source_date_epoch", |build, plan| {
+        build.options.source_date_epoch = plan.options.source_date_epoch
+    }),
+    ("provenance", |build, plan| {
+        build.options.provenance = plan.options.provenance
+    }),
 ];
 
 impl BuildPlan {

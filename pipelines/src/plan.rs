@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use orchestra::{ContainerPath, Credentials, Env, ImageRef, Limits, Name, NetworkMode, Platform, User};
-use orchestra_image_build::RegistryAuth;
+use orchestra_image_build::{BuildOptions, RegistryAuth};
 
 /// A whole pipeline: jobs in the order they run.
 #[derive(Clone, Debug)]
@@ -166,4 +166,6 @@ pub struct BuildPlan {
     pub registry: Option<RegistryAuth>,
     /// How the build container is connected.
     pub network: NetworkMode,
+    /// What else BuildKit is told.
+    pub options: BuildOptions,
 }

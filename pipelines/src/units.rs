@@ -37,7 +37,10 @@ pub(crate) fn duration(text: &str) -> Result<Duration, &'static str> {
 }
 
 /// A size in bytes: `512MB`, `1GiB`, `4g` or a number of bytes. As in Concourse, all units are powers of 1024.
-pub(crate) fn size(text: &str) -> Result<u64, &'static str> {
+///
+/// # Errors
+/// What to write instead.
+pub fn size(text: &str) -> Result<u64, &'static str> {
     const FORM: &str = "write bytes or a number with a unit (KB, MB, GB), for example `512MB` or `1.5GB`";
     let text = text.trim();
     let digits = text

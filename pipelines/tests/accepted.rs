@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use orchestra::{ExposeSecret, NetworkMode};
+use orchestra::{ExposeSecret, ImageRef, NetworkMode};
 use orchestra_pipelines::{Action, BuildPlan, Pipeline, Step, TaskPlan};
 
 fn steps(text: &str) -> Vec<Step> {
@@ -327,4 +327,60 @@ fn every_example_is_valid() {
         }
     }
     assert!(names.len() >= 3, "{names:?}");
+}
+
+#[test]
+fn every_option_of_a_build_reaches_the_plan() {
+    let steps = steps(
+        "plan:
+- task: t
+  config: { image: alpine, outputs: [{ name: source }], run: { path: 'true' } }
+- build_image:
+    context: source
+    tag: app:1
+    push: true
+    tags: [app:2, registry.test/app]
+    labels: { a.b: 'x=y', n: 1 }
+    annotations: { a: b }
+    extra_hosts: ['db:10.0.0.7']
+    ulimits: [nofile=1024, 'nproc=5:6']
+    shm_size: 1GB
+    no_cache: true
+    no_cache_filter: [deps]
+    build_contexts: { base: 'docker-image://alpine:3', docs: source/docs, code: 'https://example.test/code.git' }
+    dockerfile_inline: |
+      FROM base
+    frontend: docker/dockerfile:1
+    source_date_epoch: 1700000000
+    provenance: max
+",
+    );
+    let options = &build(&steps[1]).options;
+    assert_eq!(
+        options.tags.iter().map(ImageRef::as_str).collect::<Vec<_>>(),
+        ["app:2", "registry.test/app"]
+    );
+    assert_eq!(
+        (options.labels["a.b"].as_str(), options.labels["n"].as_str()),
+        ("x=y", "1")
+    );
+    assert_eq!(options.annotations["a"], "b");
+    assert_eq!(options.extra_hosts[0].address.to_string(), "10.0.0.7");
+    let ulimits: Vec<_> = options.ulimits.iter().map(|limit| (limit.soft, limit.hard)).collect();
+    assert_eq!(ulimits, [(1024, 1024), (5, 6)]);
+    assert_eq!((options.shm_size, options.no_cache), (Some(1 << 30), true));
+    assert_eq!(options.no_cache_filter, ["deps"]);
+    let contexts: Vec<_> = options.build_contexts.values().map(ToString::to_string).collect();
+    assert_eq!(
+        contexts,
+        [
+            "docker-image://docker.io/library/alpine:3",
+            "https://example.test/code.git",
+            "source/docs"
+        ]
+    );
+    assert_eq!(options.dockerfile_inline.as_deref(), Some("FROM base\n"));
+    assert_eq!(options.frontend.as_ref().unwrap().as_str(), "docker/dockerfile:1");
+    assert_eq!(options.source_date_epoch, Some(1_700_000_000));
+    assert_eq!(options.provenance.unwrap().to_string(), "max");
 }

@@ -27,12 +27,9 @@ async fn buildkit(process: Process, calls: Calls) -> u8 {
         process.stderr.write("cc: error: no input files\n").await;
         return 1;
     }
-    process
-        .write_file(
-            "/orchestra/metadata.json",
-            format!("{{\"containerimage.digest\":\"{DIGEST}\"}}"),
-        )
-        .unwrap();
+    let metadata = format!("{{\"containerimage.digest\":\"{DIGEST}\"}}");
+    let line = format!("{{\"orchestra\":\"metadata\",\"metadata\":{metadata}}}\n");
+    process.stderr.write(line).await;
     0
 }
 

@@ -7,14 +7,16 @@ use std::path::{Path, PathBuf};
 const CRATES: [&str; 4] = ["pipelines", "image-build", "caches", "secrets"];
 const ENGINES: [&str; 4] = ["docker", "podman", "containerd", "bollard"];
 
-/// What has an engine's name in it and means none: a file format and BuildKit's exporter of it, a file's and a registry's name.
-const NAMES_OF_OTHER_THINGS: [&str; 8] = [
+/// What has an engine's name in it and means none: a file format and BuildKit's exporter of it, its scheme for
+/// references, a file's and a registry's name.
+const NAMES_OF_OTHER_THINGS: [&str; 9] = [
     "Dockerfile",
     "dockerfile",
     "DOCKERFILE",
     "docker archive",
     "type=docker",
     ".docker/config.json",
+    "docker-image://",
     "docker.io",
     "DOCKER_IO",
 ];

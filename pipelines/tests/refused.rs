@@ -209,6 +209,18 @@ fn names_paths_and_references_that_are_not_valid_are_refused() {
         (in_build("dockerfile: /Dockerfile"), "8:17", "`dockerfile` is an absolute path"),
         (in_build("platforms: [amd64]"), "8:17", "write OS/ARCHITECTURE"),
         (in_build("registry: { username: x }"), "8:17", "`username` without `password`"),
+        (in_build("ulimits: [nofile=2:1]"), "8:14", "ulimit nofile is softer than it is hard"),
+        (in_build("ulimits: [nofile]"), "8:15", "write NAME=SOFT:HARD"),
+        (in_build("extra_hosts: [db]"), "8:19", "write NAME:ADDRESS"),
+        (in_build("tags: ['a@sha256:4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945']"), "8:11", "is pinned to a digest"),
+        (in_build("no_cache_filter: ['a,b']"), "8:22", "is not a stage's name"),
+        (in_build("build_contexts: { more: 'oci://x' }"), "8:21", "of no kind that a build context can be"),
+        (in_build("build_contexts: { more: /etc }"), "8:21", "build context /etc is absolute"),
+        (in_build("dockerfile_inline: ' '"), "8:24", "the inline Dockerfile is empty"),
+        (in_build("source_date_epoch: now"), "8:24", "write a number"),
+        (in_build("provenance: max"), "8:17", "asked for without push"),
+        (in_build("provenance: all"), "8:17", "neither min nor max"),
+        (in_build("shm_size: large"), "8:15", "write bytes or a number with a unit"),
         (in_build("image: 'UP'"), "8:12", "image reference \"UP\" is not valid"),
     ]);
 }

@@ -26,6 +26,14 @@ const STATIC: [(&str, &str); 2] = [
     ("lints", "clippy --workspace --all-targets -- --deny=warnings"),
 ];
 
+/// The engines that are started where the user has none: the oldest generation and a newer one of docker's, and of podman's
+/// the one that rules out the fewest cases. `cargo xtask matrix` runs on all.
+const TESTED: [(Driver, Engine); 3] = [
+    (Driver::Docker, Engine::Bookworm),
+    (Driver::Docker, Engine::Trixie),
+    (Driver::Podman, Engine::Trixie),
+];
+
 /// A stage that has run.
 struct Stage {
     name: String,
@@ -35,10 +43,10 @@ struct Stage {
 
 /// Runs all stages; the exit code tells whether all passed.
 pub(crate) fn run() -> Result<ExitCode> {
-    let engines = engines();
-    engines
+    let tested = tested();
+    tested
         .iter()
-        .try_for_each(|engine| packages::prepare(Driver::Docker, *engine))?;
+        .try_for_each(|(driver, engine)| packages::prepare(*driver, *engine))?;
 
     let mut stages = Vec::new();
     for (name, args) in STATIC {
@@ -47,29 +55,35 @@ pub(crate) fn run() -> Result<ExitCode> {
         })?);
     }
     // What needs an engine is for the stages with one.
-    let tests = "test --workspace --exclude=orchestra-e2e --exclude=orchestra-docker --no-fail-fast";
-    stages.push(stage("unit and doc tests", || results::run_tests(&mut cargo(tests)))?);
+    let mut tests = cargo("test --workspace --no-fail-fast --exclude=orchestra-e2e");
+    for (driver, _) in &tested {
+        tests.arg(format!("--exclude={}", driver.package()));
+    }
+    stages.push(stage("unit and doc tests", || results::run_tests(&mut tests))?);
     stages.push(stage("documentation", || {
         let mut doc = cargo("doc --workspace --no-deps");
         process::run(doc.env("RUSTDOCFLAGS", "--deny=warnings")).map(|()| Outcome::default())
     })?);
-    for engine in engines {
-        stages.push(stage(&format!("docker of {engine}"), || {
-            let orchestra = e2e::build(Driver::Docker)?;
-            let environment = Environment::start(Driver::Docker, engine)?;
-            e2e::run(&environment, Driver::Docker, &orchestra, &[])
+    for (driver, engine) in tested {
+        stages.push(stage(&format!("{driver} of {engine}"), || {
+            let orchestra = e2e::build(driver)?;
+            let environment = Environment::start(driver, engine)?;
+            e2e::run(&environment, driver, &orchestra, &[])
         })?);
     }
     Ok(report(&stages))
 }
 
-/// The user's engine alone, where there is one: on their machine nothing is to be installed. Else the oldest
-/// generation and a newer one.
-fn engines() -> Vec<Engine> {
-    match Engine::default_here(Driver::Docker) {
-        Engine::Host => vec![Engine::Host],
-        default => vec![default, Engine::Trixie],
-    }
+/// The user's own engines alone, where there are any: on their machine nothing is to be installed.
+fn tested() -> Vec<(Driver, Engine)> {
+    let own = Driver::ALL
+        .into_iter()
+        .map(|driver| (driver, Engine::default_here(driver)))
+        .filter(|(_, engine)| *engine == Engine::Host);
+    let mut own: Vec<_> = own.collect();
+    // Whoever runs it, it is one engine.
+    own.dedup_by_key(|(driver, _)| driver.name());
+    if own.is_empty() { TESTED.to_vec() } else { own }
 }
 
 /// Runs one stage. Only an interruption is an error.

@@ -10,7 +10,7 @@ use crate::{
     engine::{Driver, Engine},
     enter,
     environment::Environment,
-    guard, packages, process, signals, throwaway,
+    guard, matrix, packages, process, signals, throwaway,
 };
 
 /// Provisions engines, runs the tests and measures, for those who work on orchestra.
@@ -62,6 +62,15 @@ enum Command {
         #[command(flatten)]
         target: Target,
         /// Arguments for the test programs, for example a filter
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Run the conformance suite on every driver and generation, and print a table of what came of it
+    Matrix {
+        /// Only this driver; may be given more than once
+        #[arg(long = "driver", value_enum)]
+        drivers: Vec<Driver>,
+        /// Arguments for the suite, for example a filter
         #[arg(last = true)]
         args: Vec<String>,
     },
@@ -124,6 +133,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
             let orchestra = e2e::build(target.driver)?;
             e2e::run(&target.start()?, target.driver, &orchestra, &args)?.into_result()?;
         }
+        Command::Matrix { drivers, args } => return matrix::run(&drivers, &args),
         Command::Bench { target, args } => {
             target.prepare()?;
             let programs = bench::build()?;

@@ -29,7 +29,7 @@ pub(crate) fn run(environment: &Environment, driver: Driver, orchestra: &Path) -
 
     let mut command = environment.command(&orchestra.display().to_string());
     command
-        .args(["run", EXAMPLE, "--driver", &driver.to_string()])
+        .args(["run", EXAMPLE, "--driver", driver.name()])
         .current_dir(fixtures::repository());
     let (status, output) = process::tee(&mut command)?;
     process::succeeded(&command, status)?;

@@ -18,14 +18,27 @@ pub(crate) enum Driver {
     Docker,
     /// podman's service, over libpod's HTTP API.
     Podman,
+    /// The same of an ordinary user.
+    PodmanRootless,
 }
 
 impl Driver {
+    /// All of them.
+    pub(crate) const ALL: [Self; 3] = [Self::Docker, Self::Podman, Self::PodmanRootless];
+
+    /// The driver's own name, whoever runs its engine.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Podman | Self::PodmanRootless => "podman",
+        }
+    }
+
     /// Where the engine listens, as its own clients are told.
     pub(crate) fn variable(self) -> &'static str {
         match self {
             Self::Docker => "DOCKER_HOST",
-            Self::Podman => "CONTAINER_HOST",
+            Self::Podman | Self::PodmanRootless => "CONTAINER_HOST",
         }
     }
 
@@ -34,7 +47,9 @@ impl Driver {
         let user = || env::var_os("XDG_RUNTIME_DIR").filter(|_| !process::is_root());
         match self {
             Self::Docker => "/var/run/docker.sock".into(),
-            Self::Podman => Path::new(&user().unwrap_or_else(|| "/run".into())).join("podman/podman.sock"),
+            Self::Podman | Self::PodmanRootless => {
+                Path::new(&user().unwrap_or_else(|| "/run".into())).join("podman/podman.sock")
+            }
         }
     }
 
@@ -42,7 +57,7 @@ impl Driver {
     pub(crate) fn package(self) -> &'static str {
         match self {
             Self::Docker => "orchestra-docker",
-            Self::Podman => "orchestra-podman",
+            Self::Podman | Self::PodmanRootless => "orchestra-podman",
         }
     }
 }
@@ -52,6 +67,7 @@ impl fmt::Display for Driver {
         match self {
             Self::Docker => f.write_str("docker"),
             Self::Podman => f.write_str("podman"),
+            Self::PodmanRootless => f.write_str("podman-rootless"),
         }
     }
 }
@@ -81,6 +97,9 @@ impl fmt::Display for Engine {
 }
 
 impl Engine {
+    /// Those that are started here, the oldest first.
+    pub(crate) const PRIVATE: [Self; 3] = [Self::Bookworm, Self::Trixie, Self::Sid];
+
     /// The user's own engine where one runs, else a private one of this distribution's packages.
     pub(crate) fn default_here(driver: Driver) -> Self {
         if env::var_os(driver.variable()).is_some() || answers(&driver.default_socket()) {

@@ -14,7 +14,7 @@ use crate::{
     registry::{self, HostRegistries},
     rootfs, runtime,
     sandbox::Sandbox,
-    term,
+    term, user,
 };
 
 /// An engine with its registries. It ends when this is dropped.
@@ -40,7 +40,7 @@ impl Environment {
     pub(crate) fn start(driver: Driver, engine: Engine) -> Result<Self> {
         let password = folders::random_hex(12)?;
         let mut variables = vec![
-            ("ORCHESTRA_TEST_DRIVER", driver.to_string()),
+            ("ORCHESTRA_TEST_DRIVER", driver.name().to_owned()),
             ("ORCHESTRA_TEST_ENGINE", engine.to_string()),
             ("ORCHESTRA_TEST_IMAGE", images::BUSYBOX.into()),
             ("ORCHESTRA_TEST_BUILDKIT_IMAGE", images::BUILDKIT.into()),
@@ -134,19 +134,25 @@ impl PrivateEngine {
                 };
                 (docker.daemons()?, docker.socket(), docker.pid_file())
             }
-            Driver::Podman => {
+            Driver::Podman | Driver::PodmanRootless => {
                 let podman = Podman {
                     folders: &folders,
                     bounded,
+                    rootless: driver == Driver::PodmanRootless,
+                    rootfs: rootfs.as_deref(),
                 };
                 (vec![podman.daemon()?], podman.socket(), podman.pid_file())
             }
+        };
+        let covers = match driver {
+            Driver::PodmanRootless => user::provide(&folders, rootfs.as_deref())?,
+            Driver::Docker | Driver::Podman => Vec::new(),
         };
         if let Some(password) = registries {
             daemons.extend(registry::daemons(&folders, password)?);
         }
         let sandbox = term::step(&format!("start {driver} of {engine}"), || {
-            Sandbox::start(folders.clone(), rootfs, daemons)
+            Sandbox::start(folders.clone(), rootfs, covers, daemons)
         })?;
         term::step("load images", || {
             archives.iter().try_for_each(|archive| images::load(&socket, archive))

@@ -22,7 +22,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, WaitOptions};
 use serde::{Deserialize, Serialize};
 
-use crate::{engine, folders::Folders, mounts, process, term};
+use crate::{engine, folders::Folders, mounts, process, term, user::Cover};
 
 /// How long a daemon may take until it is ready.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -34,6 +34,8 @@ pub(crate) struct Plan {
     pub(crate) rootfs: Option<PathBuf>,
     /// The folders that are the sandbox's own, and are removed at the end.
     pub(crate) folders: Folders,
+    /// What the engine sees in place of the system's own files.
+    pub(crate) covers: Vec<Cover>,
     pub(crate) daemons: Vec<Daemon>,
 }
 
@@ -101,7 +103,7 @@ pub(crate) fn main(plan: &Path) -> Result<ExitCode> {
 /// Sets up and waits for the end.
 fn serve(plan: &Plan, events: Sender<Event>, inbox: &Receiver<Event>) -> Result<()> {
     process::output(Command::new("ip").args(["link", "set", "lo", "up"]))?;
-    mounts::make(&plan.folders, plan.rootfs.as_deref()).context("cannot make the sandbox's mounts")?;
+    mounts::make(&plan.folders, plan.rootfs.as_deref(), &plan.covers).context("cannot make the sandbox's mounts")?;
 
     let mut running = HashMap::new();
     let mut reaper = None;

@@ -20,6 +20,7 @@ mod folders;
 mod guard;
 mod http;
 mod images;
+mod matrix;
 mod mounts;
 mod packages;
 mod podman;
@@ -32,6 +33,7 @@ mod sandbox;
 mod signals;
 mod term;
 mod throwaway;
+mod user;
 
 use std::process::ExitCode;
 

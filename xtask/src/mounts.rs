@@ -9,16 +9,29 @@ use std::{
 use anyhow::{Context, Result, bail};
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, unmount};
 
-use crate::folders::Folders;
+use crate::{folders::Folders, user::Cover};
 
 /// Makes the mounts.
 ///
 /// With a root file system, that one is made ready for daemons to be started in it by `chroot`.
-pub(crate) fn make(folders: &Folders, rootfs: Option<&Path>) -> Result<()> {
+pub(crate) fn make(folders: &Folders, rootfs: Option<&Path>, covers: &[Cover]) -> Result<()> {
     mount_bind(&folders.disk, folders.data())?;
-    let Some(root) = rootfs else {
-        return hide(Path::new("/"));
-    };
+    if let Some(root) = rootfs {
+        make_root(folders, root)?;
+    } else {
+        hide(Path::new("/"))?;
+    }
+    covers
+        .iter()
+        .try_for_each(|cover| lay_over(cover, rootfs.unwrap_or(Path::new("/"))))
+}
+
+fn lay_over(Cover { file, target }: &Cover, root: &Path) -> Result<()> {
+    let target = root.join(target);
+    mount_bind(file, &target).with_context(|| format!("cannot lay {} over {}", file.display(), target.display()))
+}
+
+fn make_root(folders: &Folders, root: &Path) -> Result<()> {
     // Engines refuse to unpack layers unless their root is a mount point.
     mount_bind_recursive(root, root)?;
     for folder in ["/proc", "/sys", "/dev"] {

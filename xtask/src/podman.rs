@@ -1,6 +1,9 @@
 //! podman's service, with roots, socket and settings of its own.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Result;
 use rustix::process::{Resource, getrlimit};
@@ -8,10 +11,15 @@ use rustix::process::{Resource, getrlimit};
 use crate::{
     folders::Folders,
     guard::{Daemon, Ready},
+    user,
 };
 
 /// What podman asks for itself; a limit of this process may be lower.
 const DEFAULT_LIMIT: u64 = 1 << 20;
+
+/// Makes the first argument the root of a mount namespace, and becomes the others: who is in a chroot can't make a user
+/// namespace (clone(2), `EPERM`).
+const PIVOT: &str = "cd \"$0\" && pivot_root . mnt && cd / && umount -l mnt && exec \"$@\"";
 
 /// How a private podman is to be.
 #[derive(Clone, Copy, Debug)]
@@ -19,33 +27,51 @@ pub(crate) struct Podman<'a> {
     pub(crate) folders: &'a Folders,
     /// Whether [`runc-bounded`](crate::runtime) stands in for runc.
     pub(crate) bounded: bool,
+    /// Whether the [ordinary user](user) of the sandbox runs it.
+    pub(crate) rootless: bool,
+    /// The root file system that it is in, if it is of another generation than this machine.
+    pub(crate) rootfs: Option<&'a Path>,
 }
 
 impl Podman<'_> {
     /// The one daemon: podman starts a conmon for each container by itself.
     pub(crate) fn daemon(self) -> Result<Daemon> {
-        let run = &self.folders.run;
-        let config = run.join("containers.conf");
+        let config = self.folders.run.join("containers.conf");
         fs::write(&config, self.containers_conf())?;
-        let temporary = self.folders.data().join("tmp");
         fs::create_dir_all(self.folders.disk.join("tmp"))?;
         let option = |name: &str, value: PathBuf| format!("--{name}={}", value.display());
-        let mut argv: Vec<String> = ["sh", "-c", "echo $$ > \"$0\" && exec \"$@\""]
-            .map(str::to_owned)
-            .into();
+        let mut argv: Vec<String> = Vec::new();
+        let pivot = self.rootfs.filter(|_| self.rootless);
+        if let Some(rootfs) = pivot {
+            argv.extend(["unshare", "--mount", "--propagation=private", "sh", "-c", PIVOT].map(str::to_owned));
+            argv.push(rootfs.display().to_string());
+        }
+        argv.extend(["sh", "-c", "echo $$ > \"$0\" && cd / && exec \"$@\""].map(str::to_owned));
+        argv.push(self.pid_file().display().to_string());
+        if self.rootless {
+            let (uid, gid) = (format!("--reuid={}", user::ID), format!("--regid={}", user::ID));
+            argv.extend(["setpriv".into(), uid, gid, "--clear-groups".into()]);
+        }
         argv.extend([
-            self.pid_file().display().to_string(),
             "env".into(),
             // A podman that is told of a service takes itself for its client.
             "--unset=CONTAINER_HOST".into(),
             format!("CONTAINERS_CONF={}", config.display()),
-            format!("TMPDIR={}", temporary.display()),
+            format!("TMPDIR={}", self.temporary().display()),
             // podman 5 says so with every command.
             "PODMAN_IGNORE_CGROUPSV1_WARNING=1".into(),
+        ]);
+        if self.rootless {
+            argv.extend([
+                format!("HOME={}", user::home(self.folders).display()),
+                format!("XDG_RUNTIME_DIR={}", user::runtime(self.folders).display()),
+            ]);
+        }
+        argv.extend([
             "podman".into(),
-            option("root", self.folders.data().join("podman")),
-            option("runroot", run.join("podman")),
-            option("tmpdir", run.join("libpod")),
+            option("root", self.data().join("podman")),
+            option("runroot", self.state().join("podman")),
+            option("tmpdir", self.state().join("libpod")),
             // systemd, if it runs, is out of the sandbox's sight.
             "--cgroup-manager=cgroupfs".into(),
             "--events-backend=file".into(),
@@ -57,19 +83,46 @@ impl Podman<'_> {
         Ok(Daemon {
             name: "podman".into(),
             argv,
-            in_rootfs: true,
+            in_rootfs: pivot.is_none(),
             ready: Ready::Engine(self.socket()),
         })
     }
 
     /// Where it listens.
     pub(crate) fn socket(self) -> PathBuf {
-        self.folders.run.join("podman.sock")
+        self.state().join("podman.sock")
     }
 
     /// Where its number is.
     pub(crate) fn pid_file(self) -> PathBuf {
         self.folders.run.join("podman.pid")
+    }
+
+    /// Where what is large lies.
+    fn data(self) -> PathBuf {
+        if self.rootless {
+            user::home(self.folders)
+        } else {
+            self.folders.data()
+        }
+    }
+
+    /// Where what lasts as long as the service lies.
+    fn state(self) -> PathBuf {
+        if self.rootless {
+            user::runtime(self.folders)
+        } else {
+            self.folders.run.clone()
+        }
+    }
+
+    /// Not this machine's, which may be small and held in memory.
+    fn temporary(self) -> PathBuf {
+        if self.rootless {
+            user::home(self.folders)
+        } else {
+            self.folders.data().join("tmp")
+        }
     }
 
     /// Its settings. crun, podman's own choice, refuses hybrid cgroups.
@@ -78,7 +131,7 @@ impl Podman<'_> {
             let hard = getrlimit(resource).maximum.unwrap_or(DEFAULT_LIMIT).min(DEFAULT_LIMIT);
             format!("{hard}:{hard}")
         };
-        let networks = self.folders.run.join("networks");
+        let networks = self.state().join("networks");
         let mut text = format!(
             "[containers]\ndefault_ulimits = [\"nofile={}\", \"nproc={}\"]\n\
              [network]\nnetwork_config_dir = {networks:?}\n[engine]\nruntime = \"runc\"\n",

@@ -85,9 +85,14 @@ impl Outcome {
 
 /// Runs a command that runs tests, and counts them.
 pub(crate) fn run_tests(command: &mut Command) -> Result<Outcome> {
+    run_tests_and_tell(command).map(|(outcome, _)| outcome)
+}
+
+/// The same, with what was written to standard output.
+pub(crate) fn run_tests_and_tell(command: &mut Command) -> Result<(Outcome, String)> {
     let (status, output) = process::tee(command)?;
     let failure = process::succeeded(command, status).err().map(|error| error.to_string());
-    Ok(judge(Counts::parse(&output), failure))
+    Ok((judge(Counts::parse(&output), failure), output))
 }
 
 /// To have run no test is a failure too: a wrong filter, or tests that are not built, would look like success.

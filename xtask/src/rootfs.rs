@@ -15,7 +15,7 @@ use crate::{
 fn packages(driver: Driver) -> &'static str {
     match driver {
         Driver::Docker => "docker.io,containerd,runc,iptables",
-        Driver::Podman => "podman,conmon,runc,netavark,iptables,nftables",
+        Driver::Podman | Driver::PodmanRootless => "podman,conmon,runc,netavark,iptables,nftables,uidmap,passt",
     }
 }
 

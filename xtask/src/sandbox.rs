@@ -23,6 +23,7 @@ use crate::{
     folders::Folders,
     guard::{Daemon, Plan},
     process, term,
+    user::Cover,
 };
 
 /// All sandboxes that run, so that a signal can end them. See [`stop_all`].
@@ -59,12 +60,18 @@ pub(crate) struct Sandbox {
 
 impl Sandbox {
     /// Starts the daemons, each when the one before is ready.
-    pub(crate) fn start(folders: Folders, rootfs: Option<PathBuf>, daemons: Vec<Daemon>) -> Result<Self> {
+    pub(crate) fn start(
+        folders: Folders,
+        rootfs: Option<PathBuf>,
+        covers: Vec<Cover>,
+        daemons: Vec<Daemon>,
+    ) -> Result<Self> {
         let (name, program) = (folders.name.clone(), folders.program());
         let plan_file = folders.run.join("plan.json");
         let plan = Plan {
             folders: folders.clone(),
             rootfs,
+            covers,
             daemons,
         };
         fs::write(&plan_file, serde_json::to_string_pretty(&plan)?)?;

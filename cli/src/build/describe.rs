@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::path::Path;
 
-use orchestra::{ContainerPath, Credentials, ImageRef, Name, SecretString, VolumeId};
-use orchestra_image_build::{BuildError, BuildInput, ImageBuild, RegistryAuth};
+use futures_util::{StreamExt, stream};
+use orchestra::{ContainerPath, Credentials, ImageRef, Name, SecretString};
+use orchestra_image_build::{BuildContext, BuildError, BuildOptions, ImageBuild, RegistryAuth};
 
 use super::CONTEXT;
 use crate::args::BuildArgs;
@@ -17,13 +18,12 @@ use crate::exit::Failure;
 const LONGEST_PASSWORD: u64 = 64 * 1024;
 
 /// Checks everything that can be checked before the engine is asked for anything.
-pub(super) fn describe(args: &BuildArgs, config: &Config, volume: VolumeId) -> Result<ImageBuild, Failure> {
+///
+/// Its context is yet to come.
+pub(super) fn describe(args: &BuildArgs, config: &Config) -> Result<ImageBuild, Failure> {
     context::check(&args.dir)?;
-    let mut build = ImageBuild::new(name(&args.tag)?, args.tag.clone(), ContainerPath::new(CONTEXT)?);
-    build.inputs.push(BuildInput {
-        volume,
-        path: build.context.clone(),
-    });
+    let mut build = ImageBuild::new(name(&args.tag)?, args.tag.clone(), ContainerPath::new(CONTEXT)?)
+        .context_from(stream::empty().boxed());
     build.dockerfile = Some(dockerfile(&args.dir, args.file.as_deref())?);
     build.push = args.push;
     build.build_args = pairs("build argument", &args.build_args)?;
@@ -33,6 +33,7 @@ pub(super) fn describe(args: &BuildArgs, config: &Config, volume: VolumeId) -> R
     if let Some(image) = args.image.as_ref().or(config.image_build.image.as_ref()) {
         build.image = image.clone();
     }
+    build.options = options(args)?;
     build.network = args.network.unwrap_or_default();
     build.timeout = args.timeout;
     let credentials = args
@@ -51,6 +52,30 @@ pub(super) fn describe(args: &BuildArgs, config: &Config, volume: VolumeId) -> R
         .validate()
         .map_err(|error| broken(&error).unwrap_or_else(|| Failure::bad_input(error.to_string())))?;
     Ok(build)
+}
+
+fn options(args: &BuildArgs) -> Result<BuildOptions, Failure> {
+    let mut options = BuildOptions::default();
+    options.tags.clone_from(&args.tags);
+    options.labels = pairs("label", &args.labels)?;
+    options.annotations = pairs("annotation", &args.annotations)?;
+    options.extra_hosts.clone_from(&args.extra_hosts);
+    options.ulimits.clone_from(&args.ulimits);
+    options.shm_size = args.shm_size;
+    options.no_cache = args.no_cache;
+    options.no_cache_filter.clone_from(&args.no_cache_filter);
+    for (name, context) in pairs("build context", &args.build_contexts)? {
+        let context: BuildContext = context.parse()?;
+        if matches!(context, BuildContext::Directory(_)) {
+            let message = format!("the build context {name} is a directory, and this command sends one alone");
+            return Err(Failure::bad_input(message)
+                .with_hint("let the main context hold it, or build in a pipeline, whose builds have inputs"));
+        }
+        options.build_contexts.insert(name, context);
+    }
+    options.source_date_epoch = args.source_date_epoch;
+    options.provenance = args.provenance;
+    Ok(options)
 }
 
 /// Pairs of the form `NAME=VALUE`. As docker's client has it, `NAME` alone takes the environment's value, and one that the

@@ -3,13 +3,12 @@
 use std::time::{Duration, SystemTime};
 
 use orchestra::{ErrorKind, ExitStatus, JobId, Name, OutputStream};
-use orchestra_image_build::{BuildEvent, BuildResult};
+use orchestra_image_build::{BuildError, BuildEvent, BuildResult};
 
 use orchestra_pipelines::{Data, Status, StepKind};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::Trouble;
 use crate::progress::{Activity, Shown, StepEnd, StepId, Update, building, engine};
 
 /// Tells what happens.
@@ -99,7 +98,7 @@ pub(super) struct End {
 
 impl End {
     /// What came of a build that took so long.
-    pub(super) fn of(outcome: &Result<BuildResult, Trouble>, duration: Duration) -> Self {
+    pub(super) fn of(outcome: &Result<BuildResult, BuildError>, duration: Duration) -> Self {
         let status = status(outcome);
         let mut end = Self {
             status,
@@ -118,11 +117,7 @@ impl End {
                     digest: built.digest.clone(),
                 });
             }
-            Err(Trouble::Context(error)) => {
-                end.error = Some(format!("send the context: {error}"));
-                end.hint = error.hint().map(ToOwned::to_owned);
-            }
-            Err(Trouble::Build(error)) => {
+            Err(error) => {
                 end.exit = error.exit();
                 end.hint = error.hint();
                 let Some(failed) = error.failed() else {
@@ -146,13 +141,13 @@ impl End {
     }
 }
 
-fn status(outcome: &Result<BuildResult, Trouble>) -> Status {
+fn status(outcome: &Result<BuildResult, BuildError>) -> Status {
     match outcome {
         Ok(_) => Status::Succeeded,
         // A file of this side that can't be read is not the engine's matter.
-        Err(Trouble::Context(error)) if error.kind() == ErrorKind::Io => Status::Failed,
-        Err(Trouble::Context(error)) => Status::of_error(error.kind()),
-        Err(Trouble::Build(error)) => match (error.exit(), error.engine_error()) {
+        Err(BuildError::Context { source, .. }) if source.kind() == ErrorKind::Io => Status::Failed,
+        Err(BuildError::Context { source, .. }) => Status::of_error(source.kind()),
+        Err(error) => match (error.exit(), error.engine_error()) {
             (Some(exit), _) => Status::of_exit(exit),
             (None, Some(error)) => Status::of_error(error.kind()),
             (None, None) => Status::Errored,

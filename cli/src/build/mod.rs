@@ -1,7 +1,7 @@
 //! `orchestra build`: a directory of this machine, built into an image by an engine that need not be on it.
 //!
-//! The directory goes into a volume of the engine as a tar that is read while it is sent; from then on it is the same
-//! `image.build` as a pipeline's. Progress goes to standard error, so that standard output has the result alone.
+//! The directory goes to the builder as a tar that is read while it is sent; all else is the same `image.build` as a
+//! pipeline's. Progress goes to standard error, so that standard output has the result alone.
 
 mod describe;
 mod event;
@@ -12,11 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
-use orchestra::{Error, ErrorKind, Job, JobId, LogChunk, Name, SharedDriver, VolumeId, VolumePath};
+use futures_util::{StreamExt, stream};
+use orchestra::{ByteStream, ErrorKind, Job, JobId, LogChunk, SharedDriver};
 use orchestra_image_build::{BuildError, BuildResult, ImageBuild};
 use orchestra_pipelines::{Data, Status, StepKind};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use self::describe::describe;
@@ -28,23 +28,17 @@ use crate::progress::{Display, Log};
 use crate::run::{exit, tell_kept};
 use crate::{context, drivers, interrupt};
 
-/// The name of the context's volume, and of where that stands.
+/// Where the context stands, in the working directory.
 const CONTEXT: &str = "context";
 /// How often it is told how much has been sent.
 const TOLD_EVERY: Duration = Duration::from_millis(100);
 /// How many events may wait on their way to the display.
 const WAITING: usize = 64;
 
-/// What went wrong, and with what.
-enum Trouble {
-    Context(Error),
-    Build(BuildError),
-}
-
 pub(crate) async fn run(args: BuildArgs) -> Result<Exit, Failure> {
     let config = Config::load(&args.engine)?;
     let id = JobId::unique();
-    let build = describe(&args, &config, id.volume(&Name::new(CONTEXT)?))?;
+    let build = describe(&args, &config)?;
     let driver = drivers::connect(&config).await?;
 
     let cancel = CancellationToken::new();
@@ -68,7 +62,7 @@ pub(crate) async fn run(args: BuildArgs) -> Result<Exit, Failure> {
             writeln!(io::stdout(), "ref: {}\ndigest: {}", built.reference, built.digest).ok();
             Ok(Exit::Success)
         }
-        Err(Trouble::Context(error)) if error.kind() == ErrorKind::Io => Ok(Exit::BadInput),
+        Err(BuildError::Context { source, .. }) if source.kind() == ErrorKind::Io => Ok(Exit::BadInput),
         _ => Ok(exit(status)),
     }
 }
@@ -82,7 +76,7 @@ async fn in_job(
     build: ImageBuild,
     teller: &Teller,
     cancel: &CancellationToken,
-) -> (Status, Result<BuildResult, Trouble>) {
+) -> (Status, Result<BuildResult, BuildError>) {
     let began = Instant::now();
     teller.tell(Kind::RunStarted { run_id: id.clone() }).await;
     teller
@@ -100,7 +94,7 @@ async fn in_job(
         .events(events)
         .build();
 
-    let outcome = send_and_build(&job, &args.dir, build, teller, cancel).await;
+    let outcome = send_and_build(&job, &args.dir, build, teller).await;
     let end = End::of(&outcome, began.elapsed());
     let status = end.status;
     teller.tell(Kind::StepFinished { end: Box::new(end) }).await;
@@ -121,37 +115,27 @@ async fn in_job(
     (status, outcome)
 }
 
-async fn send_and_build(
-    job: &Job,
-    dir: &Path,
-    build: ImageBuild,
-    teller: &Teller,
-    cancel: &CancellationToken,
-) -> Result<BuildResult, Trouble> {
-    let volume = job.create_volume(CONTEXT).await.map_err(Trouble::Context)?;
-    tokio::select! {
-        sent = send(job, &volume, dir, teller) => sent.map_err(Trouble::Context)?,
-        () = cancel.cancelled() => {
-            return Err(Trouble::Context(Error::new(ErrorKind::Cancelled, "interrupted while the context was sent")));
-        }
-    }
+async fn send_and_build(job: &Job, dir: &Path, build: ImageBuild, teller: &Teller) -> Result<BuildResult, BuildError> {
     let (output, written) = mpsc::channel(WAITING);
     let (events, happened) = mpsc::channel(WAITING);
     let as_output = |chunk: LogChunk| Kind::Output {
         stream: chunk.stream,
         data: Data(chunk.bytes),
     };
+    let (context, sending) = context(dir, teller.clone());
     let written = tokio::spawn(watch(written, as_output, teller.clone()));
     let happened = tokio::spawn(watch(happened, Kind::Build, teller.clone()));
-    let built = build.output(output).events(events).run(job).await;
+    let sending = tokio::spawn(sending);
+    let built = build.context_from(context).output(output).events(events).run(job).await;
     // Everything that was said comes before the end.
     written.await.ok();
     happened.await.ok();
-    built.map_err(Trouble::Build)
+    sending.await.ok();
+    built
 }
 
-/// Sends the context, which is never whole in memory.
-async fn send(job: &Job, volume: &VolumeId, dir: &Path, teller: &Teller) -> orchestra::Result<()> {
+/// The context, which is never whole in memory, and what tells how much of it was sent until it was, or is dropped.
+fn context(dir: &Path, teller: Teller) -> (ByteStream, impl Future<Output = ()> + Send + 'static) {
     let (skip, mut skipped) = mpsc::unbounded_channel::<PathBuf>();
     let tar = context::tar(dir.to_owned(), move |path| {
         skip.send(path.to_owned()).ok();
@@ -163,30 +147,31 @@ async fn send(job: &Job, volume: &VolumeId, dir: &Path, teller: &Teller) -> orch
         ),
     };
     let sent = Arc::new(AtomicU64::new(0));
-    let counter = sent.clone();
-    let counted = tar.inspect(move |piece| {
-        let size = piece.as_ref().map_or(0, |piece| piece.len() as u64);
-        counter.fetch_add(size, Ordering::Relaxed);
-    });
-    let root = VolumePath::root();
-    let mut writing = job.driver().write_volume(volume, &root, counted.boxed());
-    let mut clock = tokio::time::interval(TOLD_EVERY);
-    loop {
-        tokio::select! {
-            written = &mut writing => break written?,
-            Some(path) = skipped.recv() => teller.tell(left_out(path)).await,
-            _ = clock.tick() => teller.tell(Kind::Sending { bytes: sent.load(Ordering::Relaxed) }).await,
-        }
-    }
-    while let Ok(path) = skipped.try_recv() {
-        teller.tell(left_out(path)).await;
-    }
-    teller
-        .tell(Kind::Sent {
-            bytes: sent.load(Ordering::Relaxed),
+    let (counter, (whole, mut ended)) = (sent.clone(), oneshot::channel());
+    let counted = tar
+        .inspect(move |piece| {
+            let size = piece.as_ref().map_or(0, |piece| piece.len() as u64);
+            counter.fetch_add(size, Ordering::Relaxed);
         })
-        .await;
-    Ok(())
+        .chain(stream::once(async move { whole.send(()).ok() }).filter_map(async |_| None));
+    let sending = async move {
+        let bytes = || sent.load(Ordering::Relaxed);
+        let mut clock = tokio::time::interval(TOLD_EVERY);
+        let whole = loop {
+            tokio::select! {
+                whole = &mut ended => break whole.is_ok(),
+                Some(path) = skipped.recv() => teller.tell(left_out(path)).await,
+                _ = clock.tick() => teller.tell(Kind::Sending { bytes: bytes() }).await,
+            }
+        };
+        while let Ok(path) = skipped.try_recv() {
+            teller.tell(left_out(path)).await;
+        }
+        if whole {
+            teller.tell(Kind::Sent { bytes: bytes() }).await;
+        }
+    };
+    (counted.boxed(), sending)
 }
 
 /// Passes on what comes from a channel.

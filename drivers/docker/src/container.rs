@@ -18,12 +18,11 @@ use orchestra::{
     Result, Signal, tar_of_files,
 };
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio_tar::EntryType;
 
 use crate::driver::DockerDriver;
 use crate::error::{Subject, about, status_of};
 use crate::spec;
-use orchestra::tar;
+use orchestra::tar::{self, EntryType};
 
 /// First and longest pause between two looks at a name that is taken by what is not there; about 10 seconds in all.
 const LOOK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(5));

@@ -158,6 +158,15 @@ impl DockerDriver {
 
 /// The API version to speak, `1.N`.
 fn negotiate(version: &SystemVersion) -> Result<String> {
+    let components = version.components.iter().flatten();
+    // podman's service speaks docker's API too, but not all of it.
+    if components
+        .into_iter()
+        .any(|component| component.name == "Podman Engine")
+    {
+        return Err(Error::new(ErrorKind::Unsupported, "podman answers here, not docker")
+            .with_hint("use the driver of that engine (`--driver podman`), or name docker's own socket"));
+    }
     let minor = |text: &Option<String>| text.as_deref()?.strip_prefix("1.")?.parse::<u32>().ok();
     let Some(newest) = minor(&version.api_version) else {
         return Err(Error::new(

@@ -52,25 +52,28 @@ impl Client {
         }
     }
 
-    /// Makes sure that a podman answers. Every version of it says so in a header, whichever API's path is asked for.
+    /// Makes sure that a podman answers that speaks this driver's version of the API. All of them tell their own in a
+    /// header, also of the answer to docker's ping; to other paths docker says nothing of itself.
     pub(crate) async fn identify(&self) -> orchestra::Result<()> {
         let mut call = self.get(&[]);
-        call.target = "/libpod/_ping".to_owned();
-        let answer = call.exchange().await.map_err(about(Subject::Engine))?;
-        let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
-        if header("libpod-api-version").is_some() {
-            return Ok(());
-        }
-        let server = header("server").unwrap_or_default();
-        let other = match server.split('/').next() {
-            Some("Docker") => "docker".to_owned(),
-            Some("") | None => "something else than podman".to_owned(),
-            Some(other) => format!("{other:?}"),
+        call.target = "/_ping".to_owned();
+        let answer = match call.exchange().await {
+            Err(failure) if failure.is_no_http() => return Err(other_engine("something that does not speak HTTP/1.1")),
+            answer => answer.map_err(about(Subject::Engine))?,
         };
-        Err(
-            Error::new(ErrorKind::Unsupported, format!("{other} answers here, not podman"))
-                .with_hint("choose the driver of the engine that answers here, or name podman's own socket"),
-        )
+        let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
+        let Some(version) = header("libpod-api-version") else {
+            let server = header("server").unwrap_or_default();
+            return Err(match server.split('/').next() {
+                Some("Docker") => other_engine("docker"),
+                Some("") | None => other_engine("something else"),
+                Some(other) => other_engine(&format!("{other:?}")),
+            });
+        };
+        if major(version) < major(API) {
+            return Err(too_old(version));
+        }
+        Ok(())
     }
 
     pub(crate) fn get(&self, path: &[&str]) -> Call {
@@ -109,6 +112,29 @@ impl Client {
             body: empty(),
         }
     }
+}
+
+/// What answers where podman should.
+fn other_engine(engine: &str) -> Error {
+    let hint = match engine {
+        "docker" => "use the driver of that engine (`--driver docker`), or name podman's own socket",
+        _ => "name podman's own socket",
+    };
+    Error::new(ErrorKind::Unsupported, format!("{engine} answers here, not podman")).with_hint(hint)
+}
+
+/// The number before a version's first dot.
+pub(crate) fn major(version: &str) -> Option<u32> {
+    version.split('.').next()?.parse().ok()
+}
+
+/// `version` is podman's own, which that of its API follows.
+pub(crate) fn too_old(version: &str) -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        format!("podman {version} does not speak API {API}, which is needed"),
+    )
+    .with_hint("update podman to 4.0 or newer; this driver was tested with 4.3 to 5.8")
 }
 
 fn empty() -> Body {

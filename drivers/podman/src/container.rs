@@ -14,13 +14,12 @@ use orchestra::{
 };
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio_tar::EntryType;
 
 use crate::client::Client;
 use crate::driver::PodmanDriver;
 use crate::error::{Cause, Failure, Subject, about, cause_of, is_missing, unrunnable};
 use crate::spec;
-use orchestra::tar;
+use orchestra::tar::{self, EntryType};
 
 /// First and longest pause between two looks at a name that is taken by what is not there; about 10 seconds in all.
 const LOOK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(5));

@@ -13,10 +13,10 @@ use orchestra::{
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::client::{API, Client};
+use crate::client::{API, Client, major, too_old};
 use crate::config::{Endpoint, PodmanConfig};
 use crate::container::state_of;
-use crate::error::{Failure, Subject, about};
+use crate::error::{Subject, about};
 use crate::volume;
 
 /// Longest that [`PodmanDriver::connect`] takes.
@@ -125,11 +125,7 @@ impl PodmanDriver {
         let client = Client::new(endpoint.clone());
         client.identify().await?;
         let failed = about(Subject::Engine);
-        let version: Version = match client.get(&["version"]).value().await {
-            // What else can it not speak than this version of the API?
-            Err(Failure::Refused(_)) => return Err(too_old("of an unknown version")),
-            version => version.map_err(failed)?,
-        };
+        let version: Version = client.get(&["version"]).value().await.map_err(failed)?;
         let info: Info = client.get(&["info"]).value().await.map_err(failed)?;
         Ok(Self {
             client,
@@ -196,19 +192,10 @@ impl PodmanDriver {
     }
 }
 
-fn too_old(version: &str) -> Error {
-    Error::new(
-        ErrorKind::Unsupported,
-        format!("podman {version} does not speak API {API}, which is needed"),
-    )
-    .with_hint("update podman to 4.0 or newer; this driver was tested with 4.3 to 5.8")
-}
-
 fn describe(endpoint: String, version: &Version, info: &Info) -> Result<DriverInfo> {
     let protocol = |message: String| Error::new(ErrorKind::Protocol, message);
     let engine = version.components.iter().find(|part| part.name == "Podman Engine");
     let engine = engine.ok_or_else(|| protocol("the engine does not say that it is podman".to_owned()))?;
-    let major = |text: &str| text.split('.').next()?.parse::<u32>().ok();
     let wanted = major(API);
     if major(&engine.details.api) < wanted {
         return Err(too_old(&version.version));

@@ -41,6 +41,14 @@ pub(crate) enum Failure {
     Protocol(String),
 }
 
+impl Failure {
+    /// Whether what answered is no HTTP/1.1, as the first bytes of a server that speaks HTTP/2 alone are not: containerd's.
+    pub(crate) fn is_no_http(&self) -> bool {
+        let Self::Broken(error) = self else { return false };
+        error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse)
+    }
+}
+
 /// The engine's words and codes.
 #[derive(Debug)]
 pub(crate) struct Refusal {
@@ -104,13 +112,22 @@ impl Refusal {
         });
         let message = match message.trim() {
             "" => "the engine gave no reason".to_owned(),
-            message => message.to_owned(),
+            message => without_request(message),
         };
         Self {
             status,
             cause: Cause::new(&cause),
             message,
         }
+    }
+}
+
+/// libpod's words about a tar that can't be unpacked hold kilobytes of its own request, as Go prints it (5.8.6 still). What
+/// happened stands behind that.
+fn without_request(message: &str) -> String {
+    match (message.find(" for copier.request{"), message.find("}: copier: ")) {
+        (Some(begin), Some(end)) if begin < end => format!("{}{}", &message[..begin], &message[end + 1..]),
+        _ => message.to_owned(),
     }
 }
 
@@ -205,4 +222,23 @@ fn innermost<'a>(error: &'a (dyn StdError + 'static)) -> String {
         .last()
         .unwrap_or(error)
         .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_engines_words_are_kept_but_for_its_own_request() {
+        let message =
+            |text: &str| Refusal::new(500, serde_json::json!({"message": text}).to_string().as_bytes()).message;
+        let told = "error during bulk transfer for copier.request{Root:\"/\", Options:copier.Put{A:{}}}: copier: put: lchown /x: invalid argument";
+        assert_eq!(
+            message(told),
+            "error during bulk transfer: copier: put: lchown /x: invalid argument"
+        );
+        assert_eq!(message("no such volume: copier"), "no such volume: copier");
+        assert_eq!(message(" "), "the engine gave no reason");
+        assert_eq!(Refusal::new(404, b"Not Found\n").message, "Not Found");
+    }
 }

@@ -23,13 +23,12 @@
 //!
 //! - `container`, with the spec's translation in `spec`; `logs` and `exec` for what processes write, which comes in
 //!   `frames`. A container that has not been started is attached to; a later reader gets the engine's own log.
-//! - `image`, with `load` for archives: the engine trusts the names inside, so they are replaced as the tar streams by.
+//! - `image`: the engine trusts the names inside an archive, so they are replaced as the tar streams by.
 //! - `volume`: a volume's content goes in and out through a container that mounts it and never runs.
-//! - `tar` reads and renames the members of tars in motion; `error` turns codes into [`ErrorKind`](orchestra::ErrorKind)s.
+//! - `error` turns codes into [`ErrorKind`](orchestra::ErrorKind)s.
 //!
 //! # What is podman's own
-//! - Without root its network, its limits and what can be done in a container are those that the host gives to a user;
-//!   limits whose cgroup controllers were not delegated are missing among the capabilities.
+//! - Limits whose cgroup controllers the engine does not have are missing among the capabilities.
 //! - An image without a registry in its name is looked for under `localhost/` too, where podman puts what is built or
 //!   loaded without one.
 //! - A registry on the engine's own host is spoken to without TLS, as all engines do but podman.
@@ -37,6 +36,16 @@
 //! - That a container was out of memory is told by podman 5.0 and newer.
 //! - A seccomp profile of the caller's own can't be sent: libpod reads profiles from files of its host.
 //! - What reads a volume leaves folders beside the volume's directory in podman's store, which go with the volume.
+//!
+//! # Without root
+//! An ordinary user's own service is found below `XDG_RUNTIME_DIR`, and all of this works there too, image builds
+//! included: a privileged container has all capabilities in the user's namespace, which is what BuildKit needs. What differs
+//! is what the kernel gives to a user:
+//! - Limits need cgroups v2 with controllers that systemd has delegated to the user; on v1 and hybrid hierarchies there
+//!   are none, and so no limits and no news of being out of memory.
+//! - A file's owner has to be among the ids that the user may give away (subuid(5)), 65,536 as a rule: a volume refuses others.
+//! - The default network is slirp4netns' (podman 4) or pasta's (podman 5): it reaches outside, and containers on it don't
+//!   see each other.
 
 mod client;
 mod config;

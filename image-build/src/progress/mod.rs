@@ -14,7 +14,7 @@ use status::SolveStatus;
 pub(crate) use view::Outcome;
 use view::View;
 
-use crate::BuildEvent;
+use crate::{BuildEvent, Steps};
 
 /// The longest line that is read as JSON. BuildKit starts a new line for each MiB of output (`client/status.go`), and a
 /// third is added by base64.
@@ -25,6 +25,7 @@ const MAX_LINE: usize = 8 << 20;
 pub(crate) struct Progress {
     line: Line,
     view: View,
+    metadata: Option<serde_json::Value>,
     restarted: bool,
 }
 
@@ -80,6 +81,17 @@ impl Progress {
         self.view.outcome()
     }
 
+    /// How many steps the last attempt had.
+    pub(crate) fn steps(&self) -> Steps {
+        self.view.steps()
+    }
+
+    /// What BuildKit's metadata file says, of the last attempt. Written when `buildctl` has ended, it is the last that counts:
+    /// a step that forged it would be corrected.
+    pub(crate) fn metadata(&self) -> Option<&serde_json::Value> {
+        self.metadata.as_ref()
+    }
+
     fn piece(&mut self, piece: &[u8], whole: bool) {
         match &mut self.line {
             Line::Json(line) => {
@@ -102,8 +114,14 @@ impl Progress {
 
     fn json(&mut self, line: &[u8]) {
         match SolveStatus::parse(line) {
+            Some(SolveStatus {
+                orchestra: Some(about),
+                metadata,
+                ..
+            }) if about == "metadata" => self.metadata = metadata,
             Some(SolveStatus { orchestra: Some(_), .. }) => {
                 self.view = View::default();
+                self.metadata = None;
                 self.restarted = true;
             }
             Some(status) => self.view.status(status),

@@ -15,8 +15,10 @@ pub(super) struct SolveStatus {
     pub(super) statuses: Vec<Status>,
     pub(super) logs: Vec<Log>,
     pub(super) warnings: Vec<Warning>,
-    /// Not BuildKit's: the first line of our own script.
+    /// Not BuildKit's: a line of our own script, and what it is about.
     pub(super) orchestra: Option<String>,
+    /// With that: BuildKit's metadata file.
+    pub(super) metadata: Option<serde_json::Value>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -272,3 +272,16 @@ proptest! {
         progress.outcome();
     }
 }
+
+#[test]
+fn the_metadata_is_that_of_the_last_line_of_the_last_attempt() {
+    let line = |digest: &str| {
+        format!("{{\"orchestra\":\"metadata\",\"metadata\":{{  \"containerimage.digest\": \"{digest}\"}}}}\n")
+    };
+    let mut progress = Progress::default();
+    let shown = progress.push((line("forged") + &line("true")).as_bytes());
+    assert!(shown.text.is_empty(), "it is no output");
+    assert_eq!(progress.metadata().unwrap()["containerimage.digest"], "true");
+    progress.push(b"{\"orchestra\":\"start\"}\n");
+    assert_eq!(progress.metadata(), None);
+}

@@ -9,7 +9,7 @@ use orchestra::OutputStream;
 
 use super::status::{Log, SolveStatus, Status, Time, Vertex, Warning};
 use super::tail::Tail;
-use crate::BuildEvent;
+use crate::{BuildEvent, Steps};
 
 /// How many vertexes are known by name; what further ones do is not shown.
 pub(super) const MAX_VERTEXES: usize = 10_000;
@@ -110,6 +110,15 @@ impl View {
     pub(super) fn finish(&mut self) {
         self.show_ended(None);
         self.close_line();
+    }
+
+    pub(super) fn steps(&self) -> Steps {
+        let ended = || self.steps.iter().filter(|step| step.completed.is_some());
+        let count = |cached| u32::try_from(ended().filter(|step| step.cached == cached).count()).unwrap_or(u32::MAX);
+        Steps {
+            run: count(false),
+            cached: count(true),
+        }
     }
 
     pub(super) fn outcome(&self) -> Outcome {

@@ -9,13 +9,14 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_tar::{EntryType, Header};
+use tokio_tar::Header;
 
 use crate::{ByteStream, Error, ErrorKind, Result};
 
 mod load;
 
 pub use load::docker_archive;
+pub use tokio_tar::EntryType;
 
 const BLOCK: usize = 512;
 

@@ -1,15 +1,16 @@
 //! `build_image` steps.
 
+use std::str::FromStr;
 use std::time::Duration;
 
-use orchestra::{ContainerPath, Env, ImageRef, Name, Platform};
-use orchestra_image_build::RegistryAuth;
+use orchestra::{ContainerPath, Env, Error, ImageRef, Name, Platform};
+use orchestra_image_build::{BuildContext, BuildOptions, RegistryAuth};
 
 use super::fields::{Fields, Known};
 use super::reader::{Reader, list};
 use super::step::{self, Read};
 use super::tree::{At, Node};
-use crate::{Action, Artifact, BuildPlan, Step, StepKind};
+use crate::{Action, Artifact, BuildPlan, Step, StepKind, units};
 
 const STEP: Known = Known {
     later: &[
@@ -36,6 +37,18 @@ const STEP: Known = Known {
         "env",
         "registry",
         "network",
+        "labels",
+        "annotations",
+        "extra_hosts",
+        "ulimits",
+        "shm_size",
+        "no_cache",
+        "no_cache_filter",
+        "build_contexts",
+        "dockerfile_inline",
+        "frontend",
+        "source_date_epoch",
+        "provenance",
     ],
     belongs: "under `build_image`, indented by two more spaces",
     ..Known::of(&["build_image", "timeout", "attempts"])
@@ -56,6 +69,19 @@ const BUILD: Known = Known::of(&[
     "env",
     "registry",
     "network",
+    "tags",
+    "labels",
+    "annotations",
+    "extra_hosts",
+    "ulimits",
+    "shm_size",
+    "no_cache",
+    "no_cache_filter",
+    "build_contexts",
+    "dockerfile_inline",
+    "frontend",
+    "source_date_epoch",
+    "provenance",
     "timeout",
     "attempts",
 ]);
@@ -109,6 +135,7 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
     let env = Env(fields.texts("env"));
     let registry = fields.get("registry").and_then(|node| registry(reader, node));
     let network = step::network(&fields);
+    let options = options(reader, &fields);
     if let (Some(context), Some(tag), true) = (context, tag, reader.count() == before) {
         // A name that is not valid was told, and the count has grown.
         let name = read
@@ -129,6 +156,7 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
             env,
             registry,
             network,
+            options,
         };
         for (key, error) in plan.problems(&name) {
             let spot = fields.get(key).map_or(&read.spot, |value| &value.spot);
@@ -142,6 +170,51 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
         });
     }
     Some(read)
+}
+
+/// Everything that is `docker buildx build`'s or Compose's own.
+fn options(reader: &Reader<'_>, fields: &Fields<'_, '_>) -> BuildOptions {
+    let mut options = BuildOptions::default();
+    options.tags = parsed(reader, fields, "tags");
+    options.labels = fields.texts("labels");
+    options.annotations = fields.texts("annotations");
+    options.extra_hosts = parsed(reader, fields, "extra_hosts");
+    options.ulimits = parsed(reader, fields, "ulimits");
+    options.shm_size = fields.read("shm_size", "size", units::size);
+    options.no_cache = fields.flag("no_cache").unwrap_or(false);
+    let stages = fields.items("no_cache_filter").iter();
+    options.no_cache_filter = stages
+        .filter_map(|node| reader.text(node, "an item of `no_cache_filter`"))
+        .map(|stage| stage.value)
+        .collect();
+    for (name, context) in fields.texts("build_contexts") {
+        match context.parse::<BuildContext>() {
+            Ok(context) => {
+                options.build_contexts.insert(name, context);
+            }
+            Err(error) => {
+                let spot = fields.get("build_contexts").map_or(fields.spot, |node| &node.spot);
+                let message = format!("`{name}` in `build_contexts`: {}", error.message());
+                reader.report(spot, "", message, error.hint().map(str::to_owned));
+            }
+        }
+    }
+    options.dockerfile_inline = fields.text("dockerfile_inline").map(|text| text.value);
+    options.frontend = fields.parse("frontend").map(|image| image.value);
+    options.source_date_epoch = fields.read("source_date_epoch", "number of seconds since 1970", |text| {
+        text.parse()
+            .map_err(|_| "write a number, for example `source_date_epoch: 1700000000`")
+    });
+    options.provenance = fields.parse("provenance").map(|mode| mode.value);
+    options
+}
+
+fn parsed<T: FromStr<Err = Error>>(reader: &Reader<'_>, fields: &Fields<'_, '_>, key: &str) -> Vec<T> {
+    let items = fields.items(key).iter();
+    items
+        .filter_map(|node| reader.parse(node, &format!("an item of `{key}`")))
+        .map(|item| item.value)
+        .collect()
 }
 
 /// `timeout` and `attempts`, which may stand with the other keys or beside `build_image`, as a task's do.

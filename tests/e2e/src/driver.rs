@@ -17,14 +17,23 @@ pub enum KnownDriver {
 }
 
 impl KnownDriver {
+    /// All of them, in the order in which the command tries them.
+    pub const ALL: [Self; 2] = [Self::Docker, Self::Podman];
+
+    /// Its name, as the command has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Podman => "podman",
+        }
+    }
+
     /// The one that `ORCHESTRA_TEST_DRIVER` names.
     #[must_use]
     pub fn chosen() -> Option<Self> {
-        match env::var("ORCHESTRA_TEST_DRIVER").as_deref() {
-            Ok("docker") => Some(Self::Docker),
-            Ok("podman") => Some(Self::Podman),
-            _ => None,
-        }
+        let chosen = env::var("ORCHESTRA_TEST_DRIVER").ok()?;
+        Self::ALL.into_iter().find(|known| known.name() == chosen)
     }
 
     /// The environment variable that tells it where the engine is, and where that is if it is not set.
@@ -33,6 +42,15 @@ impl KnownDriver {
         match self {
             Self::Docker => ("DOCKER_HOST", "unix:///var/run/docker.sock"),
             Self::Podman => ("CONTAINER_HOST", "unix:///run/podman/podman.sock"),
+        }
+    }
+
+    /// Where below `XDG_RUNTIME_DIR` an ordinary user's own engine listens, if its clients look for it there.
+    #[must_use]
+    pub fn users_socket(self) -> Option<&'static str> {
+        match self {
+            Self::Docker => None,
+            Self::Podman => Some("podman/podman.sock"),
         }
     }
 

@@ -88,6 +88,12 @@ impl Fixture {
         }))
     }
 
+    /// The engine's address, as its clients have it.
+    #[must_use]
+    pub fn host(&self) -> String {
+        self.engine.endpoint().to_string()
+    }
+
     /// A command line of the binary, in a directory of its own.
     pub fn orchestra<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Orchestra {
         Orchestra::new(&self.binary, args)

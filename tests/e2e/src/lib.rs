@@ -2,7 +2,8 @@
 //!
 //! `cargo xtask e2e` starts an engine and two registries and tells of them by environment variables; [`Fixture::from_env`]
 //! reads these. [`Orchestra`] runs the binary as a user does, [`Engine`] looks at the engine past our own code, so that
-//! what is left behind is seen as its other users see it, and [`registry`] asks a registry what it serves.
+//! what is left behind is seen as its other users see it, and [`registry`] asks a registry what it serves. A [`Stub`] stands
+//! for an engine that is not there, and [`proxy`] puts the one that is in another place.
 //!
 //! ```no_run
 //! # fn main() -> orchestra_e2e::Result<()> {
@@ -20,13 +21,16 @@ mod engine;
 mod fixture;
 mod http;
 mod orchestra;
+pub mod proxy;
 pub mod registry;
+mod stub;
 
 pub use driver::KnownDriver;
 pub use engine::{Contents, Engine};
 pub use fixture::{Credentials, Fixture};
 pub use http::{Endpoint, Response};
 pub use orchestra::{Dir, Finished, Orchestra, Running};
+pub use stub::{Answer, Stub};
 
 /// What helpers fail with: a test's own end.
 pub type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;

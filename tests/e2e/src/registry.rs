@@ -22,6 +22,19 @@ pub fn digest(address: &str, repository: &str, tag: &str, credentials: Option<&C
     }
 }
 
+/// A manifest (`manifests/TAG`) or a blob (`blobs/DIGEST`) that is JSON, of a registry at `HOST:PORT` that asks for no password.
+///
+/// # Errors
+/// If it does not serve it.
+pub fn json(address: &str, repository: &str, path: &str) -> Result<serde_json::Value> {
+    let path = format!("/v2/{repository}/{path}");
+    let response = Endpoint::Tcp(address.to_owned()).send("GET", &path, &[("Accept", MANIFESTS)], &[])?;
+    match response.status {
+        200 => Ok(serde_json::from_str(&response.text())?),
+        status => Err(format!("{address}{path}: status {status}: {}", response.text()).into()),
+    }
+}
+
 /// Whether a registry answers at `HOST:PORT`; one that asks for a password does.
 #[must_use]
 pub fn answers(address: &str) -> bool {

@@ -13,10 +13,13 @@ use std::future::Future;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use libtest_mimic::{Arguments, Failed, Trial};
+use orchestra::tar::{END, EntryType, Head, padded};
 use orchestra::{
-    Credentials, ErrorKind, ExitStatus, Job, JobId, LogChunk, NetworkMode, OutputStream, PullPolicy, SharedDriver,
-    Task, VolumeId, sink,
+    Credentials, Error, ErrorKind, ExitStatus, Job, JobId, LogChunk, NetworkMode, OutputStream, PullPolicy,
+    SharedDriver, Task, VolumeId, sink,
 };
 use orchestra_e2e::{Fixture, KnownDriver, registry};
 use orchestra_image_build::{
@@ -24,6 +27,16 @@ use orchestra_image_build::{
 };
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+
+#[path = "image_build/options.rs"]
+mod options;
+
+use options::{
+    a_cache_is_left_aside_for_all_steps_or_those_of_a_stage, a_date_makes_the_same_context_the_same_image,
+    a_frontend_that_can_not_be_fetched_is_named, a_named_context_is_a_directory_of_the_inputs_and_nothing_else,
+    a_provenance_attestation_is_pushed_with_the_image, labels_annotations_and_further_tags_are_served,
+    steps_run_with_the_hosts_limits_and_memory_that_were_asked_for,
+};
 
 const DOCKERFILE: &str = r#"
 FROM scratch AS base
@@ -65,6 +78,8 @@ fn main() {
         a_stage_that_does_not_exist_is_told,
         the_dockerfile_is_found_relative_to_the_context_and_to_the_working_directory,
         what_is_missing_is_named,
+        a_context_that_comes_as_a_tar_needs_no_volume,
+        a_context_that_breaks_off_is_told_and_leaves_nothing,
         a_link_out_of_the_inputs_is_refused,
         build_arguments_arrive_as_they_are,
         a_cache_volume_keeps_the_layers_of_the_last_build,
@@ -77,6 +92,13 @@ fn main() {
         a_second_attempt_is_told_as_one,
         the_password_is_nowhere,
         an_image_that_is_no_buildkit_is_told,
+        labels_annotations_and_further_tags_are_served,
+        steps_run_with_the_hosts_limits_and_memory_that_were_asked_for,
+        a_named_context_is_a_directory_of_the_inputs_and_nothing_else,
+        a_date_makes_the_same_context_the_same_image,
+        a_cache_is_left_aside_for_all_steps_or_those_of_a_stage,
+        a_provenance_attestation_is_pushed_with_the_image,
+        a_frontend_that_can_not_be_fetched_is_named,
     ];
     libtest_mimic::run(&arguments, cases).exit();
 }
@@ -446,6 +468,61 @@ async fn what_is_missing_is_named(site: &Site) -> Outcome {
     Ok(())
 }
 
+fn dockerfile_in_a_tar() -> Bytes {
+    let content = "FROM scratch\nCOPY sub /here\n";
+    let sub = Head {
+        kind: EntryType::Directory,
+        mode: 0o755,
+        ..Head::file(0)
+    };
+    let mut tar = Head::file(content.len() as u64).blocks("Dockerfile");
+    tar.push(padded(content.as_bytes()));
+    tar.extend(sub.blocks("sub/"));
+    tar.concat().into()
+}
+
+async fn a_context_that_comes_as_a_tar_needs_no_volume(site: &Site) -> Outcome {
+    let mut build = site.local("streamed", &site.job.id().volume(&"none".parse()?));
+    build.inputs.clear();
+    build.context = "deep/context".parse()?;
+    let pieces = [dockerfile_in_a_tar(), END].map(Ok);
+    let result = build.context_from(stream::iter(pieces).boxed()).run(&site.job).await?;
+    contains(&result.stderr.to_string(), &["COPY sub /here"]);
+    site.forget(&result).await
+}
+
+async fn a_context_that_breaks_off_is_told_and_leaves_nothing(site: &Site) -> Outcome {
+    let streamed = |name: &str, last: orchestra::Result<Bytes>| {
+        let mut build = site.local(name, &site.job.id().volume(&"none".parse()?));
+        build.inputs.clear();
+        let pieces = [Ok(dockerfile_in_a_tar()), last];
+        Ok::<_, Failed>(build.context_from(stream::iter(pieces).boxed()))
+    };
+    let unreadable = Error::new(ErrorKind::Io, "read secret.txt: permission denied");
+    let error = streamed("unreadable", Err(unreadable))?
+        .run(&site.job)
+        .await
+        .unwrap_err();
+    contains(
+        &error.to_string(),
+        &["image build unreadable: its context", "read secret.txt"],
+    );
+    assert!(
+        matches!(&error, BuildError::Context { source, .. } if source.kind() == ErrorKind::Io),
+        "{error:?}"
+    );
+    let broken = streamed("broken", Ok(Bytes::from_static(&[7; 512])))?
+        .run(&site.job)
+        .await;
+    contains(
+        &failed(broken).to_string(),
+        &["tar of the context could not be unpacked"],
+    );
+    let left = site.left();
+    assert!(left.is_empty(), "{left:?}");
+    Ok(())
+}
+
 async fn a_link_out_of_the_inputs_is_refused(site: &Site) -> Outcome {
     let source = site
         .source_with(DOCKERFILE, "ln -s /root app && ln -s /bin docker && ln -s . here")
@@ -707,21 +784,31 @@ async fn a_second_attempt_is_told_as_one(site: &Site) -> Outcome {
     Ok(())
 }
 
-/// Arguments and environments of all processes of the container that `inspected` tells of, by their cgroups. The engine's
-/// own list of them needs a `ps` beside the engine, which not every host has.
+/// Arguments and environments of all processes of the container that `inspected` tells of: its first one and what descends
+/// from that. The engine's own list of them needs a `ps` beside the engine, which not every host has.
 fn processes_of(inspected: &str) -> String {
     let inspected: serde_json::Value = serde_json::from_str(inspected).unwrap();
-    let id = inspected["Id"].as_str().unwrap();
-    let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
-    let of_container = |process: &std::path::PathBuf| {
-        std::fs::read_to_string(process.join("cgroup")).is_ok_and(|cgroups| cgroups.contains(id))
+    let first = inspected["State"]["Pid"].as_u64().unwrap();
+    let parent = |process: u64| -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("PPid:"))?
+            .trim()
+            .parse()
+            .ok()
     };
-    let read = |process: std::path::PathBuf| {
+    let descends = |process: &u64| {
+        std::iter::successors(Some(*process), |process| parent(*process)).any(|ancestor| ancestor == first)
+    };
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let read = |process: u64| {
         ["cmdline", "environ"]
-            .map(|file| std::fs::read(process.join(file)).unwrap_or_default())
+            .map(|file| std::fs::read(format!("/proc/{process}/{file}")).unwrap_or_default())
             .concat()
     };
-    let told: Vec<Vec<u8>> = processes.filter(of_container).map(read).collect();
+    let told: Vec<Vec<u8>> = processes.filter(descends).map(read).collect();
     String::from_utf8_lossy(&told.concat()).into_owned()
 }
 

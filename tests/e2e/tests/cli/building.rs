@@ -18,6 +18,7 @@ tests![
     a_registry_with_a_password_is_pushed_to,
     a_context_is_sent_in_bounded_memory,
     a_build_says_what_happens_as_json,
+    a_builds_options_reach_the_image,
     an_interrupted_build_command_leaves_nothing,
     an_interrupted_context_leaves_nothing,
     a_build_that_fails_says_why,
@@ -109,6 +110,48 @@ fn an_image_that_is_not_pushed_can_be_run_by_its_tag(fixture: &Fixture) {
     fixture.engine.remove_image(tag).expect("it is removed");
     assert_eq!(ran.code, 0, "{ran}");
     assert_says(&ran, &["smoke | loaded"]);
+}
+
+fn a_builds_options_reach_the_image(fixture: &Fixture) {
+    let dir = Dir::with([(
+        "Dockerfile",
+        format!(
+            "FROM {}\nRUN grep db.test /etc/hosts && ulimit -Sn\n",
+            base_image(fixture)
+        ),
+    )]);
+    let tag = |tag: &str| format!("{}/e2e/options:{tag}", fixture.registry);
+    let options = [
+        "--push",
+        "--also-tag",
+        &tag("2"),
+        "--label",
+        "team=a, b",
+        "--annotation",
+        "note=x=y",
+        "--add-host",
+        "db.test:10.9.8.7",
+        "--ulimit",
+        "nofile=256",
+        "--source-date-epoch",
+        "0",
+    ];
+    let finished = build(fixture, &dir, &tag("1"), &options).run();
+    assert_eq!(finished.code, 0, "{finished}");
+    assert_says(&finished, &["10.9.8.7\tdb.test", " 256"]);
+    let json = |path: &str| registry::json(&fixture.registry, "e2e/options", path).expect("it is served");
+    let manifest = json("manifests/2");
+    assert_eq!(manifest["annotations"]["note"], "x=y");
+    let config = json(&format!(
+        "blobs/{}",
+        manifest["config"]["digest"].as_str().expect("a digest")
+    ));
+    assert_eq!(
+        (&config["config"]["Labels"]["team"], &config["created"]),
+        (&json!("a, b"), &json!("1970-01-01T00:00:00Z"))
+    );
+    let refused = build(fixture, &dir, &tag("1"), &["--build-context", "more=./more"]).run();
+    assert_eq!(refused.code, 2, "{refused}");
 }
 
 fn a_registry_with_a_password_is_pushed_to(fixture: &Fixture) {

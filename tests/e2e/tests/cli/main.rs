@@ -11,6 +11,7 @@
 
 mod bad_input;
 mod building;
+mod engines;
 mod interrupting;
 mod resuming;
 mod running;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         interrupting::tests(),
         resuming::tests(),
         building::tests(),
+        engines::tests(),
     ]
     .concat();
     let Some(fixture) = fixture else {

@@ -1,0 +1,299 @@
+//! What a build can be told besides what it needs, in the words of `docker buildx build`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use orchestra::{ContainerPath, Error, ExtraHost, ImageRef, Result, Ulimit};
+
+use crate::validate::is_word;
+
+/// Options of a build that most builds leave alone. Each is named as `docker buildx build` or Compose's `build` has it.
+///
+/// ```
+/// use orchestra_image_build::BuildOptions;
+/// let mut options = BuildOptions::default();
+/// options.labels.insert("org.opencontainers.image.source".into(), "https://example.com/app".into());
+/// options.source_date_epoch = Some(0);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct BuildOptions {
+    /// Further names of the image, which it is pushed or loaded under too.
+    pub tags: Vec<ImageRef>,
+    /// Labels of the image's config, which win over the Dockerfile's.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of the image's manifest; of each platform's where there are several. An image that is loaded into the
+    /// engine loses them: no archive that an engine loads has any.
+    pub annotations: BTreeMap<String, String>,
+    /// Lines of `/etc/hosts` in `RUN` steps.
+    pub extra_hosts: Vec<ExtraHost>,
+    /// Limits of the processes of `RUN` steps.
+    pub ulimits: Vec<Ulimit>,
+    /// Bytes of `/dev/shm` in `RUN` steps; BuildKit's 64 MiB where `None`.
+    pub shm_size: Option<u64>,
+    /// Runs every step, whatever a cache has.
+    pub no_cache: bool,
+    /// Stages whose steps are run, whatever a cache has.
+    pub no_cache_filter: Vec<String>,
+    /// What `FROM name` and `COPY --from=name` mean besides stages and images.
+    pub build_contexts: BTreeMap<String, BuildContext>,
+    /// The Dockerfile itself, instead of a file's.
+    pub dockerfile_inline: Option<String>,
+    /// An image that reads the Dockerfile, instead of BuildKit's own frontend. It is fetched by the builder.
+    pub frontend: Option<ImageRef>,
+    /// Seconds since 1970 that the image, its history and its files are dated to, at the latest: the same context then gives
+    /// the same digest (<https://reproducible-builds.org/specs/source-date-epoch/>).
+    pub source_date_epoch: Option<u64>,
+    /// How much of a provenance attestation is attached to an image that is pushed; none where `None`.
+    pub provenance: Option<Provenance>,
+}
+
+/// A further context, which a Dockerfile knows by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BuildContext {
+    /// A directory of the build's inputs, relative to the working directory.
+    Directory(ContainerPath),
+    /// An image, fetched by the builder: `docker-image://REFERENCE`.
+    Image(ImageRef),
+    /// A git repository or an archive, fetched by the builder: `https://…`, `http://…` or `git://…`.
+    Url(String),
+}
+
+impl FromStr for BuildContext {
+    type Err = Error;
+
+    /// From `docker-image://REFERENCE`, a URL, or a path relative to the working directory.
+    fn from_str(text: &str) -> Result<Self> {
+        if let Some(reference) = text.strip_prefix("docker-image://") {
+            return Ok(Self::Image(reference.parse()?));
+        }
+        if ["https://", "http://", "git://"]
+            .iter()
+            .any(|scheme| text.starts_with(scheme))
+        {
+            return Ok(Self::Url(text.to_owned()));
+        }
+        if text.contains("://") {
+            return Err(
+                Error::invalid(format!("{text:?} is of no kind that a build context can be"))
+                    .with_hint("write docker-image://REFERENCE, a URL with https, http or git, or a path of an input"),
+            );
+        }
+        let path: ContainerPath = text.parse()?;
+        if path.is_absolute() {
+            return Err(Error::invalid(format!("build context {text} is absolute"))
+                .with_hint("write it relative to the working directory: the name of an input, or a directory of it"));
+        }
+        Ok(Self::Directory(path))
+    }
+}
+
+impl fmt::Display for BuildContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory(path) => write!(f, "{path}"),
+            Self::Image(image) => write!(f, "docker-image://{}", image.canonical()),
+            Self::Url(url) => f.write_str(url),
+        }
+    }
+}
+
+/// How much a provenance attestation tells (<https://docs.docker.com/build/metadata/attestations/slsa-provenance/>).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Provenance {
+    /// When and of what it was built, without arguments: these may hold what nobody is to see.
+    Min,
+    /// The Dockerfile and all arguments too.
+    Max,
+}
+
+impl FromStr for Provenance {
+    type Err = Error;
+
+    /// From `min` or `max`.
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "min" => Ok(Self::Min),
+            "max" => Ok(Self::Max),
+            _ => Err(Error::invalid(format!("provenance {text:?} is neither min nor max"))),
+        }
+    }
+}
+
+impl fmt::Display for Provenance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Min => "min",
+            Self::Max => "max",
+        })
+    }
+}
+
+impl BuildOptions {
+    /// Whether each fits the others, and into BuildKit's options.
+    pub(crate) fn check(&self) -> Result<()> {
+        if let Some(tag) = self.tags.iter().find(|tag| tag.digest().is_some()) {
+            return Err(Error::invalid(format!("tag {tag} is pinned to a digest"))
+                .with_hint("leave out the digest: it follows from what is built"));
+        }
+        for (what, pairs) in [("label", &self.labels), ("annotation", &self.annotations)] {
+            for (key, value) in pairs {
+                let bad = |text: &str| text.contains('\0');
+                if key.is_empty() || key.contains('=') || key.chars().any(char::is_control) || bad(value) {
+                    return Err(
+                        Error::invalid(format!("{what} {key:?} is not a name and a value")).with_hint(
+                            "a name is not empty and has no `=` and no control character, a value has no NUL byte",
+                        ),
+                    );
+                }
+            }
+        }
+        if let Some(stage) = self.no_cache_filter.iter().find(|stage| !is_word(stage)) {
+            return Err(
+                Error::invalid(format!("no_cache_filter {stage:?} is not a stage's name"))
+                    .with_hint("write what stands after AS in the Dockerfile"),
+            );
+        }
+        // A named context that is called as a stage is would replace it, which Compose and buildx allow too.
+        if let Some(name) = self.build_contexts.keys().find(|name| !is_word(name)) {
+            return Err(
+                Error::invalid(format!("build context {name:?} is not a name that FROM can have"))
+                    .with_hint("use lower case letters, digits, `_`, `.` and `-`"),
+            );
+        }
+        if let Some(ulimit) = self.ulimits.iter().find(|ulimit| ulimit.soft > ulimit.hard) {
+            return Err(
+                Error::invalid(format!("ulimit {} is softer than it is hard", ulimit.name))
+                    .with_hint("write NAME=SOFT:HARD, with a soft limit that is not above the hard one"),
+            );
+        }
+        if self.shm_size == Some(0) {
+            return Err(Error::invalid("shm_size is zero").with_hint("leave it out for BuildKit's 64 MiB"));
+        }
+        if self
+            .dockerfile_inline
+            .as_deref()
+            .is_some_and(|text| text.trim().is_empty())
+        {
+            return Err(Error::invalid("the inline Dockerfile is empty"));
+        }
+        // Linux takes 128 KiB an argument (execve(2), MAX_ARG_STRLEN).
+        if self
+            .dockerfile_inline
+            .as_deref()
+            .is_some_and(|text| text.len() > 100 << 10 || text.contains('\0'))
+        {
+            return Err(
+                Error::invalid("the inline Dockerfile is longer than 100 KiB, or has a NUL byte")
+                    .with_hint("put it into a file of an input"),
+            );
+        }
+        Ok(())
+    }
+
+    /// Arguments of `buildctl` for all but the output.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let mut options: Vec<String> = Vec::new();
+        options.extend(self.labels.iter().map(|(key, value)| format!("label:{key}={value}")));
+        if !self.extra_hosts.is_empty() {
+            let hosts = self
+                .extra_hosts
+                .iter()
+                .map(|host| format!("{}={}", host.name, host.address));
+            options.push(format!("add-hosts={}", joined(hosts)));
+        }
+        if !self.ulimits.is_empty() {
+            let ulimits = self
+                .ulimits
+                .iter()
+                .map(|limit| format!("{}={}:{}", limit.name, limit.soft, limit.hard));
+            options.push(format!("ulimit={}", joined(ulimits)));
+        }
+        options.extend(self.shm_size.map(|bytes| format!("shm-size={bytes}")));
+        // Empty means all.
+        options.extend(self.no_cache.then(|| "no-cache=".to_owned()));
+        if !self.no_cache && !self.no_cache_filter.is_empty() {
+            options.push(format!("no-cache={}", self.no_cache_filter.join(",")));
+        }
+        options.extend(
+            self.frontend
+                .iter()
+                .map(|frontend| format!("source={}", frontend.canonical())),
+        );
+        options.extend(
+            self.source_date_epoch
+                .map(|seconds| format!("build-arg:SOURCE_DATE_EPOCH={seconds}")),
+        );
+        options.extend(self.provenance.map(|mode| format!("attest:provenance=mode={mode}")));
+        let mut directories = Vec::new();
+        for (name, context) in &self.build_contexts {
+            match context {
+                BuildContext::Directory(path) => {
+                    options.push(format!("context:{name}=local:named-{name}"));
+                    directories.push(format!("--local=named-{name}=./{path}"));
+                }
+                other => options.push(format!("context:{name}={other}")),
+            }
+        }
+        let options = options.into_iter().flat_map(|value| ["--opt".to_owned(), value]);
+        options.chain(directories).collect()
+    }
+
+    /// Fields of the exporter's record.
+    pub(crate) fn output(&self, push: bool) -> Vec<String> {
+        let mut fields = Vec::new();
+        if push {
+            fields.extend(
+                self.annotations
+                    .iter()
+                    .map(|(key, value)| format!("annotation.{key}={value}")),
+            );
+        }
+        if self.source_date_epoch.is_some() {
+            fields.push("rewrite-timestamp=true".to_owned());
+        }
+        fields
+    }
+}
+
+fn joined(fields: impl Iterator<Item = String>) -> String {
+    fields.collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_a_user_writes_is_one_value_behind_its_key_or_refused(key in "[^\\x00]{0,12}", value in "[^\\x00]{0,24}") {
+            let mut options = BuildOptions::default();
+            options.labels.insert(key.clone(), value.clone());
+            options.annotations.insert(key.clone(), value.clone());
+            if options.check().is_ok() {
+                prop_assert_eq!(options.arguments(), ["--opt".to_owned(), format!("label:{key}={value}")]);
+                prop_assert_eq!(options.output(true), [format!("annotation.{key}={value}")]);
+            }
+        }
+
+        #[test]
+        fn a_named_context_never_becomes_an_option(name in ".{1,12}", path in ".{1,24}") {
+            let Ok(context) = path.parse::<BuildContext>() else { return Ok(()) };
+            let mut options = BuildOptions::default();
+            options.build_contexts.insert(name.clone(), context);
+            if options.check().is_ok() {
+                let arguments = options.arguments();
+                prop_assert_eq!(&arguments[0], "--opt");
+                let of_option = format!("context:{name}=");
+                prop_assert!(arguments[1].starts_with(&of_option));
+                let directories = &arguments[2..];
+                let of_name = format!("--local=named-{name}=./");
+                prop_assert!(directories.len() < 2 && directories.iter().all(|argument| argument.starts_with(&of_name)));
+            }
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Options of builds: each is seen where it is to have an effect, in a `RUN` step or in what the registry serves.
+
+use orchestra::VolumeId;
+use orchestra_e2e::registry;
+use orchestra_image_build::{BuildCache, BuildContext, BuildInput, ImageBuild, Provenance};
+use serde_json::Value;
+
+use crate::{Outcome, Site, contains, failed};
+
+/// Values that a shell, a list of fields or an option parser would take apart.
+const HOSTILE: [&str; 12] = [
+    "a b",
+    "a,b",
+    "a\"b",
+    "a'b",
+    "$(id)",
+    "`id`",
+    "a;b&c|d",
+    "--push",
+    "a=b=c",
+    "two\nlines",
+    "\\",
+    "trailing ",
+];
+
+impl Site {
+    fn pushed(&self, name: &str, source: &VolumeId) -> ImageBuild {
+        let mut build = self.build(name, &self.fixture.registry, source);
+        build.target = None;
+        build.push = true;
+        build
+    }
+
+    fn json(&self, build: &str, path: &str) -> Result<Value, libtest_mimic::Failed> {
+        let repository = format!("{}/{build}", self.job.id());
+        Ok(registry::json(&self.fixture.registry, &repository, path)?)
+    }
+}
+
+pub(crate) async fn labels_annotations_and_further_tags_are_served(site: &Site) -> Outcome {
+    let source = site
+        .source("FROM scratch\nLABEL kept=yes replaced=no\nCOPY Dockerfile /\n")
+        .await?;
+    let mut build = site.pushed("labelled", &source);
+    let other = format!("{}/{}/labelled:other", site.fixture.registry, site.job.id());
+    build.options.tags.push(other.parse()?);
+    build.options.labels.insert("replaced".into(), "yes".into());
+    for (number, value) in HOSTILE.into_iter().enumerate() {
+        build.options.labels.insert(format!("hostile.{number}"), value.into());
+        build
+            .options
+            .annotations
+            .insert(format!("hostile.{number}"), value.into());
+    }
+    let result = build.run(&site.job).await?;
+    assert_eq!(result.references.len(), 2, "{:?}", result.references);
+
+    let (manifest, of_other) = (
+        site.json("labelled", "manifests/1")?,
+        site.json("labelled", "manifests/other")?,
+    );
+    assert_eq!(manifest, of_other);
+    assert_eq!(manifest["config"]["digest"].as_str(), result.config_digest.as_deref());
+    let config = site.json("labelled", &format!("blobs/{}", result.config_digest.unwrap()))?;
+    let labels = &config["config"]["Labels"];
+    assert_eq!((&labels["kept"], &labels["replaced"]), (&"yes".into(), &"yes".into()));
+    for (number, value) in HOSTILE.into_iter().enumerate() {
+        let key = format!("hostile.{number}");
+        assert_eq!(
+            (&labels[&key], &manifest["annotations"][&key]),
+            (&value.into(), &value.into())
+        );
+    }
+    Ok(())
+}
+
+pub(crate) async fn steps_run_with_the_hosts_limits_and_memory_that_were_asked_for(site: &Site) -> Outcome {
+    let source = site.source("FROM scratch\nRUN [\"never\"]\n").await?;
+    let mut build = site.local("surroundings", &source);
+    build.options.dockerfile_inline = Some(
+        "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"sh\", \"-c\", \
+         \"cat /etc/hosts; echo files $(ulimit -Sn) $(ulimit -Hn); /bin/busybox df -k /dev/shm | /bin/busybox grep shm\"]\n"
+            .into(),
+    );
+    build.options.extra_hosts.push("db.test:10.1.2.3".parse()?);
+    build.options.extra_hosts.push("six.test:fd00::7".parse()?);
+    build.options.ulimits.push("nofile=512:1024".parse()?);
+    build.options.shm_size = Some(8 << 20);
+    let other = format!("localhost/{}/second:name", site.job.id());
+    build.options.tags.push(other.parse()?);
+    let result = build.run(&site.job).await?;
+    let said = result.stderr.to_string();
+    contains(
+        &said,
+        &["10.1.2.3\tdb.test", "fd00::7\tsix.test", "files 512 1024", " 8192 "],
+    );
+    for image in &result.references {
+        assert!(site.driver.image_exists(image).await?, "{image} was not loaded");
+        site.driver.remove_image(image).await?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn a_named_context_is_a_directory_of_the_inputs_and_nothing_else(site: &Site) -> Outcome {
+    let source = site.source("FROM scratch\nCOPY --from=more word /\n").await?;
+    let more = site
+        .source_with(
+            "",
+            "mkdir deep && echo found > deep/word && ln -s /root out && ln -s ../../.. up",
+        )
+        .await?;
+    let with = |name: &str, path: &str| {
+        let mut build = site.local(name, &source);
+        build.inputs.push(BuildInput {
+            volume: more.clone(),
+            path: "more".parse().unwrap(),
+        });
+        let context: BuildContext = path.parse().unwrap();
+        build.options.build_contexts.insert("more".into(), context);
+        build
+    };
+    let result = with("named", "more/deep").run(&site.job).await?;
+    site.forget(&result).await?;
+    for outside in ["more/out", "more/up", "more/missing"] {
+        let failed = failed(with("outside", outside).run(&site.job).await);
+        contains(
+            &failed.to_string(),
+            &["is not a directory of the build's inputs", outside],
+        );
+    }
+    Ok(())
+}
+
+pub(crate) async fn a_date_makes_the_same_context_the_same_image(site: &Site) -> Outcome {
+    let dockerfile =
+        "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"sh\", \"-c\", \"echo x >/made\"]\n";
+    let mut digests = Vec::new();
+    for name in ["first", "second"] {
+        let source = site.source(dockerfile).await?;
+        let mut build = site.pushed(name, &source);
+        build.options.source_date_epoch = Some(1_700_000_000);
+        digests.push(build.run(&site.job).await?.digest);
+    }
+    assert_eq!(digests[0], digests[1]);
+    let manifest = site.json("first", "manifests/1")?;
+    let config = site.json(
+        "first",
+        &format!("blobs/{}", manifest["config"]["digest"].as_str().unwrap()),
+    )?;
+    assert_eq!(config["created"], "2023-11-14T22:13:20Z");
+    Ok(())
+}
+
+pub(crate) async fn a_cache_is_left_aside_for_all_steps_or_those_of_a_stage(site: &Site) -> Outcome {
+    let run = |word: &str| format!("RUN [\"/bin/busybox\", \"echo\", \"{word}\"]\n");
+    let dockerfile = format!(
+        "FROM scratch AS one\nCOPY busybox /bin/busybox\n{}FROM one AS two\n{}",
+        run("of one"),
+        run("of two")
+    );
+    let source = site.source(&dockerfile).await?;
+    let cache = site.job.create_volume("layers").await?;
+    let built = async |all: bool, stages: &[&str]| {
+        let mut build = site.local("uncached", &source);
+        build.caches.push(BuildCache {
+            volume: cache.clone(),
+            path: "/var/lib/buildkit".parse().unwrap(),
+        });
+        build.options.no_cache = all;
+        build.options.no_cache_filter = stages.iter().map(ToString::to_string).collect();
+        let result = build.run(&site.job).await?;
+        let steps = result.steps;
+        site.forget(&result).await?;
+        Ok::<_, libtest_mimic::Failed>((steps.cached, result.stderr.to_string()))
+    };
+    assert_eq!(built(false, &[]).await?.0, 0);
+    assert_eq!(built(false, &[]).await?.0, 3, "COPY and both RUNs");
+    let (cached, said) = built(false, &["two"]).await?;
+    assert_eq!(cached, 2, "{said}");
+    contains(&said, &[" of two"]);
+    assert_eq!(built(true, &[]).await?.0, 0);
+    Ok(())
+}
+
+pub(crate) async fn a_provenance_attestation_is_pushed_with_the_image(site: &Site) -> Outcome {
+    let source = site.source("FROM scratch\nCOPY Dockerfile /\n").await?;
+    let mut build = site.pushed("attested", &source);
+    build.options.provenance = Some(Provenance::Max);
+    let result = build.run(&site.job).await?;
+    assert_eq!(result.digest, site.served(&site.fixture.registry, "attested", false)?);
+    let index = site.json("attested", "manifests/1")?;
+    let kinds: Vec<_> = index["manifests"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|manifest| {
+            manifest["annotations"]["vnd.docker.reference.type"]
+                .as_str()
+                .unwrap_or("image")
+        })
+        .collect();
+    assert_eq!(kinds, ["image", "attestation-manifest"], "{index}");
+    Ok(())
+}
+
+pub(crate) async fn a_frontend_that_can_not_be_fetched_is_named(site: &Site) -> Outcome {
+    let source = site.source("FROM scratch\n").await?;
+    let mut build = site.local("fronted", &source);
+    build.options.frontend = Some(format!("{}/no/such-frontend:1", site.fixture.registry).parse()?);
+    let failed = failed(build.run(&site.job).await);
+    contains(&failed.to_string(), &["no/such-frontend"]);
+    Ok(())
+}
