@@ -1,6 +1,6 @@
 //! The build container: its script, its arguments and all else of its task.
 
-use orchestra::{ContainerPath, ImageRef, Mount, Result, Task, VolumeId};
+use orchestra::{ContainerPath, ExposeSecret, ImageRef, InjectedFile, Mount, Result, Task, VolumeId, labels};
 
 use crate::{ImageBuild, registry};
 
@@ -19,6 +19,9 @@ const OUT: &str = "/orchestra";
 const METADATA: &str = "metadata.json";
 /// In the output volume: the image, if it is not pushed.
 pub(crate) const IMAGE: &str = "image.tar";
+
+/// Where the build's secrets stand, for `buildctl` alone: it hands each to the steps that mount it.
+const SECRETS: &str = "/root/.orchestra-secrets";
 
 /// `buildctl-daemonless.sh` tries 10 times, about 2 seconds, to reach the daemon it started, which a slow host needs more
 /// than (moby/buildkit issues 1423 and 3002). Its pauses grow: 60 are about 40 seconds.
@@ -53,6 +56,12 @@ pub(crate) fn task(build: &ImageBuild, out: Option<&VolumeId>) -> Result<Task> {
         .0
         .entry(RETRIES.0.to_owned())
         .or_insert_with(|| RETRIES.1.to_owned());
+    let rawjson = labels::OUTPUT_RAWJSON.to_owned();
+    task.spec.labels.insert(labels::OUTPUT.to_owned(), rawjson);
+    for (id, value) in &build.secrets {
+        let path = ContainerPath::new(format!("{SECRETS}/{id}"))?;
+        task = task.file(InjectedFile::new(path, value.expose_secret().to_owned()));
+    }
     if let Some(file) = registry::credentials(&registries, &build.tag)? {
         task = task.file(file);
     }
@@ -101,6 +110,8 @@ fn argv(build: &ImageBuild, configuration: &str) -> Vec<String> {
         let platforms: Vec<_> = build.platforms.iter().map(ToString::to_string).collect();
         opt(format!("platform={}", platforms.join(",")));
     }
+    let secrets = build.secrets.keys();
+    argv.extend(secrets.map(|id| format!("--secret=id={id},src={SECRETS}/{id}")));
     argv.push(format!(
         "--frontend={}",
         if build.options.frontend.is_some() {
@@ -238,6 +249,16 @@ mod tests {
         let encoded = "cm9ib3Q6aHVudGVyMg";
         let shown = format!("{task:?} {:?} {:?} {build:?}", task.spec.env.0, task.spec.entrypoint);
         assert!(!shown.contains("hunter2") && !shown.contains(encoded), "{shown}");
+    }
+
+    #[test]
+    fn a_build_secret_is_a_file_for_the_builder_and_its_path_an_argument() {
+        let mut build = build();
+        build.secrets.insert("npm-token".into(), "hunter2".into());
+        assert!(arguments(&build).contains(&"--secret=id=npm-token,src=/root/.orchestra-secrets/npm-token".to_owned()));
+        let task = task(&build, None).unwrap();
+        let shown = format!("{task:?} {:?} {build:?}", task.spec.entrypoint);
+        assert!(shown.contains("/root/.orchestra-secrets/npm-token: 7 bytes, mode 600") && !shown.contains("hunter2"));
     }
 
     #[test]
