@@ -134,7 +134,11 @@ impl Driver for SecretsLayer {
     }
 
     async fn pull_image(&self, pull: &PullImage) -> Result<PullStream> {
-        let Some(credentials) = &pull.credentials else {
+        let of_client = match &pull.credentials {
+            Some(_) => None,
+            None => self.secrets.registry(pull.image.registry()).await?,
+        };
+        let Some(credentials) = pull.credentials.as_ref().or(of_client.as_ref()) else {
             return self.inner.pull_image(pull).await;
         };
         let job = match &pull.job {

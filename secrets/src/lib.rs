@@ -43,6 +43,7 @@
 //! job's end, not zeroed.
 
 mod channel;
+mod client;
 mod files;
 mod hide;
 mod job;
@@ -55,6 +56,7 @@ mod store;
 mod stream;
 mod value;
 
+pub use client::ClientConfig;
 pub use hide::{TaskSecrets, check_path};
 pub use job::JobSecrets;
 pub use key::{Reference, Scope, SecretKey};

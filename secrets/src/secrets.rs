@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use orchestra::{Error, Result};
+use orchestra::{Credentials, Error, Result};
 
 use crate::job::JobSecrets;
-use crate::{Reference, Scope, SecretStore, SecretValue};
+use crate::{ClientConfig, Reference, Scope, SecretStore, SecretValue};
 
 /// Stores in the order they are asked, scopes in the order they are looked into, and a list for each job of what is to
 /// be redacted. A clone is the same.
@@ -31,6 +31,7 @@ pub struct Secrets(Arc<Inner>);
 struct Inner {
     stores: Vec<(String, Arc<dyn SecretStore>)>,
     scopes: Vec<Scope>,
+    client: Option<ClientConfig>,
     jobs: Mutex<HashMap<String, JobSecrets>>,
 }
 
@@ -41,6 +42,7 @@ impl Secrets {
         Self(Arc::new(Inner {
             stores: Vec::new(),
             scopes: scopes.into_iter().collect(),
+            client: None,
             jobs: Mutex::default(),
         }))
     }
@@ -59,8 +61,31 @@ impl Secrets {
         Self(Arc::new(Inner {
             stores,
             scopes: self.0.scopes.clone(),
+            client: self.0.client.clone(),
             jobs: Mutex::default(),
         }))
+    }
+
+    /// Registries that nothing else is said of are logged in to as this client does. The jobs' lists begin anew.
+    #[must_use]
+    pub fn client_config(self, client: ClientConfig) -> Self {
+        Self(Arc::new(Inner {
+            stores: self.0.stores.clone(),
+            scopes: self.0.scopes.clone(),
+            client: Some(client),
+            jobs: Mutex::default(),
+        }))
+    }
+
+    /// The client's credentials for a registry's host.
+    ///
+    /// # Errors
+    /// As [`ClientConfig::credentials`].
+    pub async fn registry(&self, host: &str) -> Result<Option<Credentials>> {
+        match &self.0.client {
+            Some(client) => client.credentials(host).await,
+            None => Ok(None),
+        }
     }
 
     /// The stores' names, in their order.

@@ -177,6 +177,12 @@ impl JobRun<'_> {
         if let (None, Some(image)) = (&plan.image, &self.options.buildkit) {
             build.image = image.clone();
         }
+        if let Some(secrets) = &self.options.secrets
+            && build.registry.as_ref().is_none_or(|registry| registry.credentials.is_none())
+            && let Some(credentials) = secrets.registry(plan.tag.registry()).await?
+        {
+            build.registry.get_or_insert_default().credentials = Some(credentials);
+        }
         let (events, mut received) = mpsc::channel(EVENTS);
         let build = build.output(self.output(step, tail)).events(events);
         let (job, teller) = (self.job.clone(), self.teller.clone());
