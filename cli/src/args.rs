@@ -151,6 +151,9 @@ pub(crate) struct BuildArgs {
     /// The BuildKit image that builds
     #[arg(long, value_name = "IMAGE")]
     pub(crate) image: Option<ImageRef>,
+    /// Build without privileges, in a user namespace
+    #[arg(long)]
+    pub(crate) rootless: bool,
     /// Stop at this stage of the Dockerfile
     #[arg(long, value_name = "STAGE")]
     pub(crate) target: Option<String>,

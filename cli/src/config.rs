@@ -11,7 +11,8 @@
 //! host = "unix:///run/podman/podman.sock"
 //!
 //! [image_build]
-//! image = "moby/buildkit:v0.34.2"
+//! image = "moby/buildkit:v0.34.2-rootless"
+//! rootless = true
 //!
 //! [secrets]
 //! environment = ["DEPLOY_TOKEN"]      # variables that are secrets
@@ -78,6 +79,9 @@ pub(crate) struct Config {
 pub(crate) struct ImageBuildConfig {
     /// The BuildKit image of builds that name none.
     pub(crate) image: Option<ImageRef>,
+    /// Whether builds that say nothing of it run without privileges.
+    #[serde(default)]
+    pub(crate) rootless: bool,
 }
 
 fn default_driver() -> String {

@@ -66,6 +66,7 @@ fn why(capability: &str) -> &'static str {
         "cpu_quota" | "memory_limit" | "pids_limit" => {
             "its cgroup controller is not there; without root it has to be delegated to the user"
         }
+        "default_network" => "without root podman needs slirp4netns or pasta (package passt) on its host",
         "seccomp" => "the engine takes no profile from its client, only its own or none",
         "apparmor" => "the engine's host has no AppArmor, or has it switched off",
         "out_of_memory" => "the engine tells it as a SIGKILL (podman before 5.0, or no memory controller)",

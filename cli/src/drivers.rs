@@ -119,7 +119,7 @@ async fn first_that_answers(config: &Config) -> Result<SharedDriver, Failure> {
         }
         tried.push(error);
     }
-    let tried: String = tried.iter().map(|error| format!("\n  {error}")).collect();
+    let tried: String = tried.iter().map(told).collect();
     let places: Vec<String> = Known::ALL
         .iter()
         .map(|known| format!("{} or `host` in [{}]", known.variable(), known.name()))
@@ -130,6 +130,14 @@ async fn first_that_answers(config: &Config) -> Result<SharedDriver, Failure> {
         format!("no engine answers; tried were:{tried}"),
         Some(hint),
     ))
+}
+
+/// Of one that was tried: why it was not taken, and what to do about that where it is not simply absent.
+fn told(error: &orchestra::Error) -> String {
+    match error.hint().filter(|_| error.kind() != ErrorKind::Unreachable) {
+        Some(hint) => format!("\n  {error}\n    {hint}"),
+        None => format!("\n  {error}"),
+    }
 }
 
 /// Which engine it is, is said beside the answer and not in it.
@@ -145,6 +153,20 @@ mod tests {
 
     use figment::Figment;
     use figment::providers::{Format, Toml};
+
+    #[test]
+    fn what_was_tried_is_told_with_what_to_do_where_it_is_not_simply_absent() {
+        let error = |kind| orchestra::Error::new(kind, "why").on_driver("podman");
+        assert_eq!(
+            told(&error(ErrorKind::Unreachable)),
+            "\n  podman: engine unreachable: why"
+        );
+        let denied = told(&error(ErrorKind::PermissionDenied));
+        assert!(
+            denied.starts_with("\n  podman: permission denied: why\n    give this user access"),
+            "{denied}"
+        );
+    }
 
     #[test]
     fn an_engine_that_someone_has_placed_is_tried_before_the_others() {

@@ -34,6 +34,7 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit, Failure> {
     options.grace = config.grace;
     options.buildkit = config.image_build.image;
     options.secrets = Some(secrets);
+    options.rootless = config.image_build.rootless;
     let report = orchestra_pipelines::run(&pipeline, driver, options).await;
 
     drop(interrupts);

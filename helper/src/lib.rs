@@ -10,7 +10,9 @@
 //!
 //! Its parts are modules of this library too, so that what runs on this host can call them without a program.
 
+pub mod exit;
 pub mod init;
+pub mod tree;
 
 /// The program, an ELF file without any dependency, for an `architecture` as [`std::env::consts::ARCH`] names it:
 /// `None` for others than this library was built for, or where the compiler had no static C library.

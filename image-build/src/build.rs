@@ -15,6 +15,9 @@ use crate::{BuildError, BuildEvent, BuildOptions, BuildResult, RegistryAuth, run
 /// The BuildKit image that builds run in where nothing else is said.
 pub const DEFAULT_BUILDKIT_IMAGE: &str = "moby/buildkit:v0.34.2";
 
+/// The one of [rootless](ImageBuild::rootless) builds where nothing else is said.
+pub const DEFAULT_ROOTLESS_IMAGE: &str = "moby/buildkit:v0.34.2-rootless";
+
 /// An image build: a Dockerfile and its context become an image, in a registry or in the engine.
 ///
 /// Fields are set directly; [`validate`](Self::validate) tells whether they fit together, and [`run`](Self::run) begins with it.
@@ -59,6 +62,8 @@ pub struct ImageBuild {
     pub options: BuildOptions,
     /// The BuildKit image. It has to hold `sh`, `buildctl`, `buildctl-daemonless.sh` and `buildkitd`.
     pub image: ImageRef,
+    /// Whether the builder runs without privileges; see [`rootless`](Self::rootless).
+    pub rootless: bool,
     /// Volumes that hold the context and the Dockerfile. The build can't write to them.
     pub inputs: Vec<BuildInput>,
     /// Volumes that the builder writes to: one at `/var/lib/buildkit` keeps its layer cache.
@@ -118,8 +123,7 @@ impl ImageBuild {
     /// Never: the default image's reference is valid.
     #[must_use]
     pub fn new(name: Name, tag: ImageRef, context: ContainerPath) -> Self {
-        #[expect(clippy::expect_used, reason = "a constant that a test parses")]
-        let image = ImageRef::new(DEFAULT_BUILDKIT_IMAGE).expect("a valid reference");
+        let image = constant(DEFAULT_BUILDKIT_IMAGE);
         Self {
             name,
             tag,
@@ -132,6 +136,7 @@ impl ImageBuild {
             platforms: Vec::new(),
             options: BuildOptions::default(),
             image,
+            rootless: false,
             inputs: Vec::new(),
             caches: Vec::new(),
             env: Env::default(),
@@ -150,6 +155,23 @@ impl ImageBuild {
     /// All names of the image: [`tag`](Self::tag), then those of the [options](BuildOptions::tags).
     pub fn tags(&self) -> impl Iterator<Item = &ImageRef> {
         std::iter::once(&self.tag).chain(&self.options.tags)
+    }
+
+    /// Builds without privileges, in a user namespace: with BuildKit's rootless image if no other was chosen, and nothing
+    /// but the engine's seccomp and AppArmor profiles out of the way. The engine's host has to let users make namespaces,
+    /// which some distributions forbid. Processes of `RUN` steps see those of the builder, which is a user's too.
+    ///
+    /// A layer cache has to be one of a rootless build: on one volume the two keep theirs apart.
+    ///
+    /// # Panics
+    /// Never: the default image's reference is valid.
+    #[must_use]
+    pub fn rootless(mut self) -> Self {
+        self.rootless = true;
+        if self.image.as_str() == DEFAULT_BUILDKIT_IMAGE {
+            self.image = constant(DEFAULT_ROOTLESS_IMAGE);
+        }
+        self
     }
 
     /// Takes the context from a tar, which goes to the builder as it is read: no input needs to hold it, and no volume. Its
@@ -199,6 +221,11 @@ impl ImageBuild {
     }
 }
 
+#[expect(clippy::expect_used, reason = "constants that tests parse")]
+fn constant(image: &str) -> ImageRef {
+    ImageRef::new(image).expect("a valid reference")
+}
+
 impl fmt::Debug for ImageBuild {
     /// Values of build arguments and of the environment are not shown, as one may hold a secret by mistake.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -214,6 +241,7 @@ impl fmt::Debug for ImageBuild {
             .field("platforms", &self.platforms)
             .field("options", &self.options)
             .field("image", &self.image)
+            .field("rootless", &self.rootless)
             .field("inputs", &self.inputs)
             .field("caches", &self.caches)
             .field("env", &self.env)

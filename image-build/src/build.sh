@@ -1,19 +1,28 @@
-# Runs in the BuildKit image as `sh -c … orchestra-build CONTEXT DOCKERFILE STREAMED CONFIGURATION METADATA INLINE
-# ARGUMENT…`, in the directory that the inputs stand in. What a user wrote comes in as positional parameters only, and is always quoted.
+# Runs in the BuildKit image as `sh -c … orchestra-build CONTEXT DOCKERFILE STREAMED CONFIGURATION INLINE ARGUMENT…`, in
+# the directory that the inputs stand in. What a user wrote comes in as positional parameters only, and is always quoted.
 set -eu
 trap 'exit 143' TERM
 # Of what a former attempt wrote, nothing counts from here on.
 echo '{"orchestra":"start"}' >&2
 
-context=./$1 dockerfile=$2 streamed=$3 configuration=$4 metadata=$5 inline=$6
-shift 6
+context=./$1 dockerfile=$2 streamed=$3 configuration=$4 inline=$5
+shift 5
 here=$(pwd -P)
-mkdir -p "${metadata%/*}"
+# Nobody else is in this container, and no context contains it.
+own=$(mktemp -d)
 if [ -n "$configuration" ]; then
-	mkdir -p /etc/buildkit
-	printf %s "$configuration" >/etc/buildkit/buildkitd.toml
+	etc=/etc
+	[ "$(id -u)" = 0 ] || etc=${XDG_CONFIG_HOME:-$HOME/.config}
+	mkdir -p "$etc/buildkit"
+	printf %s "$configuration" >"$etc/buildkit/buildkitd.toml"
 fi
 if [ -n "$streamed" ]; then
+	# An engine makes the working directory root's.
+	if ! [ -w . ]; then
+		here=$own/context
+		mkdir "$here"
+		cd "$here"
+	fi
 	mkdir -p "$context"
 	# A shell that waits hears a signal at once; in the background the input is another one unless it is named.
 	exec 3<&0
@@ -26,8 +35,8 @@ if [ -n "$streamed" ]; then
 fi
 [ -d "$context" ] || exit 91
 if [ -n "$inline" ]; then
-	mkdir -p /orchestra/dockerfile
-	printf %s "$inline" >/orchestra/dockerfile/Dockerfile
+	mkdir "$own/dockerfile"
+	printf %s "$inline" >"$own/dockerfile/Dockerfile"
 	dockerfile=./Dockerfile
 elif [ -f "$context/$dockerfile" ]; then
 	dockerfile=$context/$dockerfile
@@ -38,19 +47,20 @@ else
 fi
 
 # A symbolic link must not make the container's own files, credentials among them, a part of the image.
-context=$(cd -P "$context" && pwd -P)
+# The builder may be a user who can not enter where a link leads.
+context=$(realpath "$context" 2>/dev/null) || exit 93
 case $context/ in "$here"/*) ;; *) exit 93 ;; esac
 if [ -n "$inline" ]; then
-	directory=/orchestra/dockerfile
+	directory=$own/dockerfile
 else
-	directory=$(cd -P "${dockerfile%/*}" && pwd -P)
+	directory=$(realpath "${dockerfile%/*}" 2>/dev/null) || exit 93
 	case $directory/ in "$here"/*) ;; *) exit 93 ;; esac
 fi
 for argument; do
 	# Nothing that a user wrote can begin so: values are arguments of their own, behind a key.
 	case $argument in --local=*)
 		path=${argument#--local=*=}
-		inside=$(cd -P "$path" 2>/dev/null && pwd -P) || inside=
+		inside=$(realpath "$path" 2>/dev/null) && [ -d "$path" ] || inside=
 		case $inside/ in "$here"/*) ;; *)
 			echo "ERROR: the build context $path is not a directory of the build's inputs" >&2
 			exit 1
@@ -71,7 +81,7 @@ fi
 trap '' TERM
 buildctl-daemonless.sh build "--progress=$progress" \
 	"--local=context=$context" "--local=dockerfile=$directory" "--opt=filename=${dockerfile##*/}" \
-	"--metadata-file=$metadata" "$@" &
+	"--metadata-file=$own/metadata.json" "$@" &
 trap 'trap "" TERM; kill -s TERM 0' TERM
 code=0
 wait $! || code=$?
@@ -80,10 +90,10 @@ while kill -0 $! 2>/dev/null; do
 	code=0
 	wait $! || code=$?
 done
-if [ "$code" = 0 ] && [ -s "$metadata" ]; then
+if [ "$code" = 0 ] && [ -s "$own/metadata.json" ]; then
 	# One line: a line feed within a JSON string is escaped. To read the file from here would cost an engine 0.1 s.
 	printf '{"orchestra":"metadata","metadata":' >&2
-	tr -d '\n' <"$metadata" >&2
+	tr -d '\n' <"$own/metadata.json" >&2
 	echo '}' >&2
 fi
 exit "$code"

@@ -1,6 +1,10 @@
 //! The build container: its script, its arguments and all else of its task.
 
-use orchestra::{ContainerPath, ExposeSecret, ImageRef, InjectedFile, Mount, Result, Task, VolumeId, labels};
+use bytes::Bytes;
+use orchestra::tar::{self, EntryType, Head};
+use orchestra::{
+    ContainerPath, ExposeSecret, ImageRef, InjectedFile, Mount, Profile, Result, Task, VolumeId, VolumePath, labels,
+};
 
 use crate::{ImageBuild, registry};
 
@@ -15,13 +19,22 @@ pub(crate) const OUTSIDE: u8 = 93;
 
 /// Where the output volume stands, if there is one: outside of the working directory, so that no context contains it.
 const OUT: &str = "/orchestra";
-/// In there: what BuildKit says of the image.
-const METADATA: &str = "metadata.json";
 /// In the output volume: the image, if it is not pushed.
-pub(crate) const IMAGE: &str = "image.tar";
+const IMAGE: &str = "image.tar";
+/// What an unprivileged builder can write to in a volume: an engine makes its root root's.
+const OWN: &str = "rootless";
+
+/// Where a privileged daemon keeps its state.
+const STATE: &str = "/var/lib/buildkit";
+/// The user of the rootless image, and the group.
+const USER: u32 = 1000;
+/// Without it the daemon would have to mount `/proc` in a process namespace of each step, which engines let only privileged
+/// containers do (moby/buildkit, docs/rootless.md).
+const NO_SANDBOX: &str = "--oci-worker-no-process-sandbox";
+const FLAGS: &str = "BUILDKITD_FLAGS";
 
 /// Where the build's secrets stand, for `buildctl` alone: it hands each to the steps that mount it.
-const SECRETS: &str = "/root/.orchestra-secrets";
+const SECRETS: &str = "/.orchestra-secrets";
 
 /// `buildctl-daemonless.sh` tries 10 times, about 2 seconds, to reach the daemon it started, which a slow host needs more
 /// than (moby/buildkit issues 1423 and 3002). Its pauses grow: 60 are about 40 seconds.
@@ -31,9 +44,9 @@ const RETRIES: (&str, &str) = ("BUILDCTL_CONNECT_RETRIES_MAX", "60");
 pub(crate) fn task(build: &ImageBuild, out: Option<&VolumeId>) -> Result<Task> {
     let registries: Vec<_> = build.registry.iter().chain(&build.base_registries).collect();
     let mut task = Task::with_image(build.name.clone(), build.image.clone())
-        .command(argv(build, &registry::configuration(&registries, &build.tag)))
+        .command(argv(build, &registry::configuration(&registries, &build.tag))?)
         .working_dir(Task::WORKING_DIR)?
-        .privileged(true)
+        .privileged(!build.rootless)
         .network(build.network)
         .pull(build.pull)
         .attempts(build.attempts);
@@ -60,9 +73,29 @@ pub(crate) fn task(build: &ImageBuild, out: Option<&VolumeId>) -> Result<Task> {
     task.spec.labels.insert(labels::OUTPUT.to_owned(), rawjson);
     for (id, value) in &build.secrets {
         let path = ContainerPath::new(format!("{SECRETS}/{id}"))?;
-        task = task.file(InjectedFile::new(path, value.expose_secret().to_owned()));
+        let mut file = InjectedFile::new(path, value.expose_secret().to_owned());
+        if build.rootless {
+            (file.uid, file.gid) = (USER, USER);
+        }
+        task = task.file(file);
     }
-    if let Some(file) = registry::credentials(&registries, &build.tag)? {
+    if build.rootless {
+        // The daemon makes a user namespace, and mounts in there; both engines' profiles forbid that.
+        task.spec.security.seccomp = Profile::Unconfined;
+        task.spec.security.apparmor = Profile::Unconfined;
+        let state = build.caches.iter().any(|cache| cache.path.as_str() == STATE);
+        let root = if state {
+            format!(" --root={STATE}/{OWN}")
+        } else {
+            String::new()
+        };
+        let flags = task.spec.env.0.entry(FLAGS.to_owned()).or_default();
+        *flags = format!("{NO_SANDBOX}{root} {flags}").trim_end().to_owned();
+    }
+    if let Some(mut file) = registry::credentials(&registries, &build.tag, build.rootless)? {
+        if build.rootless {
+            (file.uid, file.gid) = (USER, USER);
+        }
         task = task.file(file);
     }
     let of_image = registries
@@ -77,14 +110,41 @@ pub(crate) fn task(build: &ImageBuild, out: Option<&VolumeId>) -> Result<Task> {
     Ok(task)
 }
 
+/// Where the image comes out, from the output volume's root.
+pub(crate) fn image(build: &ImageBuild) -> Result<VolumePath> {
+    VolumePath::new(if build.rootless {
+        format!("{OWN}/{IMAGE}")
+    } else {
+        IMAGE.to_owned()
+    })
+}
+
+/// The volumes that an unprivileged builder writes to and the tar that gives it a directory there.
+pub(crate) fn prepared<'a>(build: &'a ImageBuild, out: Option<&'a VolumeId>) -> (Vec<&'a VolumeId>, Bytes) {
+    if !build.rootless {
+        return (Vec::new(), Bytes::new());
+    }
+    let state = build.caches.iter().filter(|cache| cache.path.as_str() == STATE);
+    let volumes = out.into_iter().chain(state.map(|cache| &cache.volume)).collect();
+    let directory = Head {
+        kind: EntryType::Directory,
+        mode: 0o700,
+        uid: USER,
+        gid: USER,
+        ..Head::file(0)
+    };
+    let mut tar = directory.blocks(&format!("{OWN}/"));
+    tar.push(tar::END);
+    (volumes, tar.concat().into())
+}
+
 /// The Dockerfile's path as it was given.
 pub(crate) fn dockerfile(build: &ImageBuild) -> Result<ContainerPath> {
     ContainerPath::new(build.dockerfile.as_deref().unwrap_or("Dockerfile"))
 }
 
-fn argv(build: &ImageBuild, configuration: &str) -> Vec<String> {
+fn argv(build: &ImageBuild, configuration: &str) -> Result<Vec<String>> {
     let dockerfile = build.dockerfile.as_deref().unwrap_or("Dockerfile");
-    let metadata = format!("{OUT}/{METADATA}");
     let mut argv: Vec<String> = [
         "sh",
         "-c",
@@ -94,7 +154,6 @@ fn argv(build: &ImageBuild, configuration: &str) -> Vec<String> {
         dockerfile,
         if build.streamed { "streamed" } else { "" },
         configuration,
-        &metadata,
         build.options.dockerfile_inline.as_deref().unwrap_or_default(),
     ]
     .map(str::to_owned)
@@ -121,12 +180,12 @@ fn argv(build: &ImageBuild, configuration: &str) -> Vec<String> {
         }
     ));
     argv.extend(build.options.arguments());
-    argv.push(format!("--output={}", output(build)));
-    argv
+    argv.push(format!("--output={}", output(build)?));
+    Ok(argv)
 }
 
 /// A record of comma separated values, as `--output` is read.
-fn output(build: &ImageBuild) -> String {
+fn output(build: &ImageBuild) -> Result<String> {
     let names: Vec<_> = build.tags().map(ImageRef::canonical).collect();
     let name = format!("name={}", names.join(","));
     let mut registries = build.registry.iter().chain(&build.base_registries);
@@ -134,13 +193,13 @@ fn output(build: &ImageBuild) -> String {
     let mut fields = if build.push {
         vec!["type=image".to_owned(), name, "push=true".to_owned()]
     } else {
-        vec!["type=docker".to_owned(), name, format!("dest={OUT}/{IMAGE}")]
+        vec!["type=docker".to_owned(), name, format!("dest={OUT}/{}", image(build)?)]
     };
     if build.push && insecure {
         fields.push("registry.insecure=true".to_owned());
     }
     fields.extend(build.options.output(build.push));
-    fields.iter().map(|field| csv(field)).collect::<Vec<_>>().join(",")
+    Ok(fields.iter().map(|field| csv(field)).collect::<Vec<_>>().join(","))
 }
 
 /// One field (RFC 4180).
@@ -155,7 +214,7 @@ fn csv(field: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::RegistryAuth;
+    use crate::{BuildCache, RegistryAuth};
     use orchestra::{Credentials, ExposeSecret};
 
     fn build() -> ImageBuild {
@@ -167,7 +226,7 @@ mod tests {
     }
 
     fn arguments(build: &ImageBuild) -> Vec<String> {
-        argv(build, "").split_off(4)
+        argv(build, "").unwrap().split_off(4)
     }
 
     #[test]
@@ -179,7 +238,6 @@ mod tests {
                 "Dockerfile",
                 "",
                 "",
-                "/orchestra/metadata.json",
                 "",
                 "--frontend=dockerfile.v0",
                 "--output=type=docker,name=r.example.com/app:1,dest=/orchestra/image.tar",
@@ -208,7 +266,6 @@ mod tests {
                 "source/Docker file",
                 "",
                 "",
-                "/orchestra/metadata.json",
                 "",
                 "--opt",
                 "build-arg:A=x, y\n$(id) \"'",
@@ -236,7 +293,10 @@ mod tests {
         let mut other = build();
         other.context = "$(reboot)".parse().unwrap();
         other.dockerfile = Some("`reboot`".into());
-        assert_eq!(argv(&build(), "")[..4], argv(&other, "$(reboot)")[..4]);
+        assert_eq!(
+            argv(&build(), "").unwrap()[..4],
+            argv(&other, "$(reboot)").unwrap()[..4]
+        );
     }
 
     #[test]
@@ -255,10 +315,36 @@ mod tests {
     fn a_build_secret_is_a_file_for_the_builder_and_its_path_an_argument() {
         let mut build = build();
         build.secrets.insert("npm-token".into(), "hunter2".into());
-        assert!(arguments(&build).contains(&"--secret=id=npm-token,src=/root/.orchestra-secrets/npm-token".to_owned()));
+        assert!(arguments(&build).contains(&"--secret=id=npm-token,src=/.orchestra-secrets/npm-token".to_owned()));
         let task = task(&build, None).unwrap();
         let shown = format!("{task:?} {:?} {build:?}", task.spec.entrypoint);
-        assert!(shown.contains("/root/.orchestra-secrets/npm-token: 7 bytes, mode 600") && !shown.contains("hunter2"));
+        assert!(shown.contains("/.orchestra-secrets/npm-token: 7 bytes, mode 600") && !shown.contains("hunter2"));
+    }
+
+    #[test]
+    fn a_rootless_build_asks_for_no_privilege_and_owns_what_it_writes_to() {
+        let (out, state) = ("out".parse().unwrap(), "state".parse().unwrap());
+        let mut build = build().rootless();
+        build.caches.push(BuildCache {
+            volume: state,
+            path: STATE.parse().unwrap(),
+        });
+        build.env.0.insert(FLAGS.into(), "--debug".into());
+        build.registry = Some(RegistryAuth::new(Credentials::new("robot", "hunter2")));
+        let task = task(&build, Some(&out)).unwrap();
+        assert_eq!(build.image.as_str(), crate::DEFAULT_ROOTLESS_IMAGE);
+        assert!(!task.spec.privileged && task.spec.cap_add.is_empty());
+        assert_eq!(
+            task.spec.env.0[FLAGS],
+            "--oci-worker-no-process-sandbox --root=/var/lib/buildkit/rootless --debug"
+        );
+        let (volumes, tar) = prepared(&build, Some(&out));
+        assert_eq!((volumes.len(), tar.len()), (2, 3 * 512));
+        assert!(
+            arguments(&build)
+                .iter()
+                .any(|argument| argument.ends_with("dest=/orchestra/rootless/image.tar"))
+        );
     }
 
     #[test]

@@ -31,7 +31,8 @@
 //!
 //! # Privileges
 //! The container is privileged: BuildKit's worker mounts file systems and makes containers of its own. Who may run a build
-//! can do on the engine's host what root can.
+//! can do on the engine's host what root can. A [rootless](ImageBuild::rootless) build asks for none of it: it runs as a
+//! user, in a user namespace of its own, where the engine's host allows that.
 
 mod build;
 mod command;
@@ -46,7 +47,7 @@ mod run;
 mod validate;
 mod watch;
 
-pub use build::{BuildCache, BuildInput, DEFAULT_BUILDKIT_IMAGE, ImageBuild};
+pub use build::{BuildCache, BuildInput, DEFAULT_BUILDKIT_IMAGE, DEFAULT_ROOTLESS_IMAGE, ImageBuild};
 pub use error::{BuildError, FailedBuild};
 pub use event::BuildEvent;
 pub use options::{BuildContext, BuildOptions, Provenance};

@@ -7,8 +7,8 @@ use base64::engine::general_purpose::STANDARD;
 use orchestra::{ContainerPath, Credentials, Error, ExposeSecret, ImageRef, InjectedFile, Result};
 use serde_json::json;
 
-/// Where `buildctl` looks for credentials, as its image's user is root.
-const CREDENTIALS: &str = "/root/.docker/config.json";
+/// Where `buildctl` looks for credentials, in its image's user's home.
+const CREDENTIALS: &str = ".docker/config.json";
 /// The key that credentials for docker.io have had in `config.json` since its first registry.
 const DOCKER_IO: &str = "https://index.docker.io/v1/";
 
@@ -75,7 +75,11 @@ impl RegistryAuth {
 }
 
 /// The file that has the credentials for these registries, if there are any.
-pub(crate) fn credentials(registries: &[&RegistryAuth], tag: &ImageRef) -> Result<Option<InjectedFile>> {
+pub(crate) fn credentials(
+    registries: &[&RegistryAuth],
+    tag: &ImageRef,
+    rootless: bool,
+) -> Result<Option<InjectedFile>> {
     let mut auths = BTreeMap::new();
     for registry in registries {
         let host = registry.host(tag);
@@ -95,7 +99,9 @@ pub(crate) fn credentials(registries: &[&RegistryAuth], tag: &ImageRef) -> Resul
         return Ok(None);
     }
     let content = json!({ "auths": auths }).to_string();
-    Ok(Some(InjectedFile::new(ContainerPath::new(CREDENTIALS)?, content)))
+    let home = if rootless { "/home/user" } else { "/root" };
+    let path = ContainerPath::new(format!("{home}/{CREDENTIALS}"))?;
+    Ok(Some(InjectedFile::new(path, content)))
 }
 
 /// What `buildkitd` has to be told of these registries, as its `buildkitd.toml`; empty if that is nothing.
@@ -121,7 +127,7 @@ mod tests {
     }
 
     fn content(registries: &[&RegistryAuth], tag: &str) -> serde_json::Value {
-        let file = credentials(registries, &tag.parse().unwrap()).unwrap().unwrap();
+        let file = credentials(registries, &tag.parse().unwrap(), false).unwrap().unwrap();
         assert_eq!((file.path.as_str(), file.mode), ("/root/.docker/config.json", 0o600));
         serde_json::from_slice(&file.content).unwrap()
     }
@@ -171,7 +177,7 @@ mod tests {
         );
         let (secure, tag) = (RegistryAuth::default(), "x".parse().unwrap());
         assert_eq!(configuration(&[&secure], &tag), "");
-        assert!(credentials(&[&secure], &tag).unwrap().is_none());
+        assert!(credentials(&[&secure], &tag, true).unwrap().is_none());
     }
 
     #[test]

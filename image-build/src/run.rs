@@ -7,7 +7,7 @@ use std::future::{Future, pending};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream};
 use orchestra::{
     ByteStream, Error, ErrorKind, ExitStatus, ImageRef, Job, Name, PullImage, Resource, ResourceKind, Result,
     TaskResult, VolumeId, VolumePath, file_from_tar, labels,
@@ -121,6 +121,11 @@ struct Run<'a> {
 
 impl Run<'_> {
     async fn image(self, context: Option<ByteStream>) -> Result<BuildResult, BuildError> {
+        let (volumes, tar) = command::prepared(&self.build, self.volume);
+        for volume in volumes {
+            let tar = stream::iter([Ok(tar.clone())]).boxed();
+            self.job.driver().write_volume(volume, &VolumePath::root(), tar).await?;
+        }
         let mut task = command::task(&self.build, self.volume)?.output(self.watched.clone());
         let unsent = Arc::new(Mutex::new(None));
         if let Some(context) = context {
@@ -206,7 +211,7 @@ impl Run<'_> {
 
     /// Loads the image into the engine under all its names; how it ended if it did not.
     async fn load(&self, volume: &VolumeId) -> Result<Option<ExitStatus>> {
-        let path = VolumePath::new(command::IMAGE)?;
+        let path = command::image(&self.build)?;
         let load = async {
             let driver = self.job.driver();
             for tag in self.build.tags() {

@@ -50,6 +50,9 @@ pub struct Capabilities {
     pub exec: bool,
     /// [`Driver::import_image`](crate::Driver::import_image).
     pub import_image: bool,
+    /// [`Driver::write_volume`](crate::Driver::write_volume) and [`Driver::read_volume`](crate::Driver::read_volume) keep
+    /// everything that the kernel keeps of a file. Where it lacks, `orchestra-volumes` does it above the driver.
+    pub exact_volumes: bool,
     /// [`PullImage::insecure`]. Registries on loopback may be reachable by plain HTTP without it.
     pub insecure_pull: bool,
     /// [`ExitStatus::OutOfMemory`](crate::ExitStatus::OutOfMemory) is told apart from `SIGKILL`, as far as
@@ -81,6 +84,7 @@ impl Capabilities {
         user: true,
         exec: true,
         import_image: true,
+        exact_volumes: true,
         insecure_pull: true,
         out_of_memory: true,
         reattach: true,
@@ -107,6 +111,7 @@ impl Capabilities {
         user: false,
         exec: false,
         import_image: false,
+        exact_volumes: false,
         insecure_pull: false,
         out_of_memory: false,
         reattach: false,
@@ -220,6 +225,6 @@ mod tests {
     #[test]
     fn the_list_has_every_field() {
         assert!(Capabilities::ALL.list().iter().all(|(_, has)| *has));
-        assert_eq!(Capabilities::NONE.list().len(), 22);
+        assert_eq!(Capabilities::NONE.list().len(), 23);
     }
 }

@@ -137,6 +137,9 @@ pub trait Driver: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// # Behavior
     /// - Files that exist are replaced, others stay.
     /// - Owners (numbers), permission bits with setuid, mtimes in seconds, symlinks and hard links are kept.
+    /// - With [`exact_volumes`](Capabilities::exact_volumes) so is all else that the kernel keeps of a file, as `pax` records
+    ///   tell it: mtimes in nanoseconds, extended attributes (`SCHILY.xattr.*`), fifos, devices, holes, names of any bytes.
+    ///   Without it such things may be lost or refused: the crate `orchestra-volumes` carries them on any engine.
     /// - No entry is ever written outside of the volume.
     /// - An error of `tar` ends the call with that error.
     ///

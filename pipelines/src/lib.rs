@@ -62,6 +62,7 @@
 //! | `dockerfile`, `target`, `build_args`, `platforms` | `dockerfile` is relative to the context or to the working directory |
 //! | `registry` | `hostname`, `username`, `password`, `insecure` |
 //! | `image`, `env`, `caches`, `network` | BuildKit's own |
+//! | `rootless` | whether it runs without privileges |
 //! | `tags`, `labels`, `annotations`, `provenance` | what else the image is called and carries |
 //! | `dockerfile_inline`, `build_contexts`, `frontend` | what it is built from |
 //! | `extra_hosts`, `ulimits`, `shm_size` | where `RUN` steps run |

@@ -177,6 +177,8 @@ pub struct BuildPlan {
     pub registry: Option<RegistryAuth>,
     /// How the build container is connected.
     pub network: NetworkMode,
+    /// Whether the builder runs without privileges; as the run says where `None`.
+    pub rootless: Option<bool>,
     /// What else BuildKit is told.
     pub options: BuildOptions,
 }

@@ -44,6 +44,10 @@ impl Environment {
             ("ORCHESTRA_TEST_ENGINE", engine.to_string()),
             ("ORCHESTRA_TEST_IMAGE", images::BUSYBOX.into()),
             ("ORCHESTRA_TEST_BUILDKIT_IMAGE", images::BUILDKIT.into()),
+            (
+                "ORCHESTRA_TEST_BUILDKIT_ROOTLESS_IMAGE",
+                images::BUILDKIT_ROOTLESS.into(),
+            ),
             ("ORCHESTRA_TEST_REGISTRY", registry::OPEN.into()),
             ("ORCHESTRA_TEST_REGISTRY_AUTH", registry::AUTH.into()),
             ("ORCHESTRA_TEST_REGISTRY_USER", registry::USER.into()),
@@ -139,7 +143,6 @@ impl PrivateEngine {
                     folders: &folders,
                     bounded,
                     rootless: driver == Driver::PodmanRootless,
-                    rootfs: rootfs.as_deref(),
                 };
                 (vec![podman.daemon()?], podman.socket(), podman.pid_file())
             }

@@ -108,7 +108,7 @@ fn serve(plan: &Plan, events: Sender<Event>, inbox: &Receiver<Event>) -> Result<
     let mut running = HashMap::new();
     let mut reaper = None;
     for daemon in &plan.daemons {
-        running.insert(start(plan, daemon)?, daemon);
+        running.insert(start(plan, daemon, &running)?, daemon);
         // Waits for children of any kind, so it must not run before there is one, nor beside `Command::output`.
         reaper.get_or_insert_with(|| reap(events.clone()));
         if !await_ready(plan, daemon, &mut running, inbox)? {
@@ -131,12 +131,24 @@ fn serve(plan: &Plan, events: Sender<Event>, inbox: &Receiver<Event>) -> Result<
     Ok(())
 }
 
-fn start(plan: &Plan, daemon: &Daemon) -> Result<Pid> {
+/// Starts a command in the root file system that is its first argument. A `chroot` would not do: the containers' mount
+/// namespaces would keep this machine's root as theirs, and whoever enters one later, as `runc exec` does, would be there
+/// and not in the container; and who is in a chroot can make no user namespace (clone(2), `EPERM`).
+const PIVOT: &str = r#"cd "$0" && pivot_root . mnt && cd / && umount -l /mnt && exec "$@""#;
+
+fn start(plan: &Plan, daemon: &Daemon, running: &HashMap<Pid, &Daemon>) -> Result<Pid> {
+    // Those that share the root file system share the mounts that they make in it.
+    let neighbour = running.iter().find(|(_, other)| other.in_rootfs);
+    let neighbour = neighbour.map(|(pid, _)| pid.as_raw_nonzero().to_string());
     let log = File::create(log_file(plan, daemon))?;
     let mut argv: Vec<&str> = daemon.argv.iter().map(String::as_str).collect();
     let rootfs = plan.rootfs.as_ref().map(|rootfs| rootfs.to_string_lossy());
     if let Some(rootfs) = rootfs.as_ref().filter(|_| daemon.in_rootfs) {
-        argv.splice(0..0, ["chroot", rootfs]);
+        let prefix: &[&str] = match &neighbour {
+            Some(pid) => &["nsenter", "--target", pid, "--mount", "--"],
+            None => &["unshare", "--mount", "sh", "-c", PIVOT, rootfs],
+        };
+        argv.splice(0..0, prefix.iter().copied());
     }
     let child = Command::new(argv[0])
         .args(&argv[1..])

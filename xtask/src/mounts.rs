@@ -13,7 +13,7 @@ use crate::{folders::Folders, user::Cover};
 
 /// Makes the mounts.
 ///
-/// With a root file system, that one is made ready for daemons to be started in it by `chroot`.
+/// With a root file system, that one is made ready to be the root of daemons.
 pub(crate) fn make(folders: &Folders, rootfs: Option<&Path>, covers: &[Cover]) -> Result<()> {
     mount_bind(&folders.disk, folders.data())?;
     if let Some(root) = rootfs {

@@ -75,6 +75,11 @@ const ENVIRONMENT: &[Package] = &[
     package("iproute2", "ip", "brings up the private network's loopback"),
     package("util-linux", "unshare", "makes the private engine's namespaces"),
     package("busybox-static", "busybox", "the programs of the test image"),
+    package(
+        "uidmap",
+        "newuidmap",
+        "gives ids to user namespaces; part of the rootless BuildKit image",
+    ),
     package("docker-registry", "docker-registry", "the registry that tests push to"),
 ];
 
@@ -89,7 +94,9 @@ pub(crate) const ROOTFS: &[Package] = &[package(
 pub(crate) fn setup() -> Result<()> {
     match Engine::default_here(Driver::Docker) {
         Engine::Host => ensure(BUILD),
-        Engine::Bookworm | Engine::Trixie | Engine::Sid => ensure(&[BUILD, DOCKER, PODMAN, ENVIRONMENT, ROOTFS].concat()),
+        Engine::Bookworm | Engine::Trixie | Engine::Sid => {
+            ensure(&[BUILD, DOCKER, PODMAN, ENVIRONMENT, ROOTFS].concat())
+        }
     }
 }
 

@@ -1,9 +1,6 @@
 //! podman's service, with roots, socket and settings of its own.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
 
 use anyhow::Result;
 use rustix::process::{Resource, getrlimit};
@@ -17,10 +14,6 @@ use crate::{
 /// What podman asks for itself; a limit of this process may be lower.
 const DEFAULT_LIMIT: u64 = 1 << 20;
 
-/// Makes the first argument the root of a mount namespace, and becomes the others: who is in a chroot can't make a user
-/// namespace (clone(2), `EPERM`).
-const PIVOT: &str = "cd \"$0\" && pivot_root . mnt && cd / && umount -l mnt && exec \"$@\"";
-
 /// How a private podman is to be.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Podman<'a> {
@@ -29,8 +22,6 @@ pub(crate) struct Podman<'a> {
     pub(crate) bounded: bool,
     /// Whether the [ordinary user](user) of the sandbox runs it.
     pub(crate) rootless: bool,
-    /// The root file system that it is in, if it is of another generation than this machine.
-    pub(crate) rootfs: Option<&'a Path>,
 }
 
 impl Podman<'_> {
@@ -40,13 +31,9 @@ impl Podman<'_> {
         fs::write(&config, self.containers_conf())?;
         fs::create_dir_all(self.folders.disk.join("tmp"))?;
         let option = |name: &str, value: PathBuf| format!("--{name}={}", value.display());
-        let mut argv: Vec<String> = Vec::new();
-        let pivot = self.rootfs.filter(|_| self.rootless);
-        if let Some(rootfs) = pivot {
-            argv.extend(["unshare", "--mount", "--propagation=private", "sh", "-c", PIVOT].map(str::to_owned));
-            argv.push(rootfs.display().to_string());
-        }
-        argv.extend(["sh", "-c", "echo $$ > \"$0\" && cd / && exec \"$@\""].map(str::to_owned));
+        let mut argv: Vec<String> = ["sh", "-c", "echo $$ > \"$0\" && cd / && exec \"$@\""]
+            .map(str::to_owned)
+            .into();
         argv.push(self.pid_file().display().to_string());
         if self.rootless {
             let (uid, gid) = (format!("--reuid={}", user::ID), format!("--regid={}", user::ID));
@@ -83,7 +70,7 @@ impl Podman<'_> {
         Ok(Daemon {
             name: "podman".into(),
             argv,
-            in_rootfs: pivot.is_none(),
+            in_rootfs: true,
             ready: Ready::Engine(self.socket()),
         })
     }

@@ -17,8 +17,8 @@ use crate::folders::Folders;
 
 /// Their name.
 const NAME: &str = "orchestra-test";
-/// Their number, and that of their group: one that no system gives to anybody by itself.
-pub(crate) const ID: u32 = 64_055;
+/// Their number, and that of their group: of those that Debian keeps back and gives to nobody.
+pub(crate) const ID: u32 = 65_055;
 /// The first of the ids that they may give away, and how many there are: twice as many as useradd(8) gives, because files
 /// in tests have owners of larger numbers too, which the kernel else refuses.
 const SUBORDINATE: (u32, u32) = (500_000, 131_072);

@@ -35,6 +35,9 @@ pub(super) fn describe(args: &BuildArgs, config: &Config) -> Result<ImageBuild, 
     if let Some(image) = args.image.as_ref().or(config.image_build.image.as_ref()) {
         build.image = image.clone();
     }
+    if args.rootless || config.image_build.rootless {
+        build = build.rootless();
+    }
     build.options = options(args)?;
     build.network = args.network.unwrap_or_default();
     build.timeout = args.timeout;

@@ -2,14 +2,19 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bollard::{ClientVersion, Docker};
 use orchestra::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
 
 use crate::error::{Subject, about};
 
 const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
+/// Longest that is waited for what a server says before it is asked.
+const GREETING: Duration = Duration::from_millis(500);
 const PORT: u16 = 2375;
 const TLS_PORT: u16 = 2376;
 
@@ -140,6 +145,14 @@ fn address(host: &str, rest: &str, port: u16) -> Result<String> {
 }
 
 impl Endpoint {
+    /// Whether the server says something before it is asked, as none does that speaks HTTP/1.1: containerd's does.
+    pub(crate) async fn speaks_first(&self) -> bool {
+        let Self::Unix(path) = self else { return false };
+        let heard = async { UnixStream::connect(path).await?.read(&mut [0]).await };
+        let heard = tokio::time::timeout(GREETING, heard).await;
+        heard.is_ok_and(|read| read.is_ok_and(|bytes| bytes > 0))
+    }
+
     /// A client of it. Nothing is sent yet.
     pub(crate) fn client(&self) -> Result<Docker> {
         // bollard counts the time until an answer begins, which is minutes for a pull or the load of a large image; the

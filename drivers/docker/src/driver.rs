@@ -73,9 +73,13 @@ impl DockerDriver {
             )
         };
         let connected = tokio::time::timeout(CONNECT, connected).await;
-        connected
-            .unwrap_or_else(|_| Err(silent()))
-            .map_err(|error| error.with("endpoint", &endpoint))
+        let connected = match connected.unwrap_or_else(|_| Err(silent())) {
+            Err(error) if error.kind() == ErrorKind::Interrupted && endpoint.speaks_first().await => {
+                Err(no_http(error))
+            }
+            connected => connected,
+        };
+        connected.map_err(|error| error.with("endpoint", &endpoint))
     }
 
     /// The API's version 1.N that is spoken.
@@ -154,6 +158,13 @@ impl DockerDriver {
             }
         }
     }
+}
+
+fn no_http(error: Error) -> Error {
+    let message = "something that does not speak HTTP/1.1 answers here, not docker";
+    Error::new(ErrorKind::Unsupported, message)
+        .with_hint("name docker's own socket, or use the driver of the engine that answers here")
+        .with_source(error)
 }
 
 /// The API version to speak, `1.N`.
@@ -249,6 +260,8 @@ fn capabilities(info: &SystemInfo) -> Capabilities {
             .any(|part| part == format!("name={name}"))
     };
     let mut capabilities = Capabilities::ALL;
+    // Its archive calls lose attributes, parts of seconds and holes.
+    capabilities.exact_volumes = false;
     capabilities.memory_limit = info.memory_limit.unwrap_or(false);
     capabilities.out_of_memory = capabilities.memory_limit;
     capabilities.cpu_quota = info.cpu_cfs_quota.unwrap_or(false) && info.cpu_cfs_period.unwrap_or(false);

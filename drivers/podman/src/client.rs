@@ -58,7 +58,9 @@ impl Client {
         let mut call = self.get(&[]);
         call.target = "/_ping".to_owned();
         let answer = match call.exchange().await {
-            Err(failure) if failure.is_no_http() => return Err(other_engine("something that does not speak HTTP/1.1")),
+            Err(Failure::Broken(_)) if self.endpoint.speaks_first().await => {
+                return Err(other_engine("something that does not speak HTTP/1.1"));
+            }
             answer => answer.map_err(about(Subject::Engine))?,
         };
         let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok());
@@ -118,7 +120,7 @@ impl Client {
 fn other_engine(engine: &str) -> Error {
     let hint = match engine {
         "docker" => "use the driver of that engine (`--driver docker`), or name podman's own socket",
-        _ => "name podman's own socket",
+        _ => "name podman's own socket, or use the driver of the engine that answers here",
     };
     Error::new(ErrorKind::Unsupported, format!("{engine} answers here, not podman")).with_hint(hint)
 }

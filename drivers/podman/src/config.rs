@@ -3,10 +3,15 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use orchestra::{Error, Result};
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
 
+/// Longest that is waited for what a server says before it is asked.
+const GREETING: Duration = Duration::from_millis(500);
 const ROOT_SOCKET: &str = "/run/podman/podman.sock";
 
 /// Where the engine is. The default asks the environment, as `podman --remote` does.
@@ -48,6 +53,16 @@ impl fmt::Display for Endpoint {
             Self::Unix(path) => write!(f, "unix://{}", path.display()),
             Self::Tcp(address) => write!(f, "tcp://{address}"),
         }
+    }
+}
+
+impl Endpoint {
+    /// Whether the server says something before it is asked, as none does that speaks HTTP/1.1: containerd's does.
+    pub(crate) async fn speaks_first(&self) -> bool {
+        let Self::Unix(path) = self else { return false };
+        let heard = async { UnixStream::connect(path).await?.read(&mut [0]).await };
+        let heard = tokio::time::timeout(GREETING, heard).await;
+        heard.is_ok_and(|read| read.is_ok_and(|bytes| bytes > 0))
     }
 }
 

@@ -71,6 +71,17 @@ struct Info {
 struct Host {
     cgroup_controllers: Vec<String>,
     security: SecurityInfo,
+    /// The program that connects containers without root; told from 5.0 on.
+    rootless_network_cmd: String,
+    slirp4netns: Program,
+    pasta: Program,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Program {
+    /// Empty where the host does not have it.
+    executable: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -78,6 +89,17 @@ struct Host {
 struct SecurityInfo {
     #[serde(rename = "apparmorEnabled")]
     apparmor: bool,
+    rootless: bool,
+}
+
+impl Host {
+    fn has_rootless_network(&self) -> bool {
+        let has = |program: &Program| !program.executable.is_empty();
+        match self.rootless_network_cmd.as_str() {
+            "pasta" => has(&self.pasta),
+            _ => has(&self.slirp4netns),
+        }
+    }
 }
 
 /// One container of `GET /libpod/containers/json`.
@@ -223,6 +245,8 @@ fn describe(endpoint: String, version: &Version, info: &Info) -> Result<DriverIn
 fn capabilities(podman: Option<u32>, info: &Info) -> Capabilities {
     let controller = |name: &str| info.host.cgroup_controllers.iter().any(|found| found == name);
     let mut capabilities = Capabilities::ALL;
+    // Its archive calls lose attributes, parts of seconds and holes.
+    capabilities.exact_volumes = false;
     // Those that were delegated to the user, where podman runs without root.
     capabilities.memory_limit = controller("memory");
     // Until 5.0 libpod looked for the notice elsewhere than conmon leaves it (containers/podman#21523).
@@ -230,6 +254,7 @@ fn capabilities(podman: Option<u32>, info: &Info) -> Capabilities {
     capabilities.cpu_quota = controller("cpu");
     capabilities.pids_limit = controller("pids");
     capabilities.apparmor = info.host.security.apparmor;
+    capabilities.default_network = !info.host.security.rootless || info.host.has_rootless_network();
     // libpod takes a profile's path on its own host, and none that comes with the request.
     capabilities.seccomp = false;
     capabilities
@@ -368,5 +393,21 @@ mod tests {
         assert!(capabilities.out_of_memory && !old.out_of_memory);
         assert!(capabilities.memory_limit && capabilities.pids_limit && capabilities.exec);
         assert!(!capabilities.cpu_quota && !capabilities.apparmor && !capabilities.seccomp);
+    }
+
+    #[test]
+    fn without_root_the_default_network_needs_its_program() {
+        let network = |command: &str, program: &str| {
+            let info = json!({"host": {
+                "security": {"rootless": true}, "rootlessNetworkCmd": command, program: {"executable": "/usr/bin/x"},
+            }});
+            capabilities(Some(5), &serde_json::from_value(info).unwrap()).default_network
+        };
+        assert!(network("pasta", "pasta") && network("slirp4netns", "slirp4netns") && network("", "slirp4netns"));
+        assert!(!network("pasta", "slirp4netns") && !network("", "pasta"));
+        assert!(
+            capabilities(Some(5), &Info::default()).default_network,
+            "root has a bridge"
+        );
     }
 }

@@ -41,14 +41,6 @@ pub(crate) enum Failure {
     Protocol(String),
 }
 
-impl Failure {
-    /// Whether what answered is no HTTP/1.1, as the first bytes of a server that speaks HTTP/2 alone are not: containerd's.
-    pub(crate) fn is_no_http(&self) -> bool {
-        let Self::Broken(error) = self else { return false };
-        error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse)
-    }
-}
-
 /// The engine's words and codes.
 #[derive(Debug)]
 pub(crate) struct Refusal {

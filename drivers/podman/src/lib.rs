@@ -45,7 +45,7 @@
 //!   are none, and so no limits and no news of being out of memory.
 //! - A file's owner has to be among the ids that the user may give away (subuid(5)), 65,536 as a rule: a volume refuses others.
 //! - The default network is slirp4netns' (podman 4) or pasta's (podman 5): it reaches outside, and containers on it don't
-//!   see each other.
+//!   see each other. Where the host lacks that program, there is none but `none` and `host`.
 
 mod client;
 mod config;

@@ -9,16 +9,18 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_tar::Header;
 
 use crate::{ByteStream, Error, ErrorKind, Result};
 
 mod load;
 
 pub use load::docker_archive;
-pub use tokio_tar::EntryType;
+pub use tokio_tar::{EntryType, Header};
 
 const BLOCK: usize = 512;
+
+/// The name of a sparse file in GNU's form 1.0, whose header and `path` have a name that only tells so.
+const SPARSE_NAME: &[u8] = b"GNU.sparse.name";
 
 /// Largest extension that is taken into memory; Go's `archive/tar`, with which docker reads tars, has the same bound.
 const MAX_EXTENSION: u64 = 1 << 20;
@@ -40,9 +42,10 @@ pub struct Member {
     pub link: Option<Vec<u8>>,
     /// Bytes of content.
     pub size: u64,
-    header: Header,
+    /// The header's own block, without what records say in its place.
+    pub header: Header,
     /// Records of extended headers, in their order.
-    records: Vec<(Vec<u8>, Vec<u8>)>,
+    pub records: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Member {
@@ -72,8 +75,10 @@ impl Member {
             .records
             .iter()
             .map(|(key, value)| (key.as_slice(), value.as_slice()));
+        let renamed = |key: &[u8], value| if key == SPARSE_NAME { name } else { value };
         let records = records
             .filter(|(key, _)| !matches!(*key, b"path" | b"linkpath"))
+            .map(|(key, value)| (key, renamed(key, value)))
             .collect();
         named(self.header.clone(), records, name, link)
     }
@@ -173,8 +178,9 @@ pub fn padded(content: &[u8]) -> Bytes {
     bytes.into()
 }
 
-/// A record of an extended header, which begins with its own length, the digits of the length included.
-fn record(key: &[u8], value: &[u8]) -> Vec<u8> {
+/// A record of an extended header (POSIX `pax`, "pax Extended Header"), which begins with its own length, the digits of the length included.
+#[must_use]
+pub fn record(key: &[u8], value: &[u8]) -> Vec<u8> {
     let rest = key.len() + value.len() + 3;
     let mut length = rest + 1;
     while length != rest + length.to_string().len() {
@@ -305,7 +311,8 @@ impl TarReader {
                 _ => size,
             };
             self.left = size.next_multiple_of(BLOCK as u64);
-            let name = long_name
+            let name = last(SPARSE_NAME)
+                .or(long_name)
                 .or_else(|| last(b"path"))
                 .unwrap_or_else(|| header.path_bytes().into_owned());
             let link = long_link
@@ -333,6 +340,17 @@ impl TarReader {
         let length = usize::try_from(self.left).unwrap_or(usize::MAX).min(self.piece.len());
         self.left -= length as u64;
         Ok(Some(self.piece.split_to(length)))
+    }
+
+    /// Reads the source to its end, which is behind the archive's.
+    ///
+    /// # Errors
+    /// The stream's own.
+    pub async fn drain(&mut self) -> Result<()> {
+        while self.fill().await? {
+            self.piece.clear();
+        }
+        Ok(())
     }
 
     fn broken(&self, why: &str) -> Error {

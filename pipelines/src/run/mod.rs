@@ -53,6 +53,8 @@ pub struct RunOptions {
     /// The secrets of the [layer](orchestra_secrets::SecretsLayer) in the driver, which the run's own texts are redacted by
     /// too. A pipeline that refers to secrets is not run without.
     pub secrets: Option<Secrets>,
+    /// Whether builds that say nothing of it run [without privileges](orchestra_image_build::ImageBuild::rootless).
+    pub rootless: bool,
 }
 
 impl Default for RunOptions {
@@ -68,6 +70,7 @@ impl Default for RunOptions {
             pull: PullPolicy::default(),
             buildkit: None,
             secrets: None,
+            rootless: false,
         }
     }
 }

@@ -177,6 +177,9 @@ impl JobRun<'_> {
         if let (None, Some(image)) = (&plan.image, &self.options.buildkit) {
             build.image = image.clone();
         }
+        if plan.rootless.unwrap_or(self.options.rootless) {
+            build = build.rootless();
+        }
         if let Some(secrets) = &self.options.secrets
             && build.registry.as_ref().is_none_or(|registry| registry.credentials.is_none())
             && let Some(credentials) = secrets.registry(plan.tag.registry()).await?

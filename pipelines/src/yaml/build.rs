@@ -50,6 +50,8 @@ const STEP: Known = Known {
         "frontend",
         "source_date_epoch",
         "provenance",
+        "rootless",
+        "rootless",
     ],
     belongs: "under `build_image`, indented by two more spaces",
     ..Known::of(&["build_image", "timeout", "attempts"])
@@ -84,6 +86,7 @@ const BUILD: Known = Known::of(&[
     "frontend",
     "source_date_epoch",
     "provenance",
+    "rootless",
     "timeout",
     "attempts",
 ]);
@@ -161,6 +164,7 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
             env,
             registry,
             network,
+            rootless: fields.flag("rootless"),
             options,
         };
         for (key, error) in plan.problems(&name) {

@@ -34,6 +34,8 @@ pub struct Settings {
     pub unreachable: Option<Connect>,
     /// The size of the large log, in bytes; 1 GiB.
     pub log_bytes: u64,
+    /// The size of the large file in a volume, in bytes; 5 GiB.
+    pub volume_bytes: u64,
     /// How long a case may take that does not say otherwise; 120 seconds.
     pub deadline: Duration,
 }
@@ -57,6 +59,7 @@ impl Settings {
             throwaway: None,
             unreachable: None,
             log_bytes: 1 << 30,
+            volume_bytes: 5 << 30,
             deadline: Duration::from_secs(120),
         }
     }

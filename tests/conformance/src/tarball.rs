@@ -1,21 +1,24 @@
 //! Tars as the suite makes and reads them: every name, owner, mode and link as it is told, nothing taken from this
 //! machine.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
-use futures_util::StreamExt;
-use orchestra::{ByteStream, Error, Result, stream};
-use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio_tar::{Archive, EntryType, Header};
+use orchestra::tar::{EntryType, Header, TarReader, padded, record};
+use orchestra::{ByteStream, Error, ErrorKind, Result};
 
 /// What a tar says of one entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
+    /// Bytes that are no text stand for themselves: see [`text`].
     pub(crate) path: String,
     pub(crate) kind: Kind,
     pub(crate) mode: u32,
     pub(crate) uid: u64,
     pub(crate) gid: u64,
     pub(crate) mtime: u64,
+    /// What an extended header says besides names and sizes, ordered.
+    pub(crate) records: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 /// What an entry is.
@@ -26,6 +29,41 @@ pub(crate) enum Kind {
     Symlink(String),
     /// Another name of an entry before it.
     HardLink(String),
+    /// A fifo or a device.
+    Special {
+        kind: u8,
+        major: u32,
+        minor: u32,
+    },
+}
+
+/// Where bytes that are no text are put: in a range that no standard gives a meaning to.
+const BYTES: u32 = 0xf_7000;
+
+/// A name as text from which its bytes can be told.
+pub(crate) fn text(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        let bytes = chunk.invalid().iter();
+        text.extend(bytes.filter_map(|byte| char::from_u32(BYTES + u32::from(*byte))));
+    }
+    text
+}
+
+/// The bytes of a [`text`].
+pub(crate) fn bytes(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for one in text.chars() {
+        match u32::from(one)
+            .checked_sub(BYTES)
+            .and_then(|byte| u8::try_from(byte).ok())
+        {
+            Some(byte) => bytes.push(byte),
+            None => bytes.extend_from_slice(one.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+    bytes
 }
 
 impl Entry {
@@ -38,6 +76,7 @@ impl Entry {
             uid: 0,
             gid: 0,
             mtime: 1_700_000_000,
+            records: BTreeMap::new(),
         }
     }
 
@@ -56,6 +95,82 @@ impl Entry {
 
     pub(crate) fn hard_link(path: impl Into<String>, target: impl Into<String>) -> Self {
         Self::new(path, Kind::HardLink(target.into()), 0o644)
+    }
+
+    pub(crate) fn special(path: impl Into<String>, kind: u8, major: u32, minor: u32) -> Self {
+        Self::new(path, Kind::Special { kind, major, minor }, 0o640)
+    }
+
+    /// A file with holes in GNU's form 1.0: its size, and where it has which data.
+    pub(crate) fn sparse(path: &str, size: u64, data: &[(u64, &str)]) -> Self {
+        let mut content = format!("{}\n", data.len() + 1);
+        for (start, data) in data {
+            content.push_str(&format!("{start}\n{}\n", data.len()));
+        }
+        content.push_str(&format!("{size}\n0\n"));
+        let mut content = padded(content.as_bytes()).to_vec();
+        for (_, data) in data {
+            content.extend_from_slice(data.as_bytes());
+        }
+        Self::file(path, content)
+            .record("GNU.sparse.major", "1")
+            .record("GNU.sparse.minor", "0")
+            .record("GNU.sparse.name", path)
+            .record("GNU.sparse.realsize", size.to_string())
+    }
+
+    pub(crate) fn record(mut self, key: &str, value: impl Into<Vec<u8>>) -> Self {
+        self.records.insert(key.as_bytes().to_vec(), value.into());
+        self
+    }
+
+    /// With an extended attribute.
+    pub(crate) fn attribute(self, name: &str, value: impl Into<Vec<u8>>) -> Self {
+        self.record(&format!("{XATTR}{name}"), value)
+    }
+
+    /// How much data a [`sparse`](Self::sparse) file came with, and its whole content; `None` for a file that is none.
+    pub(crate) fn expanded(&self) -> Option<(usize, Vec<u8>)> {
+        let number = |bytes: &[u8]| std::str::from_utf8(bytes).ok()?.parse::<usize>().ok();
+        let size = number(self.records.get(b"GNU.sparse.realsize".as_slice())?)?;
+        let Kind::File(stored) = &self.kind else {
+            return None;
+        };
+        let mut numbers = stored.split(|byte| *byte == b'\n');
+        let pieces = number(numbers.next()?)?;
+        let (mut map, mut text) = (Vec::new(), pieces.to_string().len() + 1);
+        for _ in 0..pieces {
+            let (start, length) = (numbers.next()?, numbers.next()?);
+            text += start.len() + length.len() + 2;
+            map.push((number(start)?, number(length)?));
+        }
+        let mut data = stored.get(text.next_multiple_of(512)..)?;
+        let (mut content, carried) = (vec![0; size], data.len());
+        for (start, length) in map {
+            let (piece, rest) = data.split_at_checked(length)?;
+            content.get_mut(start..start + length)?.copy_from_slice(piece);
+            data = rest;
+        }
+        Some((carried, content))
+    }
+
+    /// Its extended attributes.
+    pub(crate) fn attributes(&self) -> BTreeMap<String, Vec<u8>> {
+        let named = |(key, value): (&Vec<u8>, &Vec<u8>)| {
+            let key = String::from_utf8_lossy(key);
+            Some((key.strip_prefix(XATTR)?.to_owned(), value.clone()))
+        };
+        self.records.iter().filter_map(named).collect()
+    }
+
+    /// Its time with the part of a second, as text; `0` where that is nothing.
+    pub(crate) fn time(&self) -> String {
+        let fine = self.records.get(b"mtime".as_slice()).map(|time| text(time));
+        let fine = fine.unwrap_or_else(|| self.mtime.to_string());
+        match fine.split_once('.') {
+            Some((seconds, part)) => format!("{seconds}.{}", part.trim_end_matches('0')),
+            None => format!("{fine}."),
+        }
     }
 
     pub(crate) fn mode(mut self, mode: u32) -> Self {
@@ -80,12 +195,26 @@ impl Entry {
             Kind::File(content) => (EntryType::Regular, content.clone(), ""),
             Kind::Symlink(target) => (EntryType::Symlink, Bytes::new(), target.as_str()),
             Kind::HardLink(target) => (EntryType::Link, Bytes::new(), target.as_str()),
+            Kind::Special { kind, .. } => (EntryType::new(*kind), Bytes::new(), ""),
         };
         let mut tar = Vec::new();
+        if !self.records.is_empty() {
+            let records: Vec<u8> = self
+                .records
+                .iter()
+                .flat_map(|(key, value)| record(key, value))
+                .collect();
+            let mut header = Header::new_ustar();
+            header.set_entry_type(EntryType::XHeader);
+            header.set_size(records.len() as u64);
+            header.set_cksum();
+            tar.extend_from_slice(header.as_bytes());
+            tar.extend_from_slice(&padded(&records));
+        }
         let mut header = Header::new_gnu();
         // Written as bytes: a tar that tries to escape is exactly what a tar library refuses to make.
         if let Some(gnu) = header.as_gnu_mut() {
-            fill(&mut gnu.name, self.path.as_bytes(), b'L', &mut tar);
+            fill(&mut gnu.name, &bytes(&self.path), b'L', &mut tar);
             fill(&mut gnu.linkname, link.as_bytes(), b'K', &mut tar);
         }
         header.set_entry_type(entry_type);
@@ -94,6 +223,10 @@ impl Entry {
         header.set_uid(self.uid);
         header.set_gid(self.gid);
         header.set_mtime(self.mtime);
+        if let (Kind::Special { major, minor, .. }, Some(gnu)) = (&self.kind, header.as_gnu_mut()) {
+            gnu.set_device_major(*major);
+            gnu.set_device_minor(*minor);
+        }
         header.set_cksum();
         tar.extend_from_slice(header.as_bytes());
         tar.extend_from_slice(&content);
@@ -141,6 +274,9 @@ fn pad(tar: &mut Vec<u8>) {
     tar.resize(tar.len().next_multiple_of(512), 0);
 }
 
+/// Before an attribute's name, in a record's key.
+const XATTR: &str = "SCHILY.xattr.";
+
 /// What ends a tar.
 pub(crate) const END: &[u8] = &[0; 1024];
 
@@ -156,77 +292,58 @@ pub(crate) fn pack(entries: &[Entry]) -> Bytes {
 /// # Errors
 /// The tar's own, as it was; [`ErrorKind::InvalidInput`](orchestra::ErrorKind::InvalidInput) if it is not a tar or cut off.
 pub(crate) async fn for_each(tar: ByteStream, mut each: impl FnMut(Entry) -> Result<()> + Send) -> Result<()> {
-    // The tar library wraps what its reader fails with: the error itself is kept aside.
-    let (failed, mut failure) = tokio::sync::mpsc::unbounded_channel();
-    let tar = tar.map(move |piece| {
-        piece.map_err(|error| {
-            let again = Error::new(error.kind(), error.message());
-            // Nobody listens any more only if nobody reads any more.
-            let _ = failed.send(error);
-            again
-        })
-    });
-    let result = read(tar.boxed(), &mut each).await;
-    match failure.try_recv() {
-        Ok(error) => Err(error),
-        Err(_) => result,
-    }
-}
-
-async fn read(tar: ByteStream, each: &mut (impl FnMut(Entry) -> Result<()> + Send)) -> Result<()> {
-    // Read to its very end, not only to the tar's: whoever sends it may do something after its last byte.
-    let mut tar = stream::into_reader(tar);
-    read_entries(&mut tar, each).await?;
-    let rest = tokio::io::copy(&mut tar, &mut tokio::io::sink()).await;
-    rest.map(|_| ())
-        .map_err(|error| Error::io("read the end of the tar", error))
-}
-
-async fn read_entries(
-    tar: &mut (impl AsyncRead + Send + Unpin),
-    each: &mut (impl FnMut(Entry) -> Result<()> + Send),
-) -> Result<()> {
-    let invalid = |error: std::io::Error| Error::invalid(format!("the tar can't be read: {error}")).with_source(error);
-    let mut archive = Archive::new(tar);
-    let mut entries = archive.entries().map_err(invalid)?;
-    while let Some(entry) = entries.next().await {
-        let mut entry = entry.map_err(invalid)?;
-        let link = entry
-            .link_name_bytes()
-            .map_err(invalid)?
-            .map(|link| String::from_utf8_lossy(&link).into_owned());
-        let link = link.unwrap_or_default();
-        let header = entry.header();
-        let mut read = Entry {
-            path: String::from_utf8_lossy(&entry.path_bytes().map_err(invalid)?).into_owned(),
-            kind: Kind::Directory,
-            mode: header.mode().map_err(invalid)?,
-            uid: header.uid().map_err(invalid)?,
-            gid: header.gid().map_err(invalid)?,
-            mtime: header.mtime().map_err(invalid)?,
-        };
-        read.kind = match header.entry_type() {
+    let mut tar = TarReader::new(tar, ErrorKind::InvalidInput);
+    while let Some(member) = tar.next().await? {
+        let path = text(&member.name);
+        let invalid = |error: std::io::Error| Error::invalid(format!("the tar's {path} can't be read: {error}"));
+        let header = &member.header;
+        let link = text(member.link.as_deref().unwrap_or_default());
+        let kind = match header.entry_type() {
             EntryType::Directory => Kind::Directory,
             EntryType::Symlink => Kind::Symlink(link),
             EntryType::Link => Kind::HardLink(link),
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                let (size, mut content) = (entry.effective_size(), Vec::new());
-                entry.read_to_end(&mut content).await.map_err(invalid)?;
-                if content.len() as u64 != size {
-                    return Err(Error::invalid(format!("the tar ends in the middle of {}", read.path)));
+            EntryType::Fifo | EntryType::Char | EntryType::Block => Kind::Special {
+                kind: header.entry_type().as_byte(),
+                major: header.device_major().map_err(invalid)?.unwrap_or(0),
+                minor: header.device_minor().map_err(invalid)?.unwrap_or(0),
+            },
+            EntryType::Regular | EntryType::Continuous => {
+                let mut content = Vec::new();
+                while let Some(piece) = tar.content().await? {
+                    content.extend_from_slice(&piece);
                 }
+                content.truncate(usize::try_from(member.size).unwrap_or(usize::MAX));
                 Kind::File(content.into())
             }
             other => {
                 return Err(Error::invalid(format!(
-                    "{} is a {other:?}, which is not understood",
-                    read.path
+                    "{path} is a {other:?}, which is not understood"
                 )));
             }
         };
-        each(read)?;
+        let number = |key: &str| {
+            let (_, value) = member.records.iter().rev().find(|(name, _)| name == key.as_bytes())?;
+            std::str::from_utf8(value).ok()?.parse().ok()
+        };
+        let (mode, mtime) = (header.mode().map_err(invalid)?, header.mtime().map_err(invalid)?);
+        let uid = number("uid").map_or_else(|| header.uid(), Ok).map_err(invalid)?;
+        let gid = number("gid").map_or_else(|| header.gid(), Ok).map_err(invalid)?;
+        let mut records: BTreeMap<_, _> = member.records.into_iter().collect();
+        for told in ["path", "linkpath", "size", "uid", "gid"] {
+            records.remove(told.as_bytes());
+        }
+        each(Entry {
+            path,
+            kind,
+            mode,
+            uid,
+            gid,
+            mtime,
+            records,
+        })?;
     }
-    Ok(())
+    // To its very end, not only to the tar's: whoever sends it may do something after its last byte.
+    tar.drain().await
 }
 
 /// All entries of a small tar.

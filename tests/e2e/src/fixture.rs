@@ -48,6 +48,8 @@ pub struct Fixture {
     pub image: String,
     /// The BuildKit image that the engine has.
     pub buildkit_image: String,
+    /// The BuildKit image that needs no privileges, which is in the engine too.
+    pub buildkit_rootless_image: String,
     /// `HOST:PORT` of a registry that lets everybody in.
     pub registry: String,
     /// `HOST:PORT` of a registry that asks for [`credentials`](Self::credentials).
@@ -78,6 +80,7 @@ impl Fixture {
             engine: Engine::new(Endpoint::parse(&host)?),
             image: get("ORCHESTRA_TEST_IMAGE")?,
             buildkit_image: get("ORCHESTRA_TEST_BUILDKIT_IMAGE")?,
+            buildkit_rootless_image: get("ORCHESTRA_TEST_BUILDKIT_ROOTLESS_IMAGE")?,
             registry: get("ORCHESTRA_TEST_REGISTRY")?,
             registry_auth: get("ORCHESTRA_TEST_REGISTRY_AUTH")?,
             credentials: Credentials {

@@ -65,9 +65,12 @@ fn main() {
         Err(error) => panic!("{error}"),
     };
     macro_rules! cases {
-        ($($case:ident),* $(,)?) => { vec![$(trial(&fixture, stringify!($case), |site| async move { $case(&site).await })),*] };
+        ($mode:expr, $prefix:literal: $($case:ident),* $(,)?) => {
+            vec![$(trial(&fixture, $mode, concat!($prefix, stringify!($case)), |site| async move { $case(&site).await })),*]
+        };
     }
-    let cases = cases![
+    let mut cases = cases![
+        Mode::Privileged, "":
         a_pushed_image_has_the_digest_that_the_registry_serves,
         an_image_that_is_not_pushed_runs_by_its_tag,
         a_tag_that_was_pushed_again_is_not_run_as_it_was,
@@ -100,10 +103,36 @@ fn main() {
         a_provenance_attestation_is_pushed_with_the_image,
         a_frontend_that_can_not_be_fetched_is_named,
     ];
+    // The same builds, by a builder that may do nothing which a user may not.
+    cases.extend(cases![
+        Mode::Rootless, "rootless_":
+        a_pushed_image_has_the_digest_that_the_registry_serves,
+        an_image_that_is_not_pushed_runs_by_its_tag,
+        a_private_registry_takes_the_image_with_the_right_password_only,
+        a_step_that_fails_is_named_with_its_output,
+        what_is_missing_is_named,
+        a_context_that_comes_as_a_tar_needs_no_volume,
+        a_link_out_of_the_inputs_is_refused,
+        build_arguments_arrive_as_they_are,
+        a_cache_volume_keeps_the_layers_of_the_last_build,
+        a_cancelled_job_ends_its_build_before_the_grace_period_is_over,
+        the_password_is_nowhere,
+        labels_annotations_and_further_tags_are_served,
+        steps_run_with_the_hosts_limits_and_memory_that_were_asked_for,
+        a_named_context_is_a_directory_of_the_inputs_and_nothing_else,
+        a_rootless_builder_has_no_privilege,
+    ]);
     libtest_mimic::run(&arguments, cases).exit();
 }
 
-fn trial<F>(fixture: &Fixture, name: &str, case: impl FnOnce(Site) -> F + Send + 'static) -> Trial
+/// How a case's builders run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Privileged,
+    Rootless,
+}
+
+fn trial<F>(fixture: &Fixture, mode: Mode, name: &str, case: impl FnOnce(Site) -> F + Send + 'static) -> Trial
 where
     F: Future<Output = Outcome>,
 {
@@ -114,7 +143,7 @@ where
             .enable_all()
             .build()?;
         runtime.block_on(async {
-            let site = Site::new(fixture).await?;
+            let site = Site::new(fixture, mode).await?;
             let (job, engine) = (site.job.clone(), site.fixture.engine.clone());
             let outcome = case(site).await;
             job.end().await?;
@@ -133,14 +162,20 @@ struct Site {
     fixture: Fixture,
     driver: SharedDriver,
     job: Job,
+    mode: Mode,
 }
 
 impl Site {
-    async fn new(fixture: Fixture) -> Result<Self, Failed> {
+    async fn new(fixture: Fixture, mode: Mode) -> Result<Self, Failed> {
         let known = KnownDriver::chosen().ok_or("ORCHESTRA_TEST_DRIVER names no driver that is known here")?;
         let driver = known.connect(None).await?;
         let job = Job::builder(driver.clone()).build();
-        Ok(Self { fixture, driver, job })
+        Ok(Self {
+            fixture,
+            driver,
+            job,
+            mode,
+        })
     }
 
     /// A volume with busybox and a Dockerfile, and whatever else `script` makes.
@@ -169,7 +204,13 @@ impl Site {
             volume: source.clone(),
             path: "source".parse().unwrap(),
         });
-        build.image = self.fixture.buildkit_image.parse().unwrap();
+        build.image = match self.mode {
+            Mode::Privileged => self.fixture.buildkit_image.parse().unwrap(),
+            Mode::Rootless => {
+                build = build.rootless();
+                self.fixture.buildkit_rootless_image.parse().unwrap()
+            }
+        };
         build.network = NetworkMode::Host;
         build.target = Some("base".into());
         build
@@ -865,6 +906,15 @@ async fn the_password_is_nowhere(site: &Site) -> Outcome {
         );
     }
     Ok(())
+}
+
+async fn a_rootless_builder_has_no_privilege(site: &Site) -> Outcome {
+    let status = "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"cat\", \"/proc/self/uid_map\"]\n";
+    let source = site.source(status).await?;
+    let result = site.local("unprivileged", &source).run(&site.job).await?;
+    // Root of the step is the builder's user, outside of the namespaces.
+    contains(&result.stderr.to_string(), &["         0       1000          1"]);
+    site.forget(&result).await
 }
 
 async fn an_image_that_is_no_buildkit_is_told(site: &Site) -> Outcome {

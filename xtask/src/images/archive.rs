@@ -18,7 +18,13 @@ struct Tar<W: Write>(Builder<W>);
 
 impl<W: Write> Tar<W> {
     fn add(&mut self, kind: EntryType, path: &str, mode: u32, content: &[u8]) -> Result<()> {
+        self.add_owned(kind, path, mode, 0, content)
+    }
+
+    fn add_owned(&mut self, kind: EntryType, path: &str, mode: u32, owner: u64, content: &[u8]) -> Result<()> {
         let mut header = header(kind, mode, content.len() as u64);
+        header.set_uid(owner);
+        header.set_gid(owner);
         Ok(self.0.append_data(&mut header, path, content)?)
     }
 
@@ -37,6 +43,22 @@ impl Layer {
 
     pub(crate) fn folder(&mut self, path: &str, mode: u32) -> Result<()> {
         self.0.add(EntryType::Directory, path, mode, &[])
+    }
+
+    /// A folder of a user, and of the group of the same number.
+    pub(crate) fn folder_of(&mut self, owner: u64, path: &str, mode: u32) -> Result<()> {
+        self.0.add_owned(EntryType::Directory, path, mode, owner, &[])
+    }
+
+    /// A program that has one kernel capability whoever runs it, as by `setcap CAPABILITY+ep`.
+    pub(crate) fn capable_file(&mut self, path: &str, capability: u32, content: &[u8]) -> Result<()> {
+        // linux/capability.h: struct vfs_cap_data, revision 2, effective.
+        let words = [0x0200_0001, 1 << capability, 0, 0, 0_u32];
+        let value: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        self.0
+            .0
+            .append_pax_extensions([("SCHILY.xattr.security.capability", value.as_slice())])?;
+        self.file(path, 0o755, content)
     }
 
     pub(crate) fn file(&mut self, path: &str, mode: u32, content: &[u8]) -> Result<()> {

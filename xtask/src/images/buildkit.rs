@@ -1,7 +1,7 @@
-//! `moby/buildkit`, assembled from the real programs.
+//! `moby/buildkit` and its rootless twin, assembled from the real programs.
 //!
 //! BuildKit's own programs come from its Go module, at the version and checksums that `tests/buildkit/go.mod` and
-//! `go.sum` pin; runc and busybox are this distribution's. What differs from the real image: no emulators for other
+//! `go.sum` pin, and rootlesskit with them; runc, uidmap and busybox are this distribution's. What differs from the real image: no emulators for other
 //! architectures, no CNI plugins, no git.
 
 use std::{
@@ -13,14 +13,16 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use super::{BUILDKIT, archive::Layer, busybox};
+use super::{BUILDKIT, BUILDKIT_ROOTLESS, archive::Layer, busybox};
 use crate::{fixtures, process, term};
 
 /// Counts changes of what is below, which make another image of the same programs.
-const RECIPE: &[u8] = b"3";
+const RECIPE: &[u8] = b"4";
 
 /// The programs that the module's `tool` lines name.
-const PROGRAMS: &[&str] = &["buildkitd", "buildctl"];
+const PROGRAMS: &[&str] = &["buildkitd", "buildctl", "rootlesskit"];
+
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What the real image copies from the module's source.
 const SCRIPTS: &[&str] = &[
@@ -33,29 +35,111 @@ const MODULE: &str = "github.com/moby/buildkit";
 
 /// The image's docker archive.
 pub(crate) fn archive() -> Result<PathBuf> {
-    let runc = process::find("runc").context("there is no runc: install the package runc")?;
-    let programs = go_programs()?;
-    let busybox = busybox::program()?;
-    let key = fixtures::key(&[
-        file_name(&programs).as_bytes(),
-        &fs::read(&runc)?,
-        &fs::read(&busybox)?,
-        RECIPE,
-    ]);
-    fixtures::get(&format!("buildkit-{}-{key}.tar", version()), |archive| {
+    let parts = Parts::find(&[])?;
+    fixtures::get(&format!("buildkit-{}-{}.tar", version(), parts.key), |archive| {
+        let config = json!({
+            "Env": [PATH, "BUILDKIT_SETUP_CGROUPV2_ROOT=1"],
+            "Entrypoint": ["/usr/bin/buildkitd-entrypoint"],
+            "Volumes": {"/var/lib/buildkit": {}},
+        });
+        parts.layer(busybox::GUEST)?.write_image(BUILDKIT, &config, archive)
+    })
+}
+
+/// The docker archive of the image whose user is not root.
+pub(crate) fn rootless_archive() -> Result<PathBuf> {
+    let parts = Parts::find(&["newuidmap", "newgidmap"])?;
+    fixtures::get(
+        &format!("buildkit-rootless-{}-{}.tar", version(), parts.key),
+        |archive| {
+            let mut layer = parts.layer("user")?;
+            // Instead of the setuid bit, which an engine may not let through; capabilities(7).
+            for (mapper, (name, capability)) in parts.mappers.iter().zip([("newuidmap", 7), ("newgidmap", 6)]) {
+                layer.capable_file(&format!("usr/bin/{name}"), capability, &fs::read(mapper)?)?;
+            }
+            for file in ["etc/subuid", "etc/subgid"] {
+                layer.file(file, 0o644, b"user:100000:65536\n")?;
+            }
+            layer.folder("run/user", 0o755)?;
+            for folder in ["run/user/1000", "home/user", "home/user/.local", "home/user/.local/tmp"] {
+                layer.folder_of(1000, folder, 0o755)?;
+            }
+            layer.folder_of(1000, "home/user/.local/share", 0o755)?;
+            layer.folder_of(1000, "home/user/.local/share/buildkit", 0o755)?;
+            let config = json!({
+                "Env": [
+                    PATH,
+                    "HOME=/home/user",
+                    "USER=user",
+                    "XDG_RUNTIME_DIR=/run/user/1000",
+                    "TMPDIR=/home/user/.local/tmp",
+                    "BUILDKIT_HOST=unix:///run/user/1000/buildkit/buildkitd.sock",
+                ],
+                "User": "1000:1000",
+                "Entrypoint": ["rootlesskit", "buildkitd"],
+                "Volumes": {"/home/user/.local/share/buildkit": {}},
+            });
+            layer.write_image(BUILDKIT_ROOTLESS, &config, archive)
+        },
+    )
+}
+
+/// What the images are made of.
+struct Parts {
+    programs: PathBuf,
+    runc: PathBuf,
+    busybox: PathBuf,
+    mappers: Vec<PathBuf>,
+    key: String,
+}
+
+impl Parts {
+    fn find(mappers: &[&str]) -> Result<Self> {
+        let runc = process::find("runc").context("there is no runc: install the package runc")?;
+        let (programs, busybox) = (go_programs()?, busybox::program()?);
+        let mut key = vec![
+            file_name(&programs).into_bytes(),
+            fs::read(&runc)?,
+            fs::read(&busybox)?,
+            RECIPE.to_vec(),
+        ];
+        let mappers = mappers
+            .iter()
+            .map(|name| {
+                let path =
+                    process::find(name).with_context(|| format!("there is no {name}: install the package uidmap"))?;
+                key.push(fs::read(&path)?);
+                Ok(path)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let key = fixtures::key(&key.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        Ok(Self {
+            programs,
+            runc,
+            busybox,
+            mappers,
+            key,
+        })
+    }
+
+    /// What both images have.
+    fn layer(&self, user: &str) -> Result<Layer> {
         let mut layer = Layer::new();
-        busybox::add_base(&mut layer, &busybox)?;
+        busybox::add_base(&mut layer, &self.busybox, user)?;
         layer.folder("usr", 0o755)?;
         layer.folder("usr/bin", 0o755)?;
         for program in PROGRAMS.iter().chain(SCRIPTS).map(|path| file_name(Path::new(path))) {
-            layer.file(
-                &format!("usr/bin/{program}"),
-                0o755,
-                &fs::read(programs.join(&program))?,
-            )?;
+            let content = fs::read(self.programs.join(&program))?;
+            layer.file(&format!("usr/bin/{program}"), 0o755, &content)?;
         }
-        layer.file("usr/bin/buildkit-runc", 0o755, &fs::read(&runc)?)?;
-        for library in libraries(&runc)? {
+        layer.file("usr/bin/buildkit-runc", 0o755, &fs::read(&self.runc)?)?;
+        let mut libraries = libraries(&self.runc)?;
+        for mapper in &self.mappers {
+            libraries.extend(self::libraries(mapper)?);
+        }
+        libraries.sort();
+        libraries.dedup();
+        for library in libraries {
             let path = library.trim_start_matches('/');
             layer.file(path, 0o755, &fs::read(&library).with_context(|| library.clone())?)?;
         }
@@ -63,16 +147,8 @@ pub(crate) fn archive() -> Result<PathBuf> {
         if let Ok(certificates) = fs::read("/etc/ssl/certs/ca-certificates.crt") {
             layer.file("etc/ssl/certs/ca-certificates.crt", 0o644, &certificates)?;
         }
-        let config = json!({
-            "Env": [
-                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                "BUILDKIT_SETUP_CGROUPV2_ROOT=1",
-            ],
-            "Entrypoint": ["/usr/bin/buildkitd-entrypoint"],
-            "Volumes": {"/var/lib/buildkit": {}},
-        });
-        layer.write_image(BUILDKIT, &config, archive)
-    })
+        Ok(layer)
+    }
 }
 
 /// The version in the image's tag.

@@ -25,12 +25,14 @@ const FOLDERS: [(&str, u32); 7] = [
     ("tmp", 0o1777),
 ];
 
-/// Those users of the public image that tests name, and one of a usual number.
+/// Those users of the public image that tests name, to whom one of a usual number comes.
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n\
     www-data:x:33:33:www-data:/var/www:/bin/false\n\
-    nobody:x:65534:65534:nobody:/home:/bin/false\n\
-    guest:x:1000:1000:guest:/home/guest:/bin/sh\n";
-const GROUP: &str = "root:x:0:\nwww-data:x:33:\nnobody:x:65534:\nguest:x:1000:\n";
+    nobody:x:65534:65534:nobody:/home:/bin/false\n";
+const GROUP: &str = "root:x:0:\nwww-data:x:33:\nnobody:x:65534:\n";
+
+/// The user 1000 of the image with nothing but busybox.
+pub(crate) const GUEST: &str = "guest";
 
 /// The image's docker archive.
 pub(crate) fn archive() -> Result<PathBuf> {
@@ -40,7 +42,7 @@ pub(crate) fn archive() -> Result<PathBuf> {
         &format!("busybox-{}.tar", fixtures::key(&[&content, RECIPE])),
         |archive| {
             let mut layer = Layer::new();
-            add_base(&mut layer, &program)?;
+            add_base(&mut layer, &program, GUEST)?;
             let config = json!({
                 "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
                 "Cmd": ["sh"],
@@ -63,13 +65,14 @@ pub(crate) fn program() -> Result<PathBuf> {
 }
 
 /// Adds to a layer what an image needs for a shell: busybox under the names of all its applets, the usual folders, and
-/// users, without whom engines take `/` for root's home.
-pub(crate) fn add_base(layer: &mut Layer, program: &Path) -> Result<()> {
+/// users, without whom engines take `/` for root's home; the one who is not root is called `user`.
+pub(crate) fn add_base(layer: &mut Layer, program: &Path, user: &str) -> Result<()> {
     for (path, mode) in FOLDERS {
         layer.folder(path, mode)?;
     }
-    layer.file("etc/passwd", 0o644, PASSWD.as_bytes())?;
-    layer.file("etc/group", 0o644, GROUP.as_bytes())?;
+    let passwd = format!("{PASSWD}{user}:x:1000:1000:{user}:/home/{user}:/bin/sh\n");
+    layer.file("etc/passwd", 0o644, passwd.as_bytes())?;
+    layer.file("etc/group", 0o644, format!("{GROUP}{user}:x:1000:\n").as_bytes())?;
     layer.file("bin/busybox", 0o755, &fs::read(program)?)?;
     let applets = process::output(Command::new(program).arg("--list"))?;
     for applet in applets.lines().filter(|applet| *applet != "busybox") {

@@ -22,9 +22,12 @@ pub(crate) const BUSYBOX: &str = "busybox:stable";
 /// The image that builds images.
 pub(crate) const BUILDKIT: &str = "moby/buildkit:v0.34.2";
 
+/// The one that does it without privileges.
+pub(crate) const BUILDKIT_ROOTLESS: &str = "moby/buildkit:v0.34.2-rootless";
+
 /// The archives of all images, made when missing.
 pub(crate) fn all() -> Result<Vec<PathBuf>> {
-    Ok(vec![busybox()?, buildkit::archive()?])
+    Ok(vec![busybox()?, buildkit::archive()?, buildkit::rootless_archive()?])
 }
 
 /// The archive of the general image.

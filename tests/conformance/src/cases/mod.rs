@@ -6,6 +6,7 @@ mod create;
 mod engine;
 mod exec;
 mod failures;
+mod fidelity;
 mod files;
 mod images;
 mod isolation;
@@ -57,6 +58,7 @@ pub(crate) fn all() -> Vec<Case> {
         pulls::CASES,
         volumes::CASES,
         tars::CASES,
+        fidelity::CASES,
         create::CASES,
         files::CASES,
         containers::CASES,

@@ -87,6 +87,7 @@ impl MemoryEngine {
         capabilities.user = true;
         capabilities.exec = true;
         capabilities.import_image = true;
+        capabilities.exact_volumes = true;
         capabilities.insecure_pull = true;
         capabilities
     };

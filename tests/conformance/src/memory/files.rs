@@ -14,6 +14,12 @@ pub(super) enum Kind {
     Directory,
     File(Bytes),
     Symlink(String),
+    /// A fifo or a device, of a tar's type; nothing opens it.
+    Special {
+        kind: u8,
+        major: u32,
+        minor: u32,
+    },
 }
 
 /// What `stat` tells, and the content.
@@ -24,6 +30,8 @@ pub(super) struct Inode {
     pub(super) uid: u64,
     pub(super) gid: u64,
     pub(super) mtime: u64,
+    /// What a tar's extended header said, as it was: attributes, parts of seconds, a sparse file's map.
+    pub(super) records: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 impl Inode {
@@ -36,6 +44,7 @@ impl Inode {
             mtime: std::time::SystemTime::now()
                 .duration_since(std::time::UNIX_EPOCH)
                 .map_or(0, |age| age.as_secs()),
+            records: BTreeMap::new(),
         }
     }
 }
@@ -84,7 +93,8 @@ impl Tree {
     pub(super) fn walk(&self, name: &str) -> Vec<(String, Cell)> {
         let below = |other: &str| name.is_empty() || other == name || other.starts_with(&format!("{name}/"));
         lock(&self.0)
-            .iter()
+            .range(name.to_owned()..)
+            .take_while(|(other, _)| other.starts_with(name))
             .filter(|(other, _)| below(other))
             .map(|(other, cell)| (other.clone(), cell.clone()))
             .collect()
@@ -208,7 +218,7 @@ impl Files {
         match self.stat(cwd, path, true)?.kind {
             Kind::File(content) => Ok(content),
             Kind::Directory => Err(IS_A_DIRECTORY),
-            Kind::Symlink(_) => Err(NOT_FOUND),
+            Kind::Symlink(_) | Kind::Special { .. } => Err(NOT_FOUND),
         }
     }
 

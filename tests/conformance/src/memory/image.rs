@@ -222,6 +222,7 @@ fn place(files: &Files, base: &str, entry: Entry) -> Result<(), &'static str> {
         tarball::Kind::Directory => Kind::Directory,
         tarball::Kind::File(content) => Kind::File(content),
         tarball::Kind::Symlink(target) => Kind::Symlink(target),
+        tarball::Kind::Special { kind, major, minor } => Kind::Special { kind, major, minor },
         tarball::Kind::HardLink(target) => return files.link(base, target.trim_start_matches('/'), path),
     };
     if let Some((parent, _)) = path.rsplit_once('/') {
@@ -240,6 +241,7 @@ fn place(files: &Files, base: &str, entry: Entry) -> Result<(), &'static str> {
             uid,
             gid,
             mtime,
+            records: entry.records,
         },
     )
 }
@@ -256,6 +258,7 @@ pub(super) fn pack(tree: &Tree, path: &str) -> Vec<Entry> {
             Kind::Directory => tarball::Kind::Directory,
             Kind::File(content) => tarball::Kind::File(content),
             Kind::Symlink(target) => tarball::Kind::Symlink(target),
+            Kind::Special { kind, major, minor } => tarball::Kind::Special { kind, major, minor },
         };
         entries.push(Entry {
             path: name,
@@ -264,6 +267,7 @@ pub(super) fn pack(tree: &Tree, path: &str) -> Vec<Entry> {
             uid: inode.uid,
             gid: inode.gid,
             mtime: inode.mtime,
+            records: inode.records,
         });
     }
     entries

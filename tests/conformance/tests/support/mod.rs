@@ -69,6 +69,8 @@ impl ThrowawayEngine for Throwaway {
 /// Everything that the suite can be told, for this engine and drivers that are wrapped so.
 pub(crate) fn settings(engine: &MemoryEngine, wrap: Wrap) -> Settings {
     let mut settings = Settings::new(IMAGE.parse().expect("a valid name"));
+    // It is all in memory.
+    settings.volume_bytes = 64 << 20;
     let registry = |address: &'static str, credentials: Option<(&str, &str)>| {
         engine.add_registry(address, credentials);
         let credentials = credentials.map(|(user, password)| Credentials::new(user, password));

@@ -150,6 +150,11 @@ fn a_builds_options_reach_the_image(fixture: &Fixture) {
         (&config["config"]["Labels"]["team"], &config["created"]),
         (&json!("a, b"), &json!("1970-01-01T00:00:00Z"))
     );
+    let rootless = build(fixture, &dir, &tag("3"), &[&options[..], &["--rootless"]].concat())
+        .env("ORCHESTRA_IMAGE_BUILD__IMAGE", &fixture.buildkit_rootless_image)
+        .run();
+    assert_eq!(rootless.code, 0, "{rootless}");
+    assert_eq!(rootless.value("digest"), finished.value("digest"), "{rootless}");
     let refused = build(fixture, &dir, &tag("1"), &["--build-context", "more=./more"]).run();
     assert_eq!(refused.code, 2, "{refused}");
 }

@@ -3,7 +3,9 @@
 //! The engine under test is one of the known ones; the others are not there, or a stub answers as they would.
 
 use std::fs::{self, Permissions};
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 
 use orchestra_e2e::{Dir, Fixture, KnownDriver, Orchestra, Stub, proxy};
 use serde_json::{Value, json};
@@ -19,6 +21,7 @@ tests![
     the_socket_of_another_engine_is_recognised,
     an_engine_that_is_too_old_is_told_what_is_needed,
     a_server_that_is_no_engine_is_not_taken_for_one,
+    a_server_that_speaks_no_http_is_told_as_one,
     an_engine_is_reached_by_tcp,
     an_ordinary_users_own_engine_is_found_where_its_clients_look,
 ];
@@ -199,6 +202,28 @@ fn a_server_that_is_no_engine_is_not_taken_for_one(fixture: &Fixture) {
         assert_says(&finished, &[&stub.host()]);
         let told: Value = finished.events().expect("JSON").remove(0);
         assert_eq!(told["exit_code"], json!(finished.code), "{finished}");
+    }
+}
+
+fn a_server_that_speaks_no_http_is_told_as_one(fixture: &Fixture) {
+    let dir = hello(fixture);
+    let socket = dir.file("grpc.sock");
+    let listener = UnixListener::bind(&socket).expect("a socket");
+    // What containerd says first: the settings of an HTTP/2 connection (RFC 9113, section 6.5).
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            client.write_all(b"\0\0\x06\x04\0\0\0\0\0\0\x05\0\0\x40\0").ok();
+            client.read_to_end(&mut Vec::new()).ok();
+        }
+    });
+    for known in KnownDriver::ALL {
+        let command = alone(fixture, &dir, &["run", "p.yml", "--driver", known.name()]);
+        let finished = command
+            .env(known.host().0, format!("unix://{}", socket.display()))
+            .run();
+        assert_eq!(finished.code, 2, "{finished}");
+        let told = format!("does not speak HTTP/1.1 answers here, not {}", known.name());
+        assert_says(&finished, &[&told, "grpc.sock", "hint: name"]);
     }
 }
 

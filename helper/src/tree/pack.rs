@@ -1,0 +1,378 @@
+//! From files to a tar.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, OsString};
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use super::format::{self, BLOCK, Header, put_record};
+use super::sys::{self, Node, Resolve};
+use super::{PIECE, Result, TreeError, clean, open_directory, open_root, split};
+
+/// The kernel's most for a list of attributes, and for a value.
+const MAX_XATTR: usize = 64 << 10;
+/// Most pieces of data that are told apart in one file: what comes after them is written with its holes as zeros.
+const MAX_PIECES: usize = 1 << 20;
+
+/// Packs `paths` of the tree at `root`, all below them included, into one tar. Names in it are relative to `root`,
+/// without a leading `./`; the root itself, which an empty path means, has no entry. Entries of a directory come in the
+/// order of their names. Sockets are left out: they mean nothing without their process.
+///
+/// A symlink on the way to a path is followed inside of `root`; one that is itself asked for is packed as a symlink.
+///
+/// # Errors
+/// [`TreeError::NotFound`] for a path that is not there, [`TreeError::Io`] for what can't be read, a file that shrinks
+/// meanwhile included, and for what `out` says.
+pub fn pack(root: &Path, paths: &[&Path], out: &mut dyn Write) -> Result<()> {
+    let root = open_root(root)?;
+    let mut packer = Packer {
+        out,
+        buffer: vec![0; PIECE].into(),
+        filled: 0,
+        links: HashMap::new(),
+        names: vec![0; MAX_XATTR].into(),
+        value: vec![0; MAX_XATTR].into(),
+    };
+    for path in paths {
+        let missing = || TreeError::NotFound((*path).to_owned());
+        let asked = path.as_os_str().as_bytes();
+        let path = clean(asked).ok_or_else(missing)?;
+        let (parent, name) = split(&path);
+        let found = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => missing(),
+            _ => TreeError::io("open", asked)(error),
+        };
+        let parent = open_directory(&root, parent).map_err(found)?;
+        if name.is_empty() {
+            packer.tree(&parent, path)?;
+            continue;
+        }
+        // It is asked for by name: that it is not there is an error here, and none below.
+        sys::open(&parent, name, sys::PATH | sys::NOFOLLOW, 0, Resolve::InRoot).map_err(found)?;
+        if let Some(directory) = packer.entry(&parent, name, &path, None)? {
+            packer.tree(&directory, path)?;
+        }
+    }
+    packer.put(&[0; 2 * BLOCK])?;
+    packer.flush()?;
+    packer.out.flush().map_err(TreeError::io("write", b"the tar"))
+}
+
+struct Packer<'a> {
+    out: &'a mut dyn Write,
+    /// What was not written yet.
+    buffer: Box<[u8]>,
+    filled: usize,
+    /// Where files with several names were seen first, by device and inode.
+    links: HashMap<(u64, u64), Vec<u8>>,
+    names: Box<[u8]>,
+    value: Box<[u8]>,
+}
+
+/// A directory whose entries are being packed.
+struct Level {
+    directory: File,
+    entries: std::vec::IntoIter<(OsString, Option<fs::FileType>)>,
+    /// How long its own path is.
+    length: usize,
+}
+
+impl Level {
+    fn new(directory: File, path: &[u8]) -> Result<Self> {
+        let failed = || TreeError::io("list", path);
+        let mut entries = Vec::new();
+        for entry in fs::read_dir(sys::proc_path(&directory)).map_err(failed())? {
+            let entry = entry.map_err(failed())?;
+            entries.push((entry.file_name(), entry.file_type().ok()));
+        }
+        entries.sort_unstable_by(|one, other| one.0.cmp(&other.0));
+        Ok(Self {
+            directory,
+            entries: entries.into_iter(),
+            length: path.len(),
+        })
+    }
+}
+
+impl Packer<'_> {
+    /// All that is below a directory. No recursion: a task can nest directories deeper than a thread's stack.
+    fn tree(&mut self, directory: &File, mut path: Vec<u8>) -> Result<()> {
+        let directory = directory.try_clone().map_err(TreeError::io("open", &path))?;
+        let mut levels = vec![Level::new(directory, &path)?];
+        while let Some(level) = levels.last_mut() {
+            path.truncate(level.length);
+            let Some((name, kind)) = level.entries.next() else {
+                levels.pop();
+                continue;
+            };
+            let name = name.into_vec();
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(&name);
+            if let Some(directory) = self.entry(&level.directory, &name, &path, kind)? {
+                levels.push(Level::new(directory, &path)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// One file. A directory is handed back, open.
+    fn entry(&mut self, parent: &File, name: &[u8], path: &[u8], kind: Option<fs::FileType>) -> Result<Option<File>> {
+        // A fifo must not be opened for reading, nor a device: it could wait, or do something.
+        let readable = kind.is_some_and(|kind| kind.is_file() || kind.is_dir());
+        let flags = if readable { sys::READ | sys::NONBLOCK } else { sys::PATH };
+        let open = |flags| sys::open(parent, name, flags | sys::NOFOLLOW, 0, Resolve::NoSymlinks);
+        let failed = || TreeError::io("read", path);
+        let mut file = match open(flags) {
+            Ok(file) => file,
+            // It was removed, or became a symlink, since the directory was listed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(sys::ELOOP) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(failed()(error)),
+        };
+        let mut metadata = file.metadata().map_err(failed())?;
+        if !readable && (metadata.is_file() || metadata.is_dir()) {
+            file = open(sys::READ | sys::NONBLOCK).map_err(failed())?;
+            metadata = file.metadata().map_err(failed())?;
+        }
+        let kind = metadata.file_type();
+        if kind.is_socket() {
+            return Ok(None);
+        }
+        let mut header = header(&metadata, path);
+        if !kind.is_dir() && metadata.nlink() > 1 {
+            let key = (metadata.dev(), metadata.ino());
+            if let Some(first) = self.links.get(&key) {
+                header.kind = b'1';
+                header.link.clone_from(first);
+                header.size = 0;
+                let records = self.records(&header, &metadata);
+                self.head(&header, &records)?;
+                return Ok(None);
+            }
+            self.links.insert(key, path.to_vec());
+        }
+        if kind.is_symlink() {
+            header.link = sys::read_link(&file).map_err(failed())?;
+        }
+        let map = holes(&file, &metadata).map_err(failed())?;
+        let text = map.as_deref().map(map_text).unwrap_or_default();
+        if let Some(map) = &map {
+            header.size = text.len() as u64 + map.iter().map(|(start, end)| end - start).sum::<u64>();
+        }
+        let mut records = self.records(&header, &metadata);
+        let node = if kind.is_file() || kind.is_dir() {
+            Node::Open(&file)
+        } else {
+            Node::Held(&file)
+        };
+        self.attributes(node, path, &mut records)?;
+        if map.is_some() {
+            put_record(&mut records, b"GNU.sparse.major", b"1");
+            put_record(&mut records, b"GNU.sparse.minor", b"0");
+            put_record(&mut records, b"GNU.sparse.name", path);
+            put_record(
+                &mut records,
+                b"GNU.sparse.realsize",
+                metadata.len().to_string().as_bytes(),
+            );
+            let (parent, name) = split(path);
+            header.name = [parent, b"GNUSparseFile.0", name].join(&b'/');
+        }
+        let size = header.size;
+        self.head(&header, &records)?;
+        if kind.is_file() {
+            self.put(&text)?;
+            for (start, end) in map.unwrap_or_else(|| vec![(0, size)]) {
+                if start > 0 {
+                    file.seek(SeekFrom::Start(start)).map_err(failed())?;
+                }
+                self.content(&file, path, end - start)?;
+            }
+            self.pad(size)?;
+        }
+        Ok(kind.is_dir().then_some(file))
+    }
+
+    /// The records that a header's fields have no room for.
+    fn records(&self, header: &Header, metadata: &Metadata) -> Vec<u8> {
+        let mut records = Vec::new();
+        if header.name.len() > format::NAME {
+            put_record(&mut records, b"path", &header.name);
+        }
+        if header.link.len() > format::NAME {
+            put_record(&mut records, b"linkpath", &header.link);
+        }
+        for (key, id) in [(b"uid", header.uid), (b"gid", header.gid)] {
+            if u64::from(id) > format::most(7) {
+                put_record(&mut records, key, id.to_string().as_bytes());
+            }
+        }
+        if header.size > format::most(11) {
+            put_record(&mut records, b"size", header.size.to_string().as_bytes());
+        }
+        let nanoseconds = u32::try_from(metadata.mtime_nsec()).unwrap_or(0);
+        if nanoseconds > 0 || !u64::try_from(header.mtime).is_ok_and(|time| time <= format::most(11)) {
+            let time = format::time(header.mtime, nanoseconds);
+            put_record(&mut records, b"mtime", time.as_bytes());
+        }
+        records
+    }
+
+    fn attributes(&mut self, node: Node<'_>, path: &[u8], records: &mut Vec<u8>) -> Result<()> {
+        let failed = || TreeError::io("read the attributes of", path);
+        let length = node.attributes(&mut self.names).map_err(failed())?;
+        for name in self.names[..length].split_inclusive(|byte| *byte == 0) {
+            let Ok(name) = CStr::from_bytes_with_nul(name) else {
+                continue;
+            };
+            let bytes = name.to_bytes();
+            // A label belongs to the policy of the host, and what else is in `system` to the file system.
+            let foreign = bytes == b"security.selinux"
+                || (bytes.starts_with(b"system.") && !bytes.starts_with(b"system.posix_acl_"));
+            if foreign {
+                continue;
+            }
+            if let Some(value) = node.attribute(name, &mut self.value).map_err(failed())? {
+                put_record(records, &format::xattr_key(bytes), value);
+            }
+        }
+        Ok(())
+    }
+
+    fn head(&mut self, header: &Header, records: &[u8]) -> Result<()> {
+        if !records.is_empty() {
+            let (_, name) = split(&header.name);
+            let extended = Header {
+                kind: b'x',
+                name: [b"PaxHeaders/", name].concat(),
+                mode: 0o644,
+                size: records.len() as u64,
+                mtime: header.mtime,
+                ..Header::default()
+            };
+            self.put(&extended.block())?;
+            self.put(records)?;
+            self.pad(records.len() as u64)?;
+        }
+        self.put(&header.block())
+    }
+
+    fn content(&mut self, mut file: &File, path: &[u8], size: u64) -> Result<()> {
+        let mut left = size;
+        while left > 0 {
+            if self.filled == PIECE {
+                self.flush()?;
+            }
+            let room = PIECE - self.filled;
+            let most = usize::try_from(left).unwrap_or(room).min(room);
+            let read = match file.read(&mut self.buffer[self.filled..self.filled + most]) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Ok(0) => Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "it became shorter while it was read",
+                )),
+                other => other,
+            };
+            let read = read.map_err(TreeError::io("read", path))?;
+            self.filled += read;
+            left -= read as u64;
+        }
+        Ok(())
+    }
+
+    fn pad(&mut self, size: u64) -> Result<()> {
+        let over = (size % BLOCK as u64) as usize;
+        self.put(&[0; BLOCK][..(BLOCK - over) % BLOCK])
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        for piece in bytes.chunks(PIECE) {
+            if self.filled + piece.len() > PIECE {
+                self.flush()?;
+            }
+            self.buffer[self.filled..self.filled + piece.len()].copy_from_slice(piece);
+            self.filled += piece.len();
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let written = self.out.write_all(&self.buffer[..self.filled]);
+        self.filled = 0;
+        written.map_err(TreeError::io("write", b"the tar"))
+    }
+}
+
+fn header(metadata: &Metadata, path: &[u8]) -> Header {
+    let kind = metadata.file_type();
+    let device = kind.is_char_device() || kind.is_block_device();
+    let (major, minor) = if device {
+        sys::device_numbers(metadata.rdev())
+    } else {
+        (0, 0)
+    };
+    Header {
+        kind: match kind {
+            _ if kind.is_dir() => b'5',
+            _ if kind.is_symlink() => b'2',
+            _ if kind.is_char_device() => b'3',
+            _ if kind.is_block_device() => b'4',
+            _ if kind.is_fifo() => b'6',
+            _ => b'0',
+        },
+        name: if kind.is_dir() {
+            [path, b"/"].concat()
+        } else {
+            path.to_vec()
+        },
+        link: Vec::new(),
+        mode: metadata.mode() & 0o7777,
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+        size: if kind.is_file() { metadata.len() } else { 0 },
+        mtime: metadata.mtime(),
+        major,
+        minor,
+    }
+}
+
+/// Where a file with holes has data: `None` for one without, which its blocks tell without a further look.
+fn holes(file: &File, metadata: &Metadata) -> io::Result<Option<Vec<(u64, u64)>>> {
+    let end = metadata.len();
+    if !metadata.is_file() || metadata.blocks() >= end.div_ceil(512) {
+        return Ok(None);
+    }
+    let (mut map, mut at) = (Vec::new(), 0);
+    while let Some((start, stop)) = sys::data_from(file, at, end)? {
+        if map.len() == MAX_PIECES {
+            map.push((start, end));
+            break;
+        }
+        map.push((start, stop));
+        at = stop;
+    }
+    let mut from_start = file;
+    from_start.rewind()?;
+    // GNU tar takes the end of the last piece for the end of the file.
+    if map.last().is_none_or(|(_, last)| *last < end) {
+        map.push((end, end));
+    }
+    // A file system that compresses, or keeps small files in their inode, has few blocks for what is no hole.
+    Ok((map != [(0, end)]).then_some(map))
+}
+
+/// The map as format 1.0 has it before the data: numbers in lines, the last block filled.
+fn map_text(map: &[(u64, u64)]) -> Vec<u8> {
+    let mut text = format!("{}\n", map.len()).into_bytes();
+    for (start, end) in map {
+        text.extend_from_slice(format!("{start}\n{}\n", end - start).as_bytes());
+    }
+    text.resize(text.len().next_multiple_of(BLOCK), 0);
+    text
+}

@@ -1,0 +1,344 @@
+//! One transfer: a container that mounts the volume, and the program in it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::BytesMut;
+use futures_util::StreamExt;
+use orchestra::{
+    ByteStream, Capabilities, ContainerId, ContainerPath, ContainerSpec, Error, ErrorKind, ExecEvent, ExecSpec,
+    ExecStream, ExitStatus, ImageRef, JobId, Labels, Mount, Name, NetworkMode, OutputStream, Result, Runner,
+    SharedDriver, VolumeId, VolumePath, labels, tar,
+};
+use orchestra_helper::exit;
+
+use crate::image;
+
+/// Where the volume is in the container.
+const ROOT: &str = "/v";
+
+/// The image's name, which no registry can have; the tag is the job.
+const IMAGE: &str = "orchestra.invalid/volume-transfer";
+
+/// How often an image that others remove is imported again.
+const ATTEMPTS: usize = 3;
+
+/// Most that is kept of what the program says when it fails.
+const MAX_MESSAGE: usize = 8 << 10;
+
+/// All that files need: owners, modes and attributes of others' files, devices, `security.capability`, `trusted.*`.
+const KERNEL_CAPABILITIES: [&str; 7] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "MKNOD",
+    "SETFCAP",
+    "SYS_ADMIN",
+];
+
+/// Writes and reads the volumes of one job exactly, on any driver that can. A clone is the same.
+#[derive(Clone, Debug)]
+pub struct ExactVolumes {
+    driver: SharedDriver,
+    job: JobId,
+    /// The program, where the driver's own calls are not exact.
+    program: Option<&'static [u8]>,
+    /// Held while the image is imported: of several that miss it one does.
+    importing: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl ExactVolumes {
+    /// Exact transfers on `driver`, of what belongs to `job`. Nothing is made yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] where neither the driver's own calls are exact nor the program can be run: the engine
+    /// lacks [`exec`](Capabilities::exec) or [`import_image`](Capabilities::import_image), it runs on another
+    /// architecture than this process, or this process was built without the program.
+    pub fn new(driver: SharedDriver, job: JobId) -> Result<Self> {
+        let info = driver.info();
+        let unsupported = |why: String| {
+            Error::new(ErrorKind::Unsupported, format!("{why}, and its own archive calls lose metadata"))
+                .with_hint("keep the volume where it is, or use an engine whose volumes are read exactly; `orchestra doctor` lists what it can do")
+        };
+        let program = if info.capabilities.exact_volumes {
+            None
+        } else {
+            if let Some(missing) = Self::missing(&info.capabilities) {
+                return Err(unsupported(missing));
+            }
+            let program = image::program(&info.platform).ok_or_else(|| {
+                unsupported(format!(
+                    "the engine runs on {}, for which this process has no program to read volumes by",
+                    info.platform
+                ))
+            })?;
+            Some(program)
+        };
+        Ok(Self {
+            driver,
+            job,
+            program,
+            importing: Arc::default(),
+        })
+    }
+
+    /// What an engine with these capabilities lacks; `None` if exact transfers need no more.
+    #[must_use]
+    pub fn missing(capabilities: &Capabilities) -> Option<String> {
+        let needed = [("exec", capabilities.exec), ("import_image", capabilities.import_image)];
+        let missing: Vec<&str> = needed.iter().filter(|(_, has)| !has).map(|(name, _)| *name).collect();
+        if capabilities.exact_volumes || missing.is_empty() {
+            return None;
+        }
+        Some(format!("the engine lacks {}", missing.join(", ")))
+    }
+
+    /// Unpacks a tar into the volume's directory `path`, which must exist, as [`Driver::write_volume`](orchestra::Driver::write_volume)
+    /// does, with everything that is in it. Fails where the engine's kernel or confinement forbids some of it; what was
+    /// unpacked until then stays.
+    ///
+    /// # Errors
+    /// Those of [`Driver::write_volume`](orchestra::Driver::write_volume), and those of making a container.
+    pub async fn write(&self, volume: &VolumeId, path: &VolumePath, tar: ByteStream) -> Result<()> {
+        let Some(program) = self.program else {
+            return self.driver.write_volume(volume, path, tar).await;
+        };
+        let transfer = self.start(program, volume, false).await?;
+        let (tar, failure) = watched(tar);
+        let written = async {
+            let command = ["unpack-tree", ROOT, path.as_str()].map(str::to_owned).to_vec();
+            let mut events = transfer.exec(command, Some(tar)).await?;
+            let mut outcome = Outcome::default();
+            while let Some(event) = events.next().await {
+                outcome.take(event?);
+            }
+            outcome.done()
+        };
+        let written = written.await;
+        transfer.remove().await;
+        // A tar that fails ends the program's input, and what it says of that is of no interest.
+        match failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(error) => Err(error),
+            None => written,
+        }
+    }
+
+    /// Packs files and directories of a volume into one tar, as [`Driver::read_volume`](orchestra::Driver::read_volume) does, with
+    /// everything that the kernel keeps of them. Sockets are left out.
+    ///
+    /// # Errors
+    /// Those of [`Driver::read_volume`](orchestra::Driver::read_volume), and those of making a container.
+    pub async fn read(&self, volume: &VolumeId, paths: &[VolumePath]) -> Result<ByteStream> {
+        let Some(program) = self.program else {
+            return self.driver.read_volume(volume, paths).await;
+        };
+        let transfer = self.start(program, volume, true).await?;
+        let mut command = vec!["pack-tree".to_owned(), ROOT.to_owned()];
+        command.extend(VolumePath::outermost(paths).iter().map(|path| path.as_str().to_owned()));
+        let mut events = match transfer.exec(command, None).await {
+            Ok(events) => events,
+            Err(error) => {
+                transfer.remove().await;
+                return Err(error);
+            }
+        };
+        Ok(tar::pipe(move |sink| async move {
+            let (mut outcome, mut last) = (Outcome::default(), None);
+            let packed = async {
+                while let Some(event) = events.next().await {
+                    if let Some(bytes) = outcome.take(event?)
+                        && let Some(before) = last.replace(bytes)
+                    {
+                        sink.send(before).await?;
+                    }
+                }
+                outcome.done()
+            };
+            let packed = packed.await;
+            transfer.remove().await;
+            packed?;
+            // Last, because who has read the tar's end need not read on to the stream's, and may remove the volume then.
+            match last {
+                Some(last) => sink.send(last).await,
+                None => Ok(()),
+            }
+        }))
+    }
+
+    /// A running container with the volume mounted.
+    async fn start(&self, program: &'static [u8], volume: &VolumeId, read_only: bool) -> Result<Transfer> {
+        let name = Name::new(format!("volume-transfer-{}", JobId::unique()))?;
+        let spec = self.spec(&name, volume, read_only)?;
+        // Before the container: from the call on there may be one to remove.
+        let transfer = Transfer {
+            driver: self.driver.clone(),
+            container: self.job.container(&name, 1),
+            removed: false,
+        };
+        let started = async {
+            let mut attempt = 1;
+            loop {
+                match self.driver.create_container(&transfer.container, &spec).await {
+                    Err(error) if error.kind() == ErrorKind::ImageNotFound && attempt <= ATTEMPTS => {
+                        attempt += 1;
+                        self.import(program, &spec.image, &spec.labels).await?;
+                    }
+                    created => {
+                        created?;
+                        break;
+                    }
+                }
+            }
+            self.driver.start_container(&transfer.container, None).await
+        };
+        match started.await {
+            Ok(()) => Ok(transfer),
+            Err(error) => {
+                transfer.remove().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn import(&self, program: &'static [u8], image: &ImageRef, labels: &Labels) -> Result<()> {
+        let _one = self.importing.lock().await;
+        if self.driver.image_exists(image).await? {
+            return Ok(());
+        }
+        let archive = image::archive(program, &self.driver.info().platform, labels);
+        self.driver.import_image(image, archive).await
+    }
+
+    fn spec(&self, name: &Name, volume: &VolumeId, read_only: bool) -> Result<ContainerSpec> {
+        let capabilities = &self.driver.info().capabilities;
+        let mut spec = ContainerSpec::new(ImageRef::new(format!("{IMAGE}:{}", self.job))?);
+        spec.entrypoint = Some([image::PROGRAM, "idle"].map(str::to_owned).to_vec());
+        spec.mounts.push(Mount {
+            volume: volume.clone(),
+            target: ContainerPath::new(ROOT)?,
+            read_only,
+        });
+        if capabilities.no_network {
+            spec.network = NetworkMode::None;
+        }
+        if capabilities.kernel_capabilities {
+            spec.cap_drop.push("ALL".parse()?);
+            for capability in KERNEL_CAPABILITIES {
+                spec.cap_add.push(capability.parse()?);
+            }
+        }
+        spec.security.no_new_privileges = capabilities.no_new_privileges;
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        spec.labels = Labels::from([
+            (labels::JOB.to_owned(), self.job.to_string()),
+            (labels::NAME.to_owned(), name.to_string()),
+            (labels::RUNNER.to_owned(), Runner::current().to_string()),
+            (labels::CREATED.to_owned(), created.as_secs().to_string()),
+        ]);
+        Ok(spec)
+    }
+}
+
+/// A container that waits for what is executed in it. It is removed when this is dropped, at the latest.
+#[derive(Debug)]
+struct Transfer {
+    driver: SharedDriver,
+    container: ContainerId,
+    removed: bool,
+}
+
+impl Transfer {
+    async fn exec(&self, arguments: Vec<String>, stdin: Option<ByteStream>) -> Result<ExecStream> {
+        let command = std::iter::once(image::PROGRAM.to_owned()).chain(arguments);
+        self.driver.exec(&self.container, &ExecSpec::new(command), stdin).await
+    }
+
+    async fn remove(mut self) {
+        remove(&self.driver, &self.container).await;
+        // Not before: who drops this call in the middle leaves the rest to `drop`.
+        self.removed = true;
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        if self.removed {
+            return;
+        }
+        // Without a runtime the program is at its end, and the label is left to tell.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let (driver, container) = (self.driver.clone(), self.container.clone());
+            runtime.spawn(async move { remove(&driver, &container).await });
+        }
+    }
+}
+
+/// What it fails to remove carries the job's label: the job's end removes it.
+async fn remove(driver: &SharedDriver, container: &ContainerId) {
+    if let Err(error) = driver.remove_container(container).await {
+        tracing::warn!(%container, %error, "a container that a volume was read by could not be removed");
+    }
+}
+
+/// What the program said besides the tar.
+#[derive(Default)]
+struct Outcome {
+    message: BytesMut,
+    exit: Option<ExitStatus>,
+}
+
+impl Outcome {
+    /// Keeps what tells of the end, and hands back what is of the tar.
+    fn take(&mut self, event: ExecEvent) -> Option<bytes::Bytes> {
+        match event {
+            ExecEvent::Output(chunk) if chunk.stream == OutputStream::Stdout => return Some(chunk.bytes),
+            ExecEvent::Output(chunk) => {
+                let room = MAX_MESSAGE - self.message.len();
+                self.message
+                    .extend_from_slice(&chunk.bytes[..chunk.bytes.len().min(room)]);
+            }
+            ExecEvent::Exit(exit) => self.exit = Some(exit),
+            _ => {}
+        }
+        None
+    }
+
+    fn done(&self) -> Result<()> {
+        let message = String::from_utf8_lossy(&self.message).trim().to_owned();
+        let Some(status) = self.exit else {
+            let message = "the engine did not tell how the program ended that reads volumes";
+            return Err(Error::new(ErrorKind::Protocol, message));
+        };
+        let kind = match status {
+            ExitStatus::Code(0) => return Ok(()),
+            ExitStatus::Code(code) => match u8::try_from(code).unwrap_or(u8::MAX) {
+                exit::NOT_FOUND => ErrorKind::PathNotFound,
+                exit::INVALID => ErrorKind::InvalidInput,
+                exit::DISK_FULL => ErrorKind::DiskFull,
+                exit::IO => ErrorKind::Io,
+                _ => ErrorKind::Engine,
+            },
+            _ => ErrorKind::Interrupted,
+        };
+        if message.is_empty() {
+            let message = format!("the program that reads and writes volumes ended with {status}");
+            return Err(Error::new(kind, message));
+        }
+        Err(Error::new(kind, message))
+    }
+}
+
+/// Keeps aside what the stream fails with: the engine need not tell it.
+fn watched(tar: ByteStream) -> (ByteStream, Arc<Mutex<Option<Error>>>) {
+    let failure: Arc<Mutex<Option<Error>>> = Arc::default();
+    let slot = failure.clone();
+    let tar = tar.map(move |item| {
+        item.map_err(|error| {
+            let again = Error::new(error.kind(), error.message());
+            slot.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            again
+        })
+    });
+    (tar.boxed(), failure)
+}
