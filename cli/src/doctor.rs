@@ -69,6 +69,12 @@ fn why(capability: &str) -> &'static str {
         "default_network" => "without root podman needs slirp4netns or pasta (package passt) on its host",
         "seccomp" => "the engine takes no profile from its client, only its own or none",
         "apparmor" => "the engine's host has no AppArmor, or has it switched off",
+        "exact_volumes" => {
+            "the engine's archive calls lose some of a file; Orchestra's helper carries all of it instead"
+        }
+        "any_file" => {
+            "without root the kernel gives no devices, no `trusted.*` attributes, and only the user's own ids"
+        }
         "out_of_memory" => "the engine tells it as a SIGKILL (podman before 5.0, or no memory controller)",
         _ => "the engine does not have it",
     }

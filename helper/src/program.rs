@@ -50,6 +50,11 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
+            // An engine may tell who feeds a process that has ended of a broken connection, and of no exit. Who reads the
+            // line above ends the input.
+            if part == "unpack-tree" {
+                let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+            }
             ExitCode::from(code(&error))
         }
     }

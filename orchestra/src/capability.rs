@@ -53,6 +53,9 @@ pub struct Capabilities {
     /// [`Driver::write_volume`](crate::Driver::write_volume) and [`Driver::read_volume`](crate::Driver::read_volume) keep
     /// everything that the kernel keeps of a file. Where it lacks, `orchestra-volumes` does it above the driver.
     pub exact_volumes: bool,
+    /// A volume takes any file: owners of all numbers, devices, `trusted.*` attributes. An engine without root takes what the
+    /// kernel lets its user namespace have.
+    pub any_file: bool,
     /// [`PullImage::insecure`]. Registries on loopback may be reachable by plain HTTP without it.
     pub insecure_pull: bool,
     /// [`ExitStatus::OutOfMemory`](crate::ExitStatus::OutOfMemory) is told apart from `SIGKILL`, as far as
@@ -85,6 +88,7 @@ impl Capabilities {
         exec: true,
         import_image: true,
         exact_volumes: true,
+        any_file: true,
         insecure_pull: true,
         out_of_memory: true,
         reattach: true,
@@ -112,6 +116,7 @@ impl Capabilities {
         exec: false,
         import_image: false,
         exact_volumes: false,
+        any_file: false,
         insecure_pull: false,
         out_of_memory: false,
         reattach: false,
@@ -225,6 +230,6 @@ mod tests {
     #[test]
     fn the_list_has_every_field() {
         assert!(Capabilities::ALL.list().iter().all(|(_, has)| *has));
-        assert_eq!(Capabilities::NONE.list().len(), 23);
+        assert_eq!(Capabilities::NONE.list().len(), 24);
     }
 }

@@ -173,7 +173,8 @@ pub trait Driver: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// - A working directory that the image lacks is made.
     ///
     /// # Errors
-    /// [`ImageNotFound`](crate::ErrorKind::ImageNotFound), [`VolumeNotFound`](crate::ErrorKind::VolumeNotFound) (no volume is ever
+    /// [`ImageNotFound`](crate::ErrorKind::ImageNotFound), also if the engine has the image for another
+    /// [`platform`](ContainerSpec::platform) only; [`VolumeNotFound`](crate::ErrorKind::VolumeNotFound) (no volume is ever
     /// made by mounting it), [`InvalidInput`](crate::ErrorKind::InvalidInput); [`Unsupported`](crate::ErrorKind::Unsupported) for what
     /// [`Capabilities::check_container`] says.
     async fn create_container(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<Created>;

@@ -11,6 +11,7 @@ use orchestra::{
     SharedDriver, VolumeId, VolumePath, labels, tar,
 };
 use orchestra_helper::exit;
+use tokio::sync::oneshot;
 
 use crate::image;
 
@@ -106,12 +107,18 @@ impl ExactVolumes {
         };
         let transfer = self.start(program, volume, false).await?;
         let (tar, failure) = watched(tar);
+        // The program reads its input to the end whatever happens; what it complains of makes the rest useless.
+        let (complained, complaint) = oneshot::channel::<()>();
+        let (tar, mut complained) = (tar.take_until(complaint).boxed(), Some(complained));
         let written = async {
             let command = ["unpack-tree", ROOT, path.as_str()].map(str::to_owned).to_vec();
             let mut events = transfer.exec(command, Some(tar)).await?;
             let mut outcome = Outcome::default();
             while let Some(event) = events.next().await {
                 outcome.take(event?);
+                if !outcome.message.is_empty() {
+                    complained.take();
+                }
             }
             outcome.done()
         };
@@ -312,7 +319,7 @@ impl Outcome {
         };
         let kind = match status {
             ExitStatus::Code(0) => return Ok(()),
-            ExitStatus::Code(code) => match u8::try_from(code).unwrap_or(u8::MAX) {
+            ExitStatus::Code(code) => match code {
                 exit::NOT_FOUND => ErrorKind::PathNotFound,
                 exit::INVALID => ErrorKind::InvalidInput,
                 exit::DISK_FULL => ErrorKind::DiskFull,

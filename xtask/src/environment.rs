@@ -8,7 +8,7 @@ use crate::{
     daemon::Docker,
     engine::{Driver, Engine},
     folders::{self, Folders},
-    images, packages,
+    images, mounts, packages,
     podman::Podman,
     process,
     registry::{self, HostRegistries},
@@ -73,6 +73,9 @@ impl Environment {
                     ("ORCHESTRA_TEST_ENGINE_PID", pid.trim().to_owned()),
                     ("ORCHESTRA_TEST_THROWAWAY", serde_json::to_string(&throwaway)?),
                 ]);
+                if driver != Driver::PodmanRootless {
+                    variables.push(("ORCHESTRA_TEST_SMALL_DISK", mounts::TOO_MUCH.to_string()));
+                }
                 Provided::Private(private.sandbox)
             }
         };
@@ -127,7 +130,8 @@ impl PrivateEngine {
         };
         let rootfs = rootfs::of(driver, engine)?;
         // The guard takes over the lock.
-        let (folders, _lock) = Folders::make()?;
+        let (mut folders, _lock) = Folders::make()?;
+        folders.small = registries.is_none() && driver != Driver::PodmanRootless;
         let bounded = runtime::provide(&folders.disk.join("runc-bounded"))?;
         let (mut daemons, socket, pid_file) = match driver {
             Driver::Docker => {

@@ -28,6 +28,8 @@ pub(crate) struct Folders {
     pub(crate) run: PathBuf,
     /// For everything large. It lies in the repository, because a temporary folder may be held in memory.
     pub(crate) disk: PathBuf,
+    /// Whether the engine has no more than a small disk of its own, in memory, which a test may fill.
+    pub(crate) small: bool,
 }
 
 impl Folders {
@@ -53,6 +55,7 @@ impl Folders {
             name: name.to_owned(),
             run: Path::new(TEMPORARY).join(name),
             disk,
+            small: false,
         })
     }
 

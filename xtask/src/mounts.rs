@@ -11,11 +11,23 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_bind_recu
 
 use crate::{folders::Folders, user::Cover};
 
+/// The size of an engine's disk that a test fills.
+const SMALL: &CStr = c"size=256m,mode=0755";
+/// What does not fit there, in bytes.
+pub(crate) const TOO_MUCH: u64 = 300 << 20;
+
 /// Makes the mounts.
 ///
 /// With a root file system, that one is made ready to be the root of daemons.
 pub(crate) fn make(folders: &Folders, rootfs: Option<&Path>, covers: &[Cover]) -> Result<()> {
     mount_bind(&folders.disk, folders.data())?;
+    if folders.small {
+        for engine in ["docker", "podman"].map(|engine| folders.data().join(engine)) {
+            fs::create_dir_all(&engine)?;
+            mount("tmpfs", &engine, "tmpfs", MountFlags::empty(), SMALL)
+                .with_context(|| format!("cannot mount on {}", engine.display()))?;
+        }
+    }
     if let Some(root) = rootfs {
         make_root(folders, root)?;
     } else {

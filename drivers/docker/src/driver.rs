@@ -262,6 +262,7 @@ fn capabilities(info: &SystemInfo) -> Capabilities {
     let mut capabilities = Capabilities::ALL;
     // Its archive calls lose attributes, parts of seconds and holes.
     capabilities.exact_volumes = false;
+    capabilities.any_file = !option("rootless");
     capabilities.memory_limit = info.memory_limit.unwrap_or(false);
     capabilities.out_of_memory = capabilities.memory_limit;
     capabilities.cpu_quota = info.cpu_cfs_quota.unwrap_or(false) && info.cpu_cfs_period.unwrap_or(false);

@@ -245,6 +245,7 @@ fn describe(endpoint: String, version: &Version, info: &Info) -> Result<DriverIn
 fn capabilities(podman: Option<u32>, info: &Info) -> Capabilities {
     let controller = |name: &str| info.host.cgroup_controllers.iter().any(|found| found == name);
     let mut capabilities = Capabilities::ALL;
+    capabilities.any_file = !info.host.security.rootless;
     // Its archive calls lose attributes, parts of seconds and holes.
     capabilities.exact_volumes = false;
     // Those that were delegated to the user, where podman runs without root.
@@ -401,7 +402,9 @@ mod tests {
             let info = json!({"host": {
                 "security": {"rootless": true}, "rootlessNetworkCmd": command, program: {"executable": "/usr/bin/x"},
             }});
-            capabilities(Some(5), &serde_json::from_value(info).unwrap()).default_network
+            let capabilities = capabilities(Some(5), &serde_json::from_value(info).unwrap());
+            assert!(!capabilities.any_file);
+            capabilities.default_network
         };
         assert!(network("pasta", "pasta") && network("slirp4netns", "slirp4netns") && network("", "slirp4netns"));
         assert!(!network("pasta", "slirp4netns") && !network("", "pasta"));

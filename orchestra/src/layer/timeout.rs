@@ -21,7 +21,8 @@ use crate::{ByteStream, Driver, Error, ErrorKind, Result, SharedDriver};
 pub struct Deadlines {
     /// For a call that changes or asks something small; 60 s.
     pub call: Duration,
-    /// For a call in which an engine may have much to do: making, starting and removing a container, ending a job; 5 min.
+    /// For a call in which an engine may have much to do: making, starting and removing a container, removing a volume
+    /// with all its files, ending a job; 5 min.
     pub work: Duration,
     /// For silence in a transfer: a pull, an import, a volume's content; 5 min.
     pub silence: Duration,
@@ -55,7 +56,11 @@ impl Timeouts {
     fn deadline(&self, method: Method) -> Duration {
         match method {
             Method::Ping => self.0.ping,
-            Method::CreateContainer | Method::StartContainer | Method::RemoveContainer | Method::EndJob => self.0.work,
+            Method::CreateContainer
+            | Method::StartContainer
+            | Method::RemoveContainer
+            | Method::RemoveVolume
+            | Method::EndJob => self.0.work,
             // The engine may answer only when it knows the image's manifest, or has packed the first file.
             Method::PullImage | Method::ReadVolume => self.0.silence,
             _ => self.0.call,

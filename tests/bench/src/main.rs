@@ -10,6 +10,7 @@ mod logs;
 mod pairs;
 mod pipeline;
 mod tasks;
+mod volumes;
 
 use std::error::Error;
 
@@ -69,6 +70,9 @@ async fn main() -> Outcome<()> {
     }
     if wanted("build") {
         build::one(&mut bench).await?;
+    }
+    if wanted("volumes") {
+        volumes::one_gib(&mut bench).await?;
     }
     println!("\n{}", bench.table);
     Ok(())

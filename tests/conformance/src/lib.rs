@@ -53,6 +53,25 @@ pub use suite::{Suite, Verdict};
 /// More than one case a processor: most of a case's time is the engine's.
 const THREADS: usize = 4;
 
+/// [`main()`] with [`Settings::from_env`]: the whole of a third party's test target.
+///
+/// ```no_run
+/// # use orchestra::SharedDriver;
+/// # async fn connect() -> orchestra::Result<SharedDriver> { unimplemented!() }
+/// fn main() -> std::process::ExitCode {
+///     orchestra_conformance::run(connect)
+/// }
+/// ```
+pub fn run<F>(connect: impl Fn() -> F + Send + Sync + 'static) -> ExitCode
+where
+    F: Future<Output = Result<SharedDriver>> + Send + 'static,
+{
+    match Settings::from_env() {
+        Ok(settings) => main(settings, connect),
+        Err(error) => say(&error.to_string()),
+    }
+}
+
 /// Runs the suite as a test target's `main`, for the drivers that `connect` makes.
 pub fn main<F>(settings: Settings, connect: impl Fn() -> F + Send + Sync + 'static) -> ExitCode
 where

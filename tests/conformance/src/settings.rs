@@ -32,6 +32,10 @@ pub struct Settings {
     pub throwaway: Option<StartEngine>,
     /// Connects to an endpoint where no engine listens.
     pub unreachable: Option<Connect>,
+    /// Connects to an endpoint that takes connections and never answers.
+    pub silent: Option<Connect>,
+    /// How many bytes do not fit on the disk of a [`throwaway`](Self::throwaway) engine, if that is few.
+    pub small_disk: Option<u64>,
     /// The size of the large log, in bytes; 1 GiB.
     pub log_bytes: u64,
     /// The size of the large file in a volume, in bytes; 5 GiB.
@@ -58,6 +62,8 @@ impl Settings {
             private_registry: None,
             throwaway: None,
             unreachable: None,
+            silent: None,
+            small_disk: None,
             log_bytes: 1 << 30,
             volume_bytes: 5 << 30,
             deadline: Duration::from_secs(120),
@@ -72,6 +78,7 @@ impl Settings {
     /// | `ORCHESTRA_TEST_REGISTRY` | `HOST:PORT` of a plain-HTTP registry without credentials that the engine and this process reach |
     /// | `ORCHESTRA_TEST_REGISTRY_AUTH` | the same, for one that wants credentials |
     /// | `ORCHESTRA_TEST_REGISTRY_USER`, `ORCHESTRA_TEST_REGISTRY_PASSWORD` | those |
+    /// | `ORCHESTRA_TEST_LOG_BYTES`, `ORCHESTRA_TEST_VOLUME_BYTES` | how large the large log and the large file are |
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`](orchestra::ErrorKind::InvalidInput) if one can't be what it should be.
@@ -91,6 +98,15 @@ impl Settings {
                 get("ORCHESTRA_TEST_REGISTRY_PASSWORD")?,
             );
             settings.private_registry = Some(Arc::new(HttpRegistry::new(address, Some(credentials))));
+        }
+        for (name, size) in [
+            ("ORCHESTRA_TEST_LOG_BYTES", &mut settings.log_bytes),
+            ("ORCHESTRA_TEST_VOLUME_BYTES", &mut settings.volume_bytes),
+        ] {
+            if let Ok(bytes) = env::var(name) {
+                let wrong = |_| Error::invalid(format!("{name} is {bytes:?}, which is no number of bytes"));
+                *size = bytes.parse().map_err(wrong)?;
+            }
         }
         Ok(settings)
     }

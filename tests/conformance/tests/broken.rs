@@ -41,6 +41,7 @@ enum Defect {
     ForgetsTheExitOfAnExec,
     LosesModes,
     LosesHardLinks,
+    LosesAttributes,
     IgnoresErrorsOfATar,
     ReadsEverything,
     WritesFilesAsRoot,
@@ -94,6 +95,11 @@ const CAUGHT_BY: &[(Defect, &str)] = &[
     (D::ForgetsTheExitOfAnExec, "an_exec_tells_output_and_then_its_exit"),
     (D::LosesModes, "a_tar_comes_back_as_it_went_in"),
     (D::LosesHardLinks, "hard_links_stay_links"),
+    (D::LosesAttributes, "user_attributes_are_kept"),
+    (D::LosesAttributes, "an_opaque_directory_stays_opaque"),
+    (D::LosesAttributes, "parts_of_seconds_are_kept"),
+    (D::LosesAttributes, "holes_stay_holes"),
+    (D::LosesModes, "exact_owners_and_modes_are_kept"),
     (D::IgnoresErrorsOfATar, "an_error_of_the_tar_ends_the_call"),
     (D::ReadsEverything, "chosen_paths_are_read_and_no_others"),
     (
@@ -232,6 +238,14 @@ impl Driver for Broken {
                 orchestra::stream::once(with_headers(bytes, |header| {
                     if header.entry_type().is_hard_link() {
                         header.set_entry_type(tokio_tar::EntryType::Regular);
+                    }
+                }))
+            }
+            D::LosesAttributes => {
+                let bytes: Vec<u8> = tar.try_collect::<Vec<_>>().await?.concat();
+                orchestra::stream::once(with_headers(bytes, |header| {
+                    if header.entry_type().is_pax_local_extensions() {
+                        header.set_entry_type(tokio_tar::EntryType::XGlobalHeader);
                     }
                 }))
             }

@@ -1,7 +1,8 @@
 //! The conformance suite on the engine that `cargo xtask e2e` started, through its own driver.
 //!
 //! `ORCHESTRA_TEST_DRIVER` names the driver; without it nothing is tried. `ORCHESTRA_TEST_THROWAWAY` is the command, as a
-//! JSON list, that starts one more engine in a folder, which is its last argument.
+//! JSON list, that starts one more engine in a folder, which is its last argument; `ORCHESTRA_TEST_SMALL_DISK` is how
+//! many bytes do not fit on that one's disk, if that is few.
 
 #![expect(
     clippy::expect_used,
@@ -10,6 +11,7 @@
 )]
 
 use std::env;
+use std::os::unix::net::UnixListener;
 use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -138,10 +140,25 @@ fn main() -> ExitCode {
             Box::pin(async move { Ok(Box::new(Throwaway::start(driver, &command).await?) as Box<dyn ThrowawayEngine>) })
         }));
     }
+    settings.small_disk = env::var("ORCHESTRA_TEST_SMALL_DISK")
+        .ok()
+        .and_then(|bytes| bytes.parse().ok());
     let nowhere = env::temp_dir().join(format!("no-engine-listens-here-{}.sock", std::process::id()));
     settings.unreachable = Some(Arc::new(move || {
         let host = format!("unix://{}", nowhere.display());
         Box::pin(driver.connect(Some(host)))
+    }));
+    // It takes connections, as many as the kernel keeps waiting, and nobody reads them.
+    let folder = TempDir::new().expect("a temporary folder");
+    let path = folder.path().join("silent.sock");
+    let listener = Arc::new(UnixListener::bind(&path).expect("a socket"));
+    settings.silent = Some(Arc::new(move || {
+        let (host, listener) = (format!("unix://{}", path.display()), listener.clone());
+        Box::pin(async move {
+            let connected = driver.connect(Some(host)).await;
+            drop(listener);
+            connected
+        })
     }));
     orchestra_conformance::main(settings, move || driver.connect(None))
 }

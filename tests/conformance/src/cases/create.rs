@@ -42,6 +42,10 @@ pub(super) const CASES: &[Case] = &[
         arguments_and_environment_pass_unchanged,
         "Command and environment reach the process byte for byte."
     ),
+    case!(
+        an_image_of_another_platform_is_not_taken,
+        "`create_container` for a platform that the engine's image is not of, fails and makes nothing."
+    ),
 ];
 
 async fn nothing_is_there(cx: &Context) -> Outcome {
@@ -162,4 +166,18 @@ async fn arguments_and_environment_pass_unchanged(cx: Arc<Context>) -> Outcome {
         lines.iter().any(|line| line.starts_with("PATH=")),
         "the image's own variables stay",
     )
+}
+
+async fn an_image_of_another_platform_is_not_taken(cx: Arc<Context>) -> Outcome {
+    let mut spec = cx.shell("true");
+    let own = &cx.driver.info().platform.architecture;
+    let other = if own == "s390x" { "linux/amd64" } else { "linux/s390x" };
+    spec.platform = Some(other.parse()?);
+    let answer = cx.driver.create_container(&cx.id("elsewhere"), &spec).await;
+    fails(
+        "an image of another platform",
+        answer,
+        &[ErrorKind::ImageNotFound, ErrorKind::Unsupported],
+    )?;
+    same("what is there afterwards", cx.listed().await?, vec![])
 }

@@ -13,6 +13,7 @@ use crate::suite::Case;
 
 pub(super) const CASES: &[Case] = &[
     case!(an_exec_tells_output_and_then_its_exit, "`exec` yields output of both streams, then the exit as its last item.", needs exec),
+    case!(an_exec_is_inside_of_its_container, "An exec's process sees the container's files and processes, and no others.", needs exec),
     case!(an_exec_is_fed_its_standard_input, "`stdin` is fed to an exec's process and closed at its end.", needs exec),
     case!(an_exec_without_input_reads_an_end, "An exec without `stdin` does not wait for any.", needs exec),
     case!(an_exec_has_its_own_user_directory_and_environment, "`ExecSpec` says user, directory and environment; the container's hold where it does not.", needs exec user),
@@ -162,4 +163,20 @@ async fn execs_run_side_by_side(cx: Arc<Context>) -> Outcome {
         done.map_err(|error| Failure::new(error.to_string()))??;
     }
     Ok(())
+}
+
+async fn an_exec_is_inside_of_its_container(cx: Arc<Context>) -> Outcome {
+    let id = cx
+        .start_and_see("host", &cx.shell("echo inside > /marker; echo up; sleep 300"))
+        .await?;
+    let (out, _, _) = run(&cx, &id, &script("cat /marker; ls -d /marker")).await?;
+    same("the container's own file", out, "inside\n/marker\n")?;
+    run(&cx, &id, &script("echo from an exec > /made")).await?;
+    let mut volumes = cx.shell("test ! -e /made && echo apart");
+    volumes.labels = cx.labels();
+    same(
+        "another container of the image",
+        cx.output("other", &volumes).await?,
+        "apart\n",
+    )
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream as streams};
 use orchestra::tar::TarReader;
-use orchestra::{ByteStream, ErrorKind, VolumeId, VolumePath, stream};
+use orchestra::{ByteStream, Capabilities, ErrorKind, VolumeId, VolumePath, stream};
 use orchestra_volumes::ExactVolumes;
 
 use super::case;
@@ -18,6 +18,12 @@ use crate::tarball::{self, Entry, Kind, pack, unpack};
 
 /// A case of this module: it needs exact transfers, whoever makes them.
 macro_rules! exact {
+    (any file: $run:ident, $promise:literal) => {
+        Case {
+            requires: |capabilities, _| missing_for_any_file(capabilities),
+            ..case!($run, $promise)
+        }
+    };
     ($run:ident, $promise:literal $(, deadlines $deadlines:literal)?) => {
         Case {
             requires: |capabilities, _| ExactVolumes::missing(capabilities),
@@ -26,9 +32,15 @@ macro_rules! exact {
     };
 }
 
+/// What exact transfers of any file lack here.
+fn missing_for_any_file(capabilities: &Capabilities) -> Option<String> {
+    let own = (!capabilities.any_file).then(|| "the engine lacks any_file".to_owned());
+    ExactVolumes::missing(capabilities).or(own)
+}
+
 pub(super) const CASES: &[Case] = &[
     exact!(
-        exact_owners_and_modes_are_kept,
+        any file: exact_owners_and_modes_are_kept,
         "Owners up to 32 bits and modes with setuid, setgid and sticky bit come out as they went in."
     ),
     exact!(
@@ -41,11 +53,11 @@ pub(super) const CASES: &[Case] = &[
     ),
     exact!(file_capabilities_are_kept, "`security.capability` is kept."),
     exact!(
-        an_opaque_directory_stays_opaque,
+        any file: an_opaque_directory_stays_opaque,
         "`trusted.overlay.*` attributes are kept: what an overlay hides stays hidden."
     ),
     exact!(
-        whiteouts_stay_whiteouts,
+        any file: whiteouts_stay_whiteouts,
         "Character device 0/0, other devices and fifos are kept."
     ),
     exact!(

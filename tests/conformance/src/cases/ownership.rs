@@ -3,7 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use orchestra::{ContainerId, ContainerState, ErrorKind, Resource, ResourceKind, VolumeId, VolumeSpec, labels};
+use futures_util::{StreamExt, stream as streams};
+use orchestra::{
+    ContainerId, ContainerState, ErrorKind, GcOptions, Job, Resource, ResourceKind, SharedDriver, VolumeId, VolumeSpec,
+    collect_garbage, labels,
+};
 
 use super::case;
 use crate::check::{Failure, Outcome, holds, same};
@@ -46,6 +50,15 @@ pub(super) const CASES: &[Case] = &[
     case!(
         of_two_who_end_one_job_both_succeed,
         "Ending the same job from two drivers at once leaves nothing."
+    ),
+    case!(
+        two_hundred_containers_are_listed_and_removed,
+        "200 containers of a job are all listed, and all removed with it.",
+        deadlines 4
+    ),
+    case!(
+        two_runners_never_see_each_others_resources,
+        "Of two runners in one engine, each lists, collects and ends what is its own."
     ),
 ];
 
@@ -261,4 +274,71 @@ async fn of_two_who_end_one_job_both_succeed(cx: Arc<Context>) -> Outcome {
     }
     cx.driver.end_job(&cx.job).await?;
     same("what is listed after", listed(&cx).await?, BTreeSet::new())
+}
+
+async fn two_hundred_containers_are_listed_and_removed(cx: Arc<Context>) -> Outcome {
+    const MANY: usize = 200;
+    let spec = cx.shell("true");
+    // No more at once than an engine is glad to take.
+    let mut made = streams::iter(0..MANY)
+        .map(|number| {
+            let (cx, spec) = (&cx, &spec);
+            async move { cx.create(&format!("many-{number}"), spec).await }
+        })
+        .buffer_unordered(8);
+    let mut wanted = BTreeSet::new();
+    while let Some(id) = made.next().await {
+        wanted.insert((ResourceKind::Container, id?.to_string()));
+    }
+    drop(made);
+    same("what is listed", listed(&cx).await?, wanted)?;
+    let report = cx.driver.end_job(&cx.job).await?;
+    same("what could not be removed", report.remaining.len(), 0)?;
+    let removed = report
+        .removed
+        .iter()
+        .filter(|resource| resource.kind == ResourceKind::Container);
+    same("how many containers were removed", removed.count(), MANY)?;
+    same("what is listed afterwards", listed(&cx).await?, BTreeSet::new())
+}
+
+async fn two_runners_never_see_each_others_resources(cx: Arc<Context>) -> Outcome {
+    let other = (cx.connect)().await?;
+    let mine = Job::builder(cx.driver.clone()).id(cx.job.clone()).build();
+    let theirs = Job::builder(other.clone()).id(cx.other_job()).build();
+    // The same name in both.
+    let (volume, their_volume) = (
+        mine.create_volume("shared").await?,
+        theirs.create_volume("shared").await?,
+    );
+    let ids = async |driver: &SharedDriver, job: &Job| {
+        let listed = driver.list(Some(job.id())).await?;
+        let volumes = listed
+            .into_iter()
+            .filter(|resource| resource.kind == ResourceKind::Volume);
+        Ok::<_, Failure>(volumes.map(|resource| resource.id).collect::<Vec<_>>())
+    };
+    same("mine", ids(&cx.driver, &mine).await?, vec![volume.to_string()])?;
+    same("theirs", ids(&other, &theirs).await?, vec![their_volume.to_string()])?;
+    let mut dry = GcOptions::default();
+    dry.dry_run = true;
+    let collected = collect_garbage(cx.driver.as_ref(), dry).await?;
+    let living = |job: &orchestra::JobId| job == mine.id() || job == theirs.id();
+    same(
+        "what of both counts as garbage",
+        collected.iter().filter(|one| living(&one.job)).count(),
+        0,
+    )?;
+    mine.end().await?;
+    same(
+        "theirs, after mine ended",
+        ids(&cx.driver, &theirs).await?,
+        vec![their_volume.to_string()],
+    )?;
+    theirs.end().await?;
+    same(
+        "theirs, after it ended",
+        ids(&cx.driver, &theirs).await?,
+        Vec::<String>::new(),
+    )
 }

@@ -176,6 +176,14 @@ impl Driver for MemoryDriver {
         let Some(image) = state.images.get(&spec.image.canonical()).cloned() else {
             return Err(Error::new(ErrorKind::ImageNotFound, "no such image").with("image", &spec.image));
         };
+        if spec
+            .platform
+            .as_ref()
+            .is_some_and(|platform| *platform != self.info.platform)
+        {
+            let message = "the image is of another platform";
+            return Err(Error::new(ErrorKind::ImageNotFound, message).with("image", &spec.image));
+        }
         let volumes = state
             .volumes
             .iter()

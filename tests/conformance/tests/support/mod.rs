@@ -92,5 +92,10 @@ pub(crate) fn settings(engine: &MemoryEngine, wrap: Wrap) -> Settings {
         dead.kill();
         Box::pin(async move { Ok(dead.driver()) })
     }));
+    settings.silent = Some(Arc::new(move || {
+        let hanging = MemoryEngine::new();
+        hanging.pause();
+        Box::pin(async move { Ok(hanging.driver()) })
+    }));
     settings
 }
