@@ -270,7 +270,7 @@ async fn a_prompt_appears_while_the_task_still_runs() {
     let mut seen = String::new();
     let wait = async {
         while seen != "Name of the h" {
-            seen += &String::from_utf8(live.recv().await.unwrap().bytes.to_vec()).unwrap();
+            seen += std::str::from_utf8(&live.recv().await.unwrap().bytes).unwrap();
         }
     };
     tokio::time::timeout(std::time::Duration::from_secs(3), wait).await.unwrap();

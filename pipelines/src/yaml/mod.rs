@@ -149,10 +149,10 @@ fn finish(name: &str, text: &str, root: Node, variables: &Variables, fetched: &F
         // What is wrong with a value is said with the value.
         let job = Secrets::new([]).job(name);
         let masked = used.values().try_for_each(|value| job.mask(value));
+        let clean = |text: &str| if masked.is_ok() { job.redact(text) } else { String::new() };
         for problem in &mut problems {
-            let clean = |text: &str| if masked.is_ok() { job.redact(text) } else { String::new() };
             problem.message = clean(&problem.message);
-            problem.help = problem.help.as_deref().map(clean);
+            problem.help = problem.help.as_deref().map(&clean);
         }
     }
     match pipeline {
