@@ -13,6 +13,19 @@
 //! [image_build]
 //! image = "moby/buildkit:v0.34.2-rootless"
 //! rootless = true
+//!
+//! [secrets]
+//! environment = ["DEPLOY_TOKEN"]      # variables that are secrets
+//! directory = "/run/secrets"          # a file for each secret
+//! file = "secrets.db"                 # encrypted; see `orchestra secrets`
+//! key_file = "secrets.key"            # what opens it; a passphrase is asked for without
+//! order = ["environment", "vault"]    # the stores that are asked, in this order
+//! use_docker_config = false           # log in to registries as the user's own clients do
+//!
+//! [secrets.command.vault]             # a program that is asked
+//! argv = ["vault", "kv", "get", "-field=value", "ci/{key}"]
+//! timeout = "10s"
+//! missing = [2]                       # exit codes that mean that there is no such secret
 //! ```
 //!
 //! Two underscores stand for a dot in a variable's name: `ORCHESTRA_DOCKER__HOST`.
@@ -31,13 +44,22 @@ use crate::args::EngineArgs;
 use crate::drivers::{self, ContainerdConfig, DockerConfig, PodmanConfig};
 use crate::duration;
 use crate::exit::Failure;
+use crate::secrets::SecretsConfig;
 
 /// The file that is read where there is one and `--config` is not given.
 const FILE: &str = "orchestra.toml";
 /// What the names of variables start with.
 const PREFIX: &str = "ORCHESTRA_";
 /// The keys at the top, which a variable's name is compared with.
-const KEYS: [&str; 6] = ["driver", "grace", "docker", "podman", "containerd", "image_build"];
+const KEYS: [&str; 7] = [
+    "driver",
+    "grace",
+    "docker",
+    "podman",
+    "containerd",
+    "image_build",
+    "secrets",
+];
 
 /// How the program is set up.
 #[derive(Clone, Debug, Deserialize)]
@@ -57,6 +79,8 @@ pub(crate) struct Config {
     pub(crate) containerd: ContainerdConfig,
     #[serde(default)]
     pub(crate) image_build: ImageBuildConfig,
+    #[serde(default)]
+    pub(crate) secrets: SecretsConfig,
 }
 
 /// How images are built.
@@ -81,6 +105,11 @@ fn default_grace() -> Duration {
 fn read_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     duration::parse(&text).map_err(serde::de::Error::custom)
+}
+
+/// A duration that may be left out.
+pub(crate) fn read_some_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    read_duration(deserializer).map(Some)
 }
 
 impl Config {

@@ -10,6 +10,7 @@ pub(crate) use orchestra_docker::DockerConfig;
 use orchestra_docker::DockerDriver;
 pub(crate) use orchestra_podman::PodmanConfig;
 use orchestra_podman::PodmanDriver;
+use orchestra_secrets::{Secrets, SecretsLayer};
 
 use crate::config::Config;
 use crate::console::Console;
@@ -74,11 +75,11 @@ impl Known {
     }
 }
 
-/// Connects to the engine that is configured, with the layers that every user wants around it.
+/// Connects to the engine that is configured, with the layers that every user wants around it, and that of secrets.
 ///
 /// # Errors
 /// Bad input for a driver that does not exist; whatever the driver fails to connect with.
-pub(crate) async fn connect(config: &Config) -> Result<SharedDriver, Failure> {
+pub(crate) async fn connect(config: &Config, secrets: Option<Secrets>) -> Result<SharedDriver, Failure> {
     let driver = match Known::ALL.iter().find(|known| known.name() == config.driver) {
         Some(known) => known.connect(config).await?,
         None if config.driver == AUTO => first_that_answers(config).await?,
@@ -90,6 +91,11 @@ pub(crate) async fn connect(config: &Config) -> Result<SharedDriver, Failure> {
                 )),
             );
         }
+    };
+    // Below the others, so that what these say is redacted too.
+    let driver = match secrets {
+        Some(secrets) => SecretsLayer::wrap(driver, secrets),
+        None => driver,
     };
     Ok(layer::standard(driver))
 }

@@ -11,6 +11,7 @@
 //! Its parts are modules of this library too, so that what runs on this host can call them without a program.
 
 pub mod exit;
+pub mod init;
 pub mod keep_log;
 pub mod tree;
 

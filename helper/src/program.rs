@@ -2,6 +2,7 @@
 //!
 //! - `pack-tree ROOT PATH…` writes files of a tree to its output as a tar;
 //! - `unpack-tree ROOT PATH` unpacks a tar from its input into a directory of a tree;
+//! - `init PROGRAM ARGUMENT…` reads secrets from its input and becomes the program;
 //! - `idle` does nothing until it is killed: a container to execute the others in.
 //!
 //! It exits with 0, or with a code of [`exit`] and the reason on its error output.
@@ -10,6 +11,7 @@
 
 mod exit;
 mod keep_log;
+mod init;
 mod tree;
 
 use std::env;
@@ -26,6 +28,9 @@ use tree::TreeError;
 fn main() -> ExitCode {
     let mut arguments = env::args_os().skip(1);
     let part = arguments.next().unwrap_or_default();
+    if part == "init" {
+        return init::run(arguments);
+    }
     let arguments: Vec<OsString> = arguments.collect();
     let arguments: Vec<&Path> = arguments.iter().map(Path::new).collect();
     let done = match (part.to_str(), arguments.as_slice()) {

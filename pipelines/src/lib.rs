@@ -76,6 +76,7 @@ mod plan;
 mod problem;
 mod run;
 mod units;
+mod values;
 mod yaml;
 
 pub use plan::{Action, Artifact, BuildPlan, JobPlan, Pipeline, Step, StepKind, TaskImage, TaskPlan};
@@ -84,3 +85,4 @@ pub use run::{
     BuiltImage, Data, PlannedJob, PlannedStep, RunEvent, RunEventKind, RunOptions, RunReport, Status, StepReport, run,
 };
 pub use units::size as parse_size;
+pub use values::{Values, Variables};
