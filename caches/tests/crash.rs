@@ -1,5 +1,7 @@
 //! A process that is killed at any moment.
 
+#![allow(clippy::unwrap_used, reason = "a test program: a failed unwrap is a failed case")]
+
 mod support;
 
 use std::process::{Command, Stdio};

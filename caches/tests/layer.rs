@@ -1,5 +1,7 @@
 //! The layer, on the in-memory engine.
 
+#![allow(clippy::unwrap_used, reason = "a test program: a failed unwrap is a failed case")]
+
 mod support;
 
 use std::sync::Arc;

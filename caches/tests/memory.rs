@@ -1,5 +1,7 @@
 //! How much memory a large cache takes. Alone in its program, because memory is the process's.
 
+#![expect(clippy::unwrap_used, reason = "a test program: a failed unwrap is a failed case")]
+
 mod support;
 
 use futures_util::StreamExt;

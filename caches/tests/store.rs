@@ -1,5 +1,7 @@
 //! What a store promises, on a folder.
 
+#![allow(clippy::unwrap_used, reason = "a test program: a failed unwrap is a failed case")]
+
 mod support;
 
 use std::sync::Arc;

@@ -10,6 +10,7 @@ use orchestra_image_build::Provenance;
 use orchestra_pipelines::parse_size;
 
 use crate::duration;
+use crate::secrets::{SecretArgs, SecretsArgs, VariableArgs};
 
 /// Runs CI pipelines and builds images on container engines.
 ///
@@ -29,6 +30,8 @@ pub(crate) enum Command {
     Validate(ValidateArgs),
     /// Build an image from a directory
     Build(Box<BuildArgs>),
+    /// Keep secrets in an encrypted file
+    Secrets(SecretsArgs),
     /// Show which engine is used, what it can do, and what is wrong with it
     Doctor(DoctorArgs),
     /// Remove what runs that died left in the engine
@@ -71,6 +74,10 @@ pub(crate) struct RunArgs {
     /// Run only this job
     #[arg(long, value_name = "NAME")]
     pub(crate) job: Option<String>,
+    #[command(flatten)]
+    pub(crate) secrets: SecretArgs,
+    #[command(flatten)]
+    pub(crate) variables: VariableArgs,
     #[command(flatten)]
     pub(crate) show: ShowArgs,
     /// Leave containers and volumes in the engine, to look at; `orchestra gc` removes them
@@ -156,6 +163,13 @@ pub(crate) enum CachesCommand {
 pub(crate) struct ValidateArgs {
     /// The pipeline's file
     pub(crate) file: PathBuf,
+    /// The configuration file [default: orchestra.toml, where there is one]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) secrets: SecretArgs,
+    #[command(flatten)]
+    pub(crate) variables: VariableArgs,
     /// Print the result as JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -244,6 +258,8 @@ pub(crate) struct BuildArgs {
     /// End the build when it takes longer, for example 10m
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     pub(crate) timeout: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) secrets: SecretArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
     #[command(flatten)]

@@ -35,8 +35,10 @@ pub(crate) fn configured(config: &CachesConfig) -> Result<Option<Caches>, Failur
 }
 
 pub(crate) async fn run(args: CachesArgs) -> Result<Exit, Failure> {
-    let mut engine = EngineArgs::default();
-    engine.config = args.config;
+    let engine = EngineArgs {
+        config: args.config,
+        ..EngineArgs::default()
+    };
     let mut config = Config::load(&engine)?.caches;
     if let Some(store) = args.store {
         config.store = Some(store);

@@ -25,6 +25,18 @@
 //! size_limit = "5GB"                  # of a cache that has no limit of its own
 //! time_to_live = "30d"                # of a cache that no run persists any more
 //! timeout = "15m"                     # of one restore or persist
+//! [secrets]
+//! environment = ["DEPLOY_TOKEN"]      # variables that are secrets
+//! directory = "/run/secrets"          # a file for each secret
+//! file = "secrets.db"                 # encrypted; see `orchestra secrets`
+//! key_file = "secrets.key"            # what opens it; a passphrase is asked for without
+//! order = ["environment", "vault"]    # the stores that are asked, in this order
+//! use_docker_config = false           # log in to registries as the user's own clients do
+//!
+//! [secrets.command.vault]             # a program that is asked
+//! argv = ["vault", "kv", "get", "-field=value", "ci/{key}"]
+//! timeout = "10s"
+//! missing = [2]                       # exit codes that mean that there is no such secret
 //! ```
 //!
 //! Two underscores stand for a dot in a variable's name: `ORCHESTRA_DOCKER__HOST`.
@@ -42,16 +54,26 @@ use orchestra_pipelines::parse_size;
 use serde::{Deserialize, Deserializer};
 
 use crate::args::EngineArgs;
-use crate::drivers::{self, DockerConfig, PodmanConfig};
+use crate::drivers::{self, ContainerdConfig, DockerConfig, PodmanConfig};
 use crate::duration;
 use crate::exit::Failure;
+use crate::secrets::SecretsConfig;
 
 /// The file that is read where there is one and `--config` is not given.
 const FILE: &str = "orchestra.toml";
 /// What the names of variables start with.
 const PREFIX: &str = "ORCHESTRA_";
 /// The keys at the top, which a variable's name is compared with.
-const KEYS: [&str; 6] = ["driver", "grace", "docker", "podman", "image_build", "caches"];
+const KEYS: [&str; 8] = [
+    "driver",
+    "grace",
+    "docker",
+    "podman",
+    "image_build",
+    "caches",
+    "containerd",
+    "secrets",
+];
 
 /// How the program is set up.
 #[derive(Clone, Debug, Deserialize)]
@@ -68,9 +90,13 @@ pub(crate) struct Config {
     #[serde(default)]
     pub(crate) podman: PodmanConfig,
     #[serde(default)]
+    pub(crate) containerd: ContainerdConfig,
+    #[serde(default)]
     pub(crate) image_build: ImageBuildConfig,
     #[serde(default)]
     pub(crate) caches: CachesConfig,
+    #[serde(default)]
+    pub(crate) secrets: SecretsConfig,
 }
 
 /// Where caches are kept.
@@ -146,10 +172,6 @@ fn read_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration,
     duration::parse(&text).map_err(serde::de::Error::custom)
 }
 
-fn read_some_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    read_duration(deserializer).map(Some)
-}
-
 /// A number of bytes may stand without quotes.
 fn read_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     #[derive(Deserialize)]
@@ -162,6 +184,11 @@ fn read_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, 
         Size::Bytes(bytes) => Ok(Some(bytes)),
         Size::Text(text) => parse_size(&text).map(Some).map_err(serde::de::Error::custom),
     }
+}
+
+/// A duration that may be left out.
+pub(crate) fn read_some_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    read_duration(deserializer).map(Some)
 }
 
 impl Config {

@@ -25,7 +25,7 @@ struct Findings {
 
 pub(crate) async fn run(args: DoctorArgs) -> Result<Exit, Failure> {
     let config = Config::load(&args.engine)?;
-    let driver = drivers::connect(&config).await?;
+    let driver = drivers::connect(&config, None).await?;
     let found = examine(&driver, &config).await?;
     let wrong = wrong(&found.info.capabilities);
     let answer = if args.json {

@@ -4,10 +4,13 @@ use std::io::Write;
 use std::sync::Arc;
 
 use orchestra::{ErrorKind, SharedDriver, layer};
+pub(crate) use orchestra_containerd::ContainerdConfig;
+use orchestra_containerd::ContainerdDriver;
 pub(crate) use orchestra_docker::DockerConfig;
 use orchestra_docker::DockerDriver;
 pub(crate) use orchestra_podman::PodmanConfig;
 use orchestra_podman::PodmanDriver;
+use orchestra_secrets::{Secrets, SecretsLayer};
 
 use crate::config::Config;
 use crate::console::Console;
@@ -23,17 +26,19 @@ const AUTO: &str = "auto";
 enum Known {
     Docker,
     Podman,
+    Containerd,
 }
 
 impl Known {
     /// All of them, in the order in which [`AUTO`] tries them.
-    const ALL: [Self; 2] = [Self::Docker, Self::Podman];
+    const ALL: [Self; 3] = [Self::Docker, Self::Podman, Self::Containerd];
 
     /// Its name, as configuration has it.
     const fn name(self) -> &'static str {
         match self {
             Self::Docker => "docker",
             Self::Podman => "podman",
+            Self::Containerd => "containerd",
         }
     }
 
@@ -42,6 +47,7 @@ impl Known {
         match self {
             Self::Docker => "DOCKER_HOST",
             Self::Podman => "CONTAINER_HOST",
+            Self::Containerd => "CONTAINERD_ADDRESS",
         }
     }
 
@@ -50,6 +56,7 @@ impl Known {
         let host = match self {
             Self::Docker => &config.docker.host,
             Self::Podman => &config.podman.host,
+            Self::Containerd => &config.containerd.address,
         };
         host.is_some() || is_set(self.variable())
     }
@@ -59,15 +66,20 @@ impl Known {
         Ok(match self {
             Self::Docker => Arc::new(DockerDriver::connect(config.docker.clone()).await.map_err(failed)?),
             Self::Podman => Arc::new(PodmanDriver::connect(config.podman.clone()).await.map_err(failed)?),
+            Self::Containerd => Arc::new(
+                ContainerdDriver::connect(config.containerd.clone())
+                    .await
+                    .map_err(failed)?,
+            ),
         })
     }
 }
 
-/// Connects to the engine that is configured, with the layers that every user wants around it.
+/// Connects to the engine that is configured, with the layers that every user wants around it, and that of secrets.
 ///
 /// # Errors
 /// Bad input for a driver that does not exist; whatever the driver fails to connect with.
-pub(crate) async fn connect(config: &Config) -> Result<SharedDriver, Failure> {
+pub(crate) async fn connect(config: &Config, secrets: Option<Secrets>) -> Result<SharedDriver, Failure> {
     let driver = match Known::ALL.iter().find(|known| known.name() == config.driver) {
         Some(known) => known.connect(config).await?,
         None if config.driver == AUTO => first_that_answers(config).await?,
@@ -79,6 +91,11 @@ pub(crate) async fn connect(config: &Config) -> Result<SharedDriver, Failure> {
                 )),
             );
         }
+    };
+    // Below the others, so that what these say is redacted too.
+    let driver = match secrets {
+        Some(secrets) => SecretsLayer::wrap(driver, secrets),
+        None => driver,
     };
     Ok(layer::standard(driver))
 }

@@ -14,7 +14,7 @@ use crate::validate::count;
 
 pub(crate) async fn run(args: GcArgs) -> Result<Exit, Failure> {
     let config = Config::load(&args.engine)?;
-    let driver = drivers::connect(&config).await?;
+    let driver = drivers::connect(&config, None).await?;
     let mut options = GcOptions::default();
     options.older_than = args.older_than;
     options.dry_run = args.dry_run;

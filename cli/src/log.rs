@@ -1,5 +1,9 @@
 //! The program's own log, for who looks for a fault: `ORCHESTRA_LOG=debug` writes it to standard error.
 
+use std::io::{self, Write};
+use std::sync::OnceLock;
+
+use orchestra_secrets::Secrets;
 use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::fmt::MakeWriter;
@@ -8,6 +12,35 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, filter, fmt, registry};
 
 use crate::exit::Failure;
+
+/// The secrets that what is written is redacted by.
+static SECRETS: OnceLock<Secrets> = OnceLock::new();
+
+/// From now on, nothing that these hold for a job is written.
+pub(crate) fn redact_by(secrets: &Secrets) {
+    // One command has one set of secrets.
+    SECRETS.set(secrets.clone()).ok();
+}
+
+/// Standard error, redacted. Each event is one call.
+struct Clean;
+
+impl Write for Clean {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match SECRETS.get() {
+            Some(secrets) => {
+                let clean = secrets.redact(&String::from_utf8_lossy(bytes));
+                io::stderr().write_all(clean.as_bytes())?;
+            }
+            None => io::stderr().write_all(bytes)?,
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
 
 const VARIABLE: &str = "ORCHESTRA_LOG";
 
@@ -23,7 +56,7 @@ pub(crate) fn is_on() -> bool {
 pub(crate) fn start() -> Result<(), Failure> {
     if is_on() {
         let asked = std::env::var(VARIABLE).unwrap_or_default();
-        let subscriber = subscriber(&asked, std::io::stderr).map_err(|error| {
+        let subscriber = subscriber(&asked, || Clean).map_err(|error| {
             Failure::bad_input(format!(
                 "the environment variable {VARIABLE}={asked:?} is no filter: {error}"
             ))

@@ -18,21 +18,27 @@ mod interrupt;
 mod log;
 mod progress;
 mod run;
+mod secrets;
 mod validate;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::args::{Cli, Command};
 use crate::exit::{Exit, Failure};
 
 fn main() -> ExitCode {
+    // No debugger and no core dump sees what this process holds. Where it can't be had, a program of the same user could
+    // read it anyway.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).ok();
     let cli = Cli::parse();
     let json = match &cli.command {
         Command::Run(args) => args.show.json,
         Command::Build(args) => args.show.json,
         Command::Validate(_) => false,
+        Command::Secrets(args) => args.json(),
         Command::Doctor(args) => args.json,
         Command::Gc(args) => args.json,
         Command::Caches(_) => false,
@@ -50,7 +56,8 @@ fn execute(command: Command) -> Result<Exit, Failure> {
     let outcome = match command {
         Command::Run(args) => runtime.block_on(run::run(args)),
         Command::Build(args) => runtime.block_on(build::run(*args)),
-        Command::Validate(args) => validate::run(&args),
+        Command::Validate(args) => runtime.block_on(validate::run(&args)),
+        Command::Secrets(args) => runtime.block_on(secrets::run(args)),
         Command::Doctor(args) => runtime.block_on(doctor::run(args)),
         Command::Gc(args) => runtime.block_on(gc::run(args)),
         Command::Caches(args) => runtime.block_on(caches::run(args)),

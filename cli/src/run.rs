@@ -10,17 +10,22 @@ use crate::args::RunArgs;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::progress::{Display, Log};
-use crate::{caches, drivers, interrupt};
+use crate::{caches, drivers, interrupt, log, secrets};
 
 pub(crate) async fn run(args: RunArgs) -> Result<Exit, Failure> {
-    let pipeline = Pipeline::read(&args.file).map_err(Failure::invalid)?;
-    let job = args.job.map(|job| find_job(&pipeline, &job)).transpose()?;
     let config = Config::load(&args.engine)?;
     let caches = match args.no_cache {
         true => None,
         false => caches::configured(&config.caches)?,
     };
-    let driver = drivers::connect(&config).await?;
+    let secrets = secrets::open(&config.secrets, &args.secrets, &secrets::pipeline_name(&args.file))?;
+    log::redact_by(&secrets);
+    let values = secrets::values(&secrets, &args.variables)?;
+    let pipeline = Pipeline::read_with(&args.file, &values)
+        .await
+        .map_err(Failure::invalid)?;
+    let job = args.job.map(|job| find_job(&pipeline, &job)).transpose()?;
+    let driver = drivers::connect(&config, Some(secrets.clone())).await?;
 
     let cancel = CancellationToken::new();
     let display = Display::start(args.show, Log::Stdout, cancel.clone());
@@ -35,6 +40,7 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit, Failure> {
     options.grace = config.grace;
     options.caches = caches;
     options.buildkit = config.image_build.image;
+    options.secrets = Some(secrets);
     options.rootless = config.image_build.rootless;
     let report = orchestra_pipelines::run(&pipeline, driver, options).await;
 

@@ -4,11 +4,20 @@ use std::io::Write;
 
 use orchestra_pipelines::Pipeline;
 
-use crate::args::ValidateArgs;
+use crate::args::{EngineArgs, ValidateArgs};
+use crate::config::Config;
 use crate::exit::{Exit, Failure};
+use crate::secrets;
 
-pub(crate) fn run(args: &ValidateArgs) -> Result<Exit, Failure> {
-    let (answer, exit) = match Pipeline::read(&args.file) {
+pub(crate) async fn run(args: &ValidateArgs) -> Result<Exit, Failure> {
+    let engine = EngineArgs {
+        config: args.config.clone(),
+        ..EngineArgs::default()
+    };
+    let config = Config::load(&engine)?;
+    let secrets = secrets::open(&config.secrets, &args.secrets, &secrets::pipeline_name(&args.file))?;
+    let values = secrets::values(&secrets, &args.variables)?;
+    let (answer, exit) = match Pipeline::read_with(&args.file, &values).await {
         Err(invalid) if !args.json => return Err(Failure::invalid(invalid)),
         Err(invalid) => {
             let answer = serde_json::json!({"valid": false, "file": invalid.name(), "problems": invalid.problems()});

@@ -11,6 +11,8 @@
 //! Its parts are modules of this library too, so that what runs on this host can call them without a program.
 
 pub mod exit;
+pub mod init;
+pub mod keep_log;
 pub mod tree;
 
 /// The program, an ELF file without any dependency, for an `architecture` as [`std::env::consts::ARCH`] names it:

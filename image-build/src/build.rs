@@ -5,7 +5,8 @@ use std::fmt;
 use std::time::Duration;
 
 use orchestra::{
-    ByteStream, ContainerPath, Env, ImageRef, Job, Name, NetworkMode, OutputSink, Platform, PullPolicy, VolumeId,
+    ByteStream, ContainerPath, Env, ImageRef, Job, Name, NetworkMode, OutputSink, Platform, PullPolicy, SecretString,
+    VolumeId,
 };
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -51,6 +52,9 @@ pub struct ImageBuild {
     pub push: bool,
     /// Values of the Dockerfile's `ARG`s. They are no place for secrets: they stand in the image's history.
     pub build_args: BTreeMap<String, String>,
+    /// What `RUN --mount=type=secret,id=ID` gives a step: in no layer, no argument and no history. A value may be
+    /// `secret:KEY`, where the job's driver has a layer that resolves it.
+    pub secrets: BTreeMap<String, SecretString>,
     /// The Dockerfile's stage to build; the last where `None`.
     pub target: Option<String>,
     /// What the image is built for; the builder's own platform where empty. More than one needs [`push`](Self::push).
@@ -128,6 +132,7 @@ impl ImageBuild {
             dockerfile: None,
             push: false,
             build_args: BTreeMap::new(),
+            secrets: BTreeMap::new(),
             target: None,
             platforms: Vec::new(),
             options: BuildOptions::default(),
@@ -232,6 +237,7 @@ impl fmt::Debug for ImageBuild {
             .field("dockerfile", &self.dockerfile)
             .field("push", &self.push)
             .field("build_args", &self.build_args.keys())
+            .field("secrets", &self.secrets.keys())
             .field("target", &self.target)
             .field("platforms", &self.platforms)
             .field("options", &self.options)

@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use orchestra::tar::{self, EntryType, Head};
-use orchestra::{ContainerPath, ImageRef, Mount, Profile, Result, Task, VolumeId, VolumePath};
+use orchestra::{
+    ContainerPath, ExposeSecret, ImageRef, InjectedFile, Mount, Profile, Result, Task, VolumeId, VolumePath, labels,
+};
 
 use crate::{ImageBuild, registry};
 
@@ -30,6 +32,9 @@ const USER: u32 = 1000;
 /// containers do (moby/buildkit, docs/rootless.md).
 const NO_SANDBOX: &str = "--oci-worker-no-process-sandbox";
 const FLAGS: &str = "BUILDKITD_FLAGS";
+
+/// Where the build's secrets stand, for `buildctl` alone: it hands each to the steps that mount it.
+const SECRETS: &str = "/.orchestra-secrets";
 
 /// `buildctl-daemonless.sh` tries 10 times, about 2 seconds, to reach the daemon it started, which a slow host needs more
 /// than (moby/buildkit issues 1423 and 3002). Its pauses grow: 60 are about 40 seconds.
@@ -64,6 +69,16 @@ pub(crate) fn task(build: &ImageBuild, out: Option<&VolumeId>) -> Result<Task> {
         .0
         .entry(RETRIES.0.to_owned())
         .or_insert_with(|| RETRIES.1.to_owned());
+    let rawjson = labels::OUTPUT_RAWJSON.to_owned();
+    task.spec.labels.insert(labels::OUTPUT.to_owned(), rawjson);
+    for (id, value) in &build.secrets {
+        let path = ContainerPath::new(format!("{SECRETS}/{id}"))?;
+        let mut file = InjectedFile::new(path, value.expose_secret().to_owned());
+        if build.rootless {
+            (file.uid, file.gid) = (USER, USER);
+        }
+        task = task.file(file);
+    }
     if build.rootless {
         // The daemon makes a user namespace, and mounts in there; both engines' profiles forbid that.
         task.spec.security.seccomp = Profile::Unconfined;
@@ -154,6 +169,8 @@ fn argv(build: &ImageBuild, configuration: &str) -> Result<Vec<String>> {
         let platforms: Vec<_> = build.platforms.iter().map(ToString::to_string).collect();
         opt(format!("platform={}", platforms.join(",")));
     }
+    let secrets = build.secrets.keys();
+    argv.extend(secrets.map(|id| format!("--secret=id={id},src={SECRETS}/{id}")));
     argv.push(format!(
         "--frontend={}",
         if build.options.frontend.is_some() {
@@ -292,6 +309,16 @@ mod tests {
         let encoded = "cm9ib3Q6aHVudGVyMg";
         let shown = format!("{task:?} {:?} {:?} {build:?}", task.spec.env.0, task.spec.entrypoint);
         assert!(!shown.contains("hunter2") && !shown.contains(encoded), "{shown}");
+    }
+
+    #[test]
+    fn a_build_secret_is_a_file_for_the_builder_and_its_path_an_argument() {
+        let mut build = build();
+        build.secrets.insert("npm-token".into(), "hunter2".into());
+        assert!(arguments(&build).contains(&"--secret=id=npm-token,src=/.orchestra-secrets/npm-token".to_owned()));
+        let task = task(&build, None).unwrap();
+        let shown = format!("{task:?} {:?} {build:?}", task.spec.entrypoint);
+        assert!(shown.contains("/.orchestra-secrets/npm-token: 7 bytes, mode 600") && !shown.contains("hunter2"));
     }
 
     #[test]

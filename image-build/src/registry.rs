@@ -12,12 +12,16 @@ const CREDENTIALS: &str = ".docker/config.json";
 /// The key that credentials for docker.io have had in `config.json` since its first registry.
 const DOCKER_IO: &str = "https://index.docker.io/v1/";
 
+/// What a value begins with that stands for a secret: a layer resolves it when the file is written.
+const REFERENCE: &str = "secret:";
+
 /// How a registry is spoken to. `Debug` shows no credentials.
 #[derive(Clone, Debug, Default)]
 pub struct RegistryAuth {
     /// Host and port; those of the build's tag where `None`.
     pub hostname: Option<String>,
     /// User name and password. They reach BuildKit as a file that only root can read, never in arguments or the environment.
+    /// Each may be `secret:KEY`, where the job's driver has a layer that resolves it.
     pub credentials: Option<Credentials>,
     /// Permits plain HTTP and certificates that can't be verified. Never for a registry that matters. BuildKit's own
     /// configuration file, if its image holds one, is replaced.
@@ -59,6 +63,7 @@ impl RegistryAuth {
         // RFC 7617: the first colon ends the user name.
         if let Some(credentials) = &self.credentials {
             let name = credentials.username.expose_secret();
+            let name = name.strip_prefix(REFERENCE).unwrap_or(name);
             if name.is_empty() || name.contains(':') || name.chars().any(char::is_control) {
                 return Err(Error::invalid(
                     "the registry's user name is empty, or holds a `:` or a control character",
@@ -79,9 +84,15 @@ pub(crate) fn credentials(
     for registry in registries {
         let host = registry.host(tag);
         if let Some(Credentials { username, password }) = &registry.credentials {
-            let auth = STANDARD.encode(format!("{}:{}", username.expose_secret(), password.expose_secret()));
+            let (username, password) = (username.expose_secret(), password.expose_secret());
             let key = if host == "docker.io" { DOCKER_IO } else { host };
-            auths.insert(key, json!({ "auth": auth }));
+            // What is still to be resolved must be found, and is not in base64.
+            let auth = if [username, password].iter().any(|part| part.starts_with(REFERENCE)) {
+                json!({ "username": username, "password": password })
+            } else {
+                json!({ "auth": STANDARD.encode(format!("{username}:{password}")) })
+            };
+            auths.insert(key, auth);
         }
     }
     if auths.is_empty() {
@@ -130,6 +141,16 @@ mod tests {
         let expected = |user: &str| STANDARD.encode(format!("{user}:pa:ss\"word"));
         assert_eq!(config["auths"]["r.example.com:5000"]["auth"], expected("a"));
         assert_eq!(config["auths"]["base.example.com"]["auth"], expected("b"));
+    }
+
+    #[test]
+    fn references_stand_as_they_are_for_a_layer_to_resolve() {
+        let mut auth = auth(None, "secret:REGISTRY_USER");
+        auth.credentials = Some(Credentials::new("secret:REGISTRY_USER", "secret:REGISTRY_PASSWORD"));
+        auth.check().unwrap();
+        let config = content(&[&auth], "r.example.com/x");
+        let expected = json!({"username": "secret:REGISTRY_USER", "password": "secret:REGISTRY_PASSWORD"});
+        assert_eq!(config["auths"]["r.example.com"], expected);
     }
 
     #[test]

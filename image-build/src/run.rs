@@ -238,6 +238,7 @@ impl Run<'_> {
     async fn refresh(&self, tag: &ImageRef) -> Option<String> {
         let driver = self.job.driver();
         let mut pull = PullImage::new(tag.clone());
+        pull.job = Some(self.job.id().clone());
         let registry = self
             .build
             .registry

@@ -28,6 +28,11 @@ pub(crate) fn check(build: &ImageBuild) -> Result<()> {
             "the value of build argument {key} holds a NUL byte"
         )));
     }
+    let is_id = |id: &str| is_word(id) && !id.starts_with('.') && id.len() <= 128;
+    if let Some(id) = build.secrets.keys().find(|id| !is_id(id)) {
+        return Err(Error::invalid(format!("{id:?} can't be the id of a build secret"))
+            .with_hint("use letters, digits, `_`, `.` and `-`"));
+    }
     if let Some(target) = build.target.as_deref().filter(|target| !is_word(target)) {
         return Err(
             Error::invalid(format!("target {target:?} is not a name that a stage can have"))

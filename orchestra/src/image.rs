@@ -7,7 +7,7 @@ use futures_util::stream::BoxStream;
 use oci_spec::distribution::Reference;
 use secrecy::SecretString;
 
-use crate::{Error, Result};
+use crate::{Error, JobId, Result};
 
 /// An image's reference, as people write it: `busybox`, `ghcr.io/o/app:1.2`, `app@sha256:…`.
 ///
@@ -217,6 +217,8 @@ pub struct PullImage {
     pub credentials: Option<Credentials>,
     /// Permit plain HTTP and unverified TLS. Requires [`Capabilities::insecure_pull`](crate::Capabilities::insecure_pull).
     pub insecure: bool,
+    /// The job it is for, where it is for one: a layer that keeps something for each job looks at it, a driver never.
+    pub job: Option<JobId>,
 }
 
 impl PullImage {
@@ -228,6 +230,7 @@ impl PullImage {
             platform: None,
             credentials: None,
             insecure: false,
+            job: None,
         }
     }
 }

@@ -19,6 +19,10 @@ pub mod labels {
     pub const CREATED: &str = "dev.orchestra.created";
     /// The spec's fingerprint: a container that exists is taken over only by the same spec.
     pub const SPEC: &str = "dev.orchestra.spec";
+    /// What a container writes, where a layer has to know: [`OUTPUT_RAWJSON`] or nothing.
+    pub const OUTPUT: &str = "dev.orchestra.output";
+    /// Standard error is BuildKit's progress as lines of JSON (`--progress=rawjson`).
+    pub const OUTPUT_RAWJSON: &str = "buildkit.rawjson";
 }
 
 /// What sort of thing a [`Resource`] is.

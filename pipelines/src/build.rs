@@ -8,7 +8,7 @@ use crate::BuildPlan;
 type Set = fn(&mut ImageBuild, &BuildPlan);
 
 /// Each key of a `build_image` step, and what it sets.
-const KEYS: [(&str, Set); 23] = [
+const KEYS: [(&str, Set); 24] = [
     ("tag", |build, plan| build.tag = plan.tag.clone()),
     ("dockerfile", |build, plan| {
         build.dockerfile.clone_from(&plan.dockerfile)
@@ -17,6 +17,7 @@ const KEYS: [(&str, Set); 23] = [
     ("build_args", |build, plan| {
         build.build_args.clone_from(&plan.build_args)
     }),
+    ("secrets", |build, plan| build.secrets.clone_from(&plan.secrets)),
     ("target", |build, plan| build.target.clone_from(&plan.target)),
     ("platforms", |build, plan| build.platforms.clone_from(&plan.platforms)),
     ("image", |build, plan| {

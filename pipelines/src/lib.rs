@@ -90,6 +90,7 @@ mod plan;
 mod problem;
 mod run;
 mod units;
+mod values;
 mod yaml;
 
 pub use cache::{CachePlan, CacheScope, KeyTemplate};
@@ -100,3 +101,4 @@ pub use run::{
     StepReport, run,
 };
 pub use units::size as parse_size;
+pub use values::{Values, Variables};

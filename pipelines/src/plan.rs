@@ -4,10 +4,12 @@
 //! job: a step's name is its containers' name, an artifact's name is its volume's.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
-use orchestra::{ContainerPath, Credentials, Env, ImageRef, Limits, Name, NetworkMode, Platform, User};
+use orchestra::{ContainerPath, Credentials, Env, ImageRef, Limits, Name, NetworkMode, Platform, SecretString, User};
 use orchestra_image_build::{BuildOptions, RegistryAuth};
+use orchestra_secrets::{Reference, SecretKey, SecretValue};
 
 use crate::CachePlan;
 
@@ -19,6 +21,8 @@ pub struct Pipeline {
     pub name: String,
     /// At least one.
     pub jobs: Vec<JobPlan>,
+    /// Every secret that the text refers to, as it was fetched.
+    pub(crate) secrets: Vec<(Reference, SecretValue)>,
 }
 
 /// Steps that share artifacts. An artifact lives as long as its job, and no other job sees it.
@@ -95,8 +99,8 @@ pub enum Action {
     BuildImage(Box<BuildPlan>),
 }
 
-/// A program in a container.
-#[derive(Clone, Debug)]
+/// A program in a container. `Debug` shows no arguments, as a secret may stand in one.
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct TaskPlan {
     /// The image.
@@ -109,8 +113,12 @@ pub struct TaskPlan {
     pub dir: Option<ContainerPath>,
     /// As whom it runs.
     pub user: Option<User>,
-    /// Added to the image's environment.
+    /// Added to the image's environment. A value may be `secret:KEY`.
     pub env: Env,
+    /// Whether the engine is not to know the variables that are secrets.
+    pub hide_secret_env: bool,
+    /// Secrets that stand in files of the container.
+    pub secret_files: Vec<(ContainerPath, SecretKey)>,
     /// Artifacts of earlier steps.
     pub inputs: Vec<Artifact>,
     /// Artifacts that it makes.
@@ -147,8 +155,9 @@ pub struct Artifact {
     pub path: ContainerPath,
 }
 
-/// An image build; the fields are those of [`ImageBuild`](orchestra_image_build::ImageBuild).
-#[derive(Clone, Debug)]
+/// An image build; the fields are those of [`ImageBuild`](orchestra_image_build::ImageBuild). `Debug` shows few of them, as
+/// a secret may stand in any text.
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct BuildPlan {
     /// What the image is called, and where it is pushed.
@@ -161,6 +170,8 @@ pub struct BuildPlan {
     pub push: bool,
     /// Values of the Dockerfile's `ARG`s.
     pub build_args: BTreeMap<String, String>,
+    /// What `RUN --mount=type=secret` gives steps of the Dockerfile, by id. A value may be `secret:KEY`.
+    pub secrets: BTreeMap<String, SecretString>,
     /// The stage to build.
     pub target: Option<String>,
     /// What to build for; the engine's own platform where empty.
@@ -181,4 +192,40 @@ pub struct BuildPlan {
     pub rootless: Option<bool>,
     /// What else BuildKit is told.
     pub options: BuildOptions,
+}
+
+impl fmt::Debug for TaskPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskPlan")
+            .field("image", &self.image)
+            .field("platform", &self.platform)
+            .field("arguments", &self.command.len())
+            .field("dir", &self.dir)
+            .field("user", &self.user)
+            .field("env", &self.env)
+            .field("hide_secret_env", &self.hide_secret_env)
+            .field("secret_files", &self.secret_files)
+            .field("inputs", &self.inputs)
+            .field("outputs", &self.outputs)
+            .field("caches", &self.caches)
+            .field("limits", &self.limits)
+            .field("privileged", &self.privileged)
+            .field("network", &self.network)
+            .finish()
+    }
+}
+
+impl fmt::Debug for BuildPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BuildPlan")
+            .field("tag", &self.tag)
+            .field("context", &self.context)
+            .field("push", &self.push)
+            .field("build_args", &self.build_args.keys())
+            .field("secrets", &self.secrets.keys())
+            .field("env", &self.env)
+            .field("inputs", &self.inputs)
+            .field("caches", &self.caches)
+            .finish_non_exhaustive()
+    }
 }

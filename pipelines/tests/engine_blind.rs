@@ -9,7 +9,7 @@ const ENGINES: [&str; 4] = ["docker", "podman", "containerd", "bollard"];
 
 /// What has an engine's name in it and means none: a file format and BuildKit's exporter of it, its scheme for
 /// references, a file's and a registry's name.
-const NAMES_OF_OTHER_THINGS: [&str; 9] = [
+const NAMES_OF_OTHER_THINGS: [&str; 12] = [
     "Dockerfile",
     "dockerfile",
     "DOCKERFILE",
@@ -19,6 +19,9 @@ const NAMES_OF_OTHER_THINGS: [&str; 9] = [
     "docker-image://",
     "docker.io",
     "DOCKER_IO",
+    "DOCKER_CONFIG",
+    "docker-credential-",
+    "use-docker-config",
 ];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {

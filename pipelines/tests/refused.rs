@@ -300,12 +300,17 @@ fn what_is_missing_is_named_with_an_example() {
 
 #[test]
 fn secrets_and_variables_are_never_passed_on_as_they_are() {
-    let secret = "secrets are not available yet: `secret:KEY` can't be resolved";
+    let secret = "`secret:KEY` has no value: there are no secrets here";
     each_is_refused(&[
         (in_config("params: { TOKEN: secret:KEY }"), "6:22", secret),
         (in_step("env: { TOKEN: secret:KEY }"), "5:17", secret),
-        (in_build("build_args: { TOKEN: secret:KEY }"), "8:26", secret),
+        (
+            in_build("build_args: { TOKEN: secret:KEY }"),
+            "8:26",
+            "`secret:KEY` in `build_args` can't be a secret",
+        ),
         (in_build("env: { TOKEN: secret:KEY }"), "8:19", secret),
+        (in_build("secrets: { token: secret:KEY }"), "8:23", secret),
         (
             in_build("registry: { username: robot, password: secret:KEY }"),
             "8:44",
@@ -319,7 +324,22 @@ fn secrets_and_variables_are_never_passed_on_as_they_are() {
         (
             in_config("params: { TOKEN: ((token)) }"),
             "6:22",
-            "variables are not available yet: `((token))`",
+            "`((token))` has no value: there are no secrets here",
+        ),
+        (
+            in_step("secret_env: maybe"),
+            "5:15",
+            "`secret_env: maybe` is not a valid",
+        ),
+        (
+            in_step("secret_files: { /run/secrets/t: token }"),
+            "5:35",
+            "is written `secret:KEY`",
+        ),
+        (
+            in_step("secret_files: { /run/secrets/t: 'secret:a b' }"),
+            "5:35",
+            "contains ' '",
         ),
     ]);
 }

@@ -18,19 +18,22 @@ pub(crate) enum Driver {
     Docker,
     /// podman's service, over libpod's HTTP API.
     Podman,
+    /// containerd, over its gRPC API.
+    Containerd,
     /// The same of an ordinary user.
     PodmanRootless,
 }
 
 impl Driver {
     /// All of them.
-    pub(crate) const ALL: [Self; 3] = [Self::Docker, Self::Podman, Self::PodmanRootless];
+    pub(crate) const ALL: [Self; 4] = [Self::Docker, Self::Podman, Self::PodmanRootless, Self::Containerd];
 
     /// The driver's own name, whoever runs its engine.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Docker => "docker",
             Self::Podman | Self::PodmanRootless => "podman",
+            Self::Containerd => "containerd",
         }
     }
 
@@ -39,6 +42,7 @@ impl Driver {
         match self {
             Self::Docker => "DOCKER_HOST",
             Self::Podman | Self::PodmanRootless => "CONTAINER_HOST",
+            Self::Containerd => "CONTAINERD_ADDRESS",
         }
     }
 
@@ -50,6 +54,17 @@ impl Driver {
             Self::Podman | Self::PodmanRootless => {
                 Path::new(&user().unwrap_or_else(|| "/run".into())).join("podman/podman.sock")
             }
+            Self::Containerd => "/run/containerd/containerd.sock".into(),
+        }
+    }
+
+    /// Whether such an engine listens on this socket.
+    fn answers(self, socket: &Path) -> bool {
+        match self {
+            Self::Docker | Self::Podman | Self::PodmanRootless => answers(socket),
+            // It speaks gRPC, and says nothing that would tell it from others before it is spoken to. Its socket is
+            // there wherever docker is, and nobody but root may use it.
+            Self::Containerd => process::is_root() && UnixStream::connect(socket).is_ok(),
         }
     }
 
@@ -58,6 +73,7 @@ impl Driver {
         match self {
             Self::Docker => "orchestra-docker",
             Self::Podman | Self::PodmanRootless => "orchestra-podman",
+            Self::Containerd => "orchestra-containerd",
         }
     }
 }
@@ -67,6 +83,7 @@ impl fmt::Display for Driver {
         match self {
             Self::Docker => f.write_str("docker"),
             Self::Podman => f.write_str("podman"),
+            Self::Containerd => f.write_str("containerd"),
             Self::PodmanRootless => f.write_str("podman-rootless"),
         }
     }
@@ -75,11 +92,13 @@ impl fmt::Display for Driver {
 /// A generation of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Engine {
-    /// A private daemon from this distribution's packages (docker 20.10 and podman 4.3 on Debian 12).
+    /// A private daemon from this distribution's packages (docker 20.10, podman 4.3 and containerd 1.6 on Debian 12).
     Bookworm,
-    /// A private daemon of Debian 13, run from a root file system of its own (docker 26.1, podman 5.4).
+    /// A private daemon of Debian 13, run from a root file system of its own (docker 26.1, podman 5.4,
+    /// containerd 1.7).
     Trixie,
-    /// A private daemon of Debian unstable, run from a root file system of its own (docker 28.5, podman 5.8).
+    /// A private daemon of Debian unstable, run from a root file system of its own (docker 28.5, podman
+    /// 5.8, containerd 2.1).
     Sid,
     /// The engine that runs on this machine already; nothing is installed or started.
     Host,
@@ -102,7 +121,7 @@ impl Engine {
 
     /// The user's own engine where one runs, else a private one of this distribution's packages.
     pub(crate) fn default_here(driver: Driver) -> Self {
-        if env::var_os(driver.variable()).is_some() || answers(&driver.default_socket()) {
+        if env::var_os(driver.variable()).is_some() || driver.answers(&driver.default_socket()) {
             Self::Host
         } else {
             Self::Bookworm

@@ -5,6 +5,7 @@ use std::{fs, path::PathBuf, process::Command};
 use anyhow::{Result, bail};
 
 use crate::{
+    containerd::{self, Containerd},
     daemon::Docker,
     engine::{Driver, Engine},
     folders::{self, Folders},
@@ -68,8 +69,14 @@ impl Environment {
                     "--engine",
                     &engine.to_string(),
                 ];
+                let socket = private.socket.display();
+                let address = match driver {
+                    Driver::Docker | Driver::Podman | Driver::PodmanRootless => format!("unix://{socket}"),
+                    Driver::Containerd => socket.to_string(),
+                };
+                variables.extend(private.settings);
                 variables.extend([
-                    (driver.variable(), format!("unix://{}", private.socket.display())),
+                    (driver.variable(), address),
                     ("ORCHESTRA_TEST_S3", format!("http://{}", s3::ADDRESS)),
                     ("ORCHESTRA_TEST_S3_BUCKET", s3::BUCKET.into()),
                     ("ORCHESTRA_TEST_S3_USER", s3::USER.into()),
@@ -77,7 +84,7 @@ impl Environment {
                     ("ORCHESTRA_TEST_ENGINE_PID", pid.trim().to_owned()),
                     ("ORCHESTRA_TEST_THROWAWAY", serde_json::to_string(&throwaway)?),
                 ]);
-                if driver != Driver::PodmanRootless {
+                if matches!(driver, Driver::Docker | Driver::Podman) {
                     variables.push(("ORCHESTRA_TEST_SMALL_DISK", mounts::TOO_MUCH.to_string()));
                 }
                 Provided::Private(private.sandbox)
@@ -115,6 +122,8 @@ pub(crate) struct PrivateEngine {
     pub(crate) socket: PathBuf,
     /// The file with the number that its daemon has in the sandbox.
     pid_file: PathBuf,
+    /// Variables that tell the driver what is to be its own besides the socket.
+    pub(crate) settings: Vec<(&'static str, String)>,
 }
 
 impl PrivateEngine {
@@ -135,13 +144,15 @@ impl PrivateEngine {
         let rootfs = rootfs::of(driver, engine)?;
         // The guard takes over the lock.
         let (mut folders, _lock) = Folders::make()?;
-        folders.small = registries.is_none() && driver != Driver::PodmanRootless;
-        let bounded = runtime::provide(&folders.disk.join("runc-bounded"))?;
+        // Their volumes are elsewhere: in a user's home, in the driver's state.
+        folders.small = registries.is_none() && matches!(driver, Driver::Docker | Driver::Podman);
+        let bounded = || runtime::provide(&folders.disk.join("runc-bounded"));
+        let mut settings = Vec::new();
         let (mut daemons, socket, pid_file) = match driver {
             Driver::Docker => {
                 let docker = Docker {
                     folders: &folders,
-                    bounded,
+                    bounded: bounded()?,
                     bridge: registries.is_some(),
                 };
                 (docker.daemons()?, docker.socket(), docker.pid_file())
@@ -149,15 +160,26 @@ impl PrivateEngine {
             Driver::Podman | Driver::PodmanRootless => {
                 let podman = Podman {
                     folders: &folders,
-                    bounded,
+                    bounded: bounded()?,
                     rootless: driver == Driver::PodmanRootless,
                 };
                 (vec![podman.daemon()?], podman.socket(), podman.pid_file())
             }
+            Driver::Containerd => {
+                let containerd = Containerd {
+                    folders: &folders,
+                    seen_from_outside: registries.is_none(),
+                };
+                settings = vec![
+                    (containerd::NAMESPACE, containerd.namespace()),
+                    (containerd::STATE, containerd.state().display().to_string()),
+                ];
+                (vec![containerd.daemon()?], containerd.socket(), containerd.pid_file())
+            }
         };
         let covers = match driver {
             Driver::PodmanRootless => user::provide(&folders, rootfs.as_deref())?,
-            Driver::Docker | Driver::Podman => Vec::new(),
+            Driver::Docker | Driver::Podman | Driver::Containerd => Vec::new(),
         };
         if let Some(password) = registries {
             daemons.extend(registry::daemons(&folders, password)?);
@@ -167,13 +189,17 @@ impl PrivateEngine {
             Sandbox::start(folders.clone(), rootfs, covers, daemons)
         })?;
         term::step("load images", || {
-            archives.iter().try_for_each(|archive| images::load(&socket, archive))
+            archives.iter().try_for_each(|archive| match driver {
+                Driver::Docker | Driver::Podman | Driver::PodmanRootless => images::load(&socket, archive),
+                Driver::Containerd => containerd::import(sandbox.command("ctr"), &socket, &folders.name, archive),
+            })
         })?;
         Ok(Self {
             sandbox,
             program: folders.program(),
             socket,
             pid_file,
+            settings,
         })
     }
 }

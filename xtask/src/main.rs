@@ -9,6 +9,7 @@ mod bench;
 mod cargo;
 mod checks;
 mod cli;
+mod containerd;
 mod daemon;
 mod demo;
 mod e2e;

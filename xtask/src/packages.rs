@@ -54,6 +54,16 @@ const PODMAN: &[Package] = &[
     package("netavark", "/usr/lib/podman/netavark", "the engine's default network"),
 ];
 
+/// What a private containerd of this distribution needs besides [`ENVIRONMENT`].
+const CONTAINERD: &[Package] = &[
+    package("containerd", "containerd", "the engine"),
+    package(
+        "containernetworking-plugins",
+        "/usr/lib/cni/bridge",
+        "the driver's default network",
+    ),
+];
+
 /// What a private podman without root needs besides [`PODMAN`].
 const ROOTLESS: &[Package] = &[
     package(
@@ -105,6 +115,7 @@ pub(crate) fn of_engine(driver: Driver) -> Vec<Package> {
     match driver {
         Driver::Docker => [DOCKER, ENVIRONMENT].concat(),
         Driver::Podman => [PODMAN, ENVIRONMENT].concat(),
+        Driver::Containerd => [CONTAINERD, ENVIRONMENT].concat(),
         Driver::PodmanRootless => [PODMAN, ROOTLESS, ENVIRONMENT].concat(),
     }
 }

@@ -14,7 +14,8 @@ use crate::{
 /// What an engine's generation is made of. Recommendations (a git, a compressor) are of no use here.
 fn packages(driver: Driver) -> &'static str {
     match driver {
-        Driver::Docker => "docker.io,containerd,runc,iptables",
+        // The network's plugins are run by the driver, outside.
+        Driver::Docker | Driver::Containerd => "docker.io,containerd,runc,iptables",
         Driver::Podman | Driver::PodmanRootless => "podman,conmon,runc,netavark,iptables,nftables,uidmap,passt",
     }
 }

@@ -62,12 +62,15 @@ pub struct CachesLayer {
     cancel: CancellationToken,
     volumes: Mutex<HashMap<VolumeId, Arc<Volume>>>,
     /// Who writes to which of the volumes.
-    writers: Mutex<HashMap<ContainerId, (String, Vec<Arc<Volume>>)>>,
+    writers: Mutex<Writers>,
     /// One transfer at a time uses all cores already, and memory once.
     transfers: Semaphore,
     /// Why the store is not asked any more: each cache would wait for it as long as the first one did.
     down: Mutex<Option<String>>,
 }
+
+/// The containers that write to cache volumes: each one's name, and its volumes.
+type Writers = HashMap<ContainerId, (String, Vec<Arc<Volume>>)>;
 
 /// A cache volume.
 #[derive(Debug)]

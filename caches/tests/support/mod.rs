@@ -2,6 +2,7 @@
 
 #![allow(
     dead_code,
+    clippy::unwrap_used,
     unreachable_pub,
     missing_docs,
     reason = "each test program uses a part of it"

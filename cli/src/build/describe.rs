@@ -28,6 +28,8 @@ pub(super) fn describe(args: &BuildArgs, config: &Config) -> Result<ImageBuild, 
     build.push = args.push;
     build.build_args = pairs("build argument", &args.build_args)?;
     build.env = pairs("variable", &args.env)?.into_iter().collect();
+    let reference = |key: &str| (key.to_owned(), format!("secret:{key}").into());
+    build.secrets = args.secrets.keys().map(reference).collect();
     build.target = args.target.clone();
     build.platforms = args.platforms.clone();
     if let Some(image) = args.image.as_ref().or(config.image_build.image.as_ref()) {

@@ -16,6 +16,7 @@ use futures_util::{StreamExt, stream};
 use orchestra::{ByteStream, ErrorKind, Job, JobId, LogChunk, SharedDriver};
 use orchestra_image_build::{BuildError, BuildResult, ImageBuild};
 use orchestra_pipelines::{Data, Status, StepKind};
+use orchestra_secrets::Secrets;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +27,7 @@ use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::progress::{Display, Log};
 use crate::run::{exit, tell_kept};
-use crate::{context, drivers, interrupt};
+use crate::{context, drivers, interrupt, log, secrets};
 
 /// Where the context stands, in the working directory.
 const CONTEXT: &str = "context";
@@ -38,8 +39,11 @@ const WAITING: usize = 64;
 pub(crate) async fn run(args: BuildArgs) -> Result<Exit, Failure> {
     let config = Config::load(&args.engine)?;
     let id = JobId::unique();
-    let build = describe(&args, &config)?;
-    let driver = drivers::connect(&config).await?;
+    let secrets = secrets::open(&config.secrets, &args.secrets, "build")?;
+    log::redact_by(&secrets);
+    let mut build = describe(&args, &config)?;
+    registries(&mut build, &secrets).await?;
+    let driver = drivers::connect(&config, Some(secrets.clone())).await?;
 
     let cancel = CancellationToken::new();
     let display = Display::start(args.show, Log::Stderr, cancel.clone());
@@ -65,6 +69,19 @@ pub(crate) async fn run(args: BuildArgs) -> Result<Exit, Failure> {
         Err(BuildError::Context { source, .. }) if source.kind() == ErrorKind::Io => Ok(Exit::BadInput),
         _ => Ok(exit(status)),
     }
+}
+
+/// The user's own credentials for the tag's registry, if that was asked for and none are given.
+async fn registries(build: &mut ImageBuild, secrets: &Secrets) -> Result<(), Failure> {
+    if build
+        .registry
+        .as_ref()
+        .is_none_or(|registry| registry.credentials.is_none())
+        && let Some(credentials) = secrets.registry(build.tag.registry()).await?
+    {
+        build.registry.get_or_insert_default().credentials = Some(credentials);
+    }
+    Ok(())
 }
 
 /// The build as a job of its own, which is gone when this returns.

@@ -330,7 +330,9 @@ impl Inner {
         }
         let image = || pull.image.clone();
         self.tell(task, EventKind::PullStarted { image: image() }).await;
-        let mut progress = self.driver.pull_image(pull).await?;
+        let mut pull = pull.clone();
+        pull.job = Some(self.id.clone());
+        let mut progress = self.driver.pull_image(&pull).await?;
         while let Some(step) = progress.next().await {
             self.tell(
                 task,

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use futures_util::future::try_join_all;
 use orchestra::{Credentials, EventKind, ImageRef, Job, JobId, Labels, Name, Result, SharedDriver, VolumeId};
+use orchestra_secrets::JobSecrets;
 use tokio::sync::mpsc;
 
 use super::cache::CacheUse;
@@ -28,6 +29,7 @@ pub(super) struct JobRun<'a> {
     pub(super) caches: Vec<Name>,
     pub(super) options: &'a RunOptions,
     pub(super) teller: &'a Teller,
+    secrets: Option<JobSecrets>,
     engine: mpsc::Receiver<orchestra::Event>,
     volumes: HashMap<Name, VolumeId>,
     /// What was pushed, by its canonical name, and how the registry was spoken to.
@@ -64,6 +66,7 @@ impl<'a> JobRun<'a> {
         id: JobId,
         driver: SharedDriver,
         options: &'a RunOptions,
+        secrets: Option<JobSecrets>,
         teller: &'a Teller,
     ) -> Self {
         let (events, engine) = mpsc::channel(EVENTS);
@@ -85,6 +88,7 @@ impl<'a> JobRun<'a> {
             caches: Vec::new(),
             options,
             teller,
+            secrets,
             engine,
             volumes: HashMap::new(),
             pushed: HashMap::new(),
@@ -138,6 +142,17 @@ impl<'a> JobRun<'a> {
             Action::BuildImage(plan) => self.build(step, plan).await,
         };
         report.duration = began.elapsed();
+        // What the driver says is clean; what the plan itself says may hold what was put into it.
+        if let Some(secrets) = &self.secrets {
+            for text in report
+                .error
+                .iter_mut()
+                .chain(&mut report.hint)
+                .chain([&mut report.log_tail])
+            {
+                *text = secrets.redact(text);
+            }
+        }
         report
     }
 
@@ -217,6 +232,10 @@ impl<'a> JobRun<'a> {
     }
 
     pub(super) async fn warn(&mut self, message: String) {
+        let message = self
+            .secrets
+            .as_ref()
+            .map_or_else(|| message.clone(), |secrets| secrets.redact(&message));
         self.warnings.push(message.clone());
         self.teller
             .tell(RunEventKind::Warning {

@@ -15,6 +15,7 @@ mod step;
 use std::time::{Duration, Instant};
 
 use orchestra::{ImageRef, JobId, Name, PullPolicy, SharedDriver};
+use orchestra_secrets::{JobSecrets, Secrets};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -55,6 +56,9 @@ pub struct RunOptions {
     pub buildkit: Option<ImageRef>,
     /// Where caches are kept; where `None`, they live as long as their job.
     pub caches: Option<Caches>,
+    /// The secrets of the [layer](orchestra_secrets::SecretsLayer) in the driver, which the run's own texts are redacted by
+    /// too. A pipeline that refers to secrets is not run without.
+    pub secrets: Option<Secrets>,
     /// Whether builds that say nothing of it run [without privileges](orchestra_image_build::ImageBuild::rootless).
     pub rootless: bool,
 }
@@ -72,6 +76,7 @@ impl Default for RunOptions {
             pull: PullPolicy::default(),
             buildkit: None,
             caches: None,
+            secrets: None,
             rootless: false,
         }
     }
@@ -101,8 +106,14 @@ pub async fn run(pipeline: &Pipeline, driver: SharedDriver, options: RunOptions)
         warnings: Vec::new(),
         duration: Duration::ZERO,
     };
-    if let (Some(name), true) = (&options.job, jobs.is_empty()) {
-        let message = format!("{} has no job `{name}`", pipeline.name);
+    let refused = match &options.job {
+        Some(name) if jobs.is_empty() => Some(format!("{} has no job `{name}`", pipeline.name)),
+        _ if options.secrets.is_none() && !pipeline.secrets.is_empty() => {
+            Some(format!("{} refers to secrets, and is run without any", pipeline.name))
+        }
+        _ => None,
+    };
+    if let Some(message) = refused {
         teller
             .tell(RunEventKind::Warning {
                 job: None,
@@ -122,7 +133,21 @@ pub async fn run(pipeline: &Pipeline, driver: SharedDriver, options: RunOptions)
     };
     for plan in jobs {
         let id = job_id(&report.run_id, &plan.name, pipeline.jobs.len() == 1);
-        let mut job = JobRun::new(plan, id, driver.clone(), &options, &teller);
+        let secrets = match job_secrets(pipeline, &id, &options) {
+            Ok(secrets) => secrets,
+            Err(error) => {
+                report.status = Status::Failed;
+                report.warnings.push(error.to_string());
+                teller
+                    .tell(RunEventKind::Warning {
+                        job: Some(plan.name.clone()),
+                        message: error.to_string(),
+                    })
+                    .await;
+                None
+            }
+        };
+        let mut job = JobRun::new(plan, id, driver.clone(), &options, secrets, &teller);
         job.pipeline = &pipeline.name;
         job.cache_use = cache_use.clone();
         job.run(&mut report).await;
@@ -153,6 +178,18 @@ pub async fn run(pipeline: &Pipeline, driver: SharedDriver, options: RunOptions)
         })
         .await;
     report
+}
+
+/// The job's own list, with what was fetched for the pipeline: none of it is fetched again.
+fn job_secrets(pipeline: &Pipeline, id: &JobId, options: &RunOptions) -> orchestra::Result<Option<JobSecrets>> {
+    let Some(secrets) = &options.secrets else {
+        return Ok(None);
+    };
+    let job = secrets.job(id);
+    for (reference, value) in &pipeline.secrets {
+        job.provide(reference, value)?;
+    }
+    Ok(Some(job))
 }
 
 /// The id of a pipeline's job: the run's where it is the only one, else made of both names.

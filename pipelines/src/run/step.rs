@@ -4,6 +4,7 @@ use orchestra::{
     ContainerPath, Error, ErrorKind, ExitStatus, Labels, Mount, PullPolicy, Result, Task, TaskResult, VolumeId,
 };
 use orchestra_image_build::{BuildError, BuildResult};
+use orchestra_secrets::TaskSecrets;
 use tokio::sync::mpsc;
 
 use super::event::RunEventKind;
@@ -70,6 +71,12 @@ impl JobRun<'_> {
         }
         if let Some(timeout) = step.timeout {
             task = task.timeout(timeout);
+        }
+        if plan.hide_secret_env {
+            task = task.hide_secret_env();
+        }
+        for (path, key) in &plan.secret_files {
+            task = task.secret_file(path.as_str(), key)?;
         }
         let spec = &mut task.spec;
         spec.platform.clone_from(&plan.platform);
@@ -170,6 +177,15 @@ impl JobRun<'_> {
         }
         if plan.rootless.unwrap_or(self.options.rootless) {
             build = build.rootless();
+        }
+        if let Some(secrets) = &self.options.secrets
+            && build
+                .registry
+                .as_ref()
+                .is_none_or(|registry| registry.credentials.is_none())
+            && let Some(credentials) = secrets.registry(plan.tag.registry()).await?
+        {
+            build.registry.get_or_insert_default().credentials = Some(credentials);
         }
         let (events, mut received) = mpsc::channel(EVENTS);
         let build = build.output(self.output(step, tail)).events(events);

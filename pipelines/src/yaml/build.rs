@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use orchestra::{ContainerPath, Env, Error, ImageRef, Name, Platform};
+use orchestra::{ContainerPath, Env, Error, ImageRef, Name, Platform, SecretString};
 use orchestra_image_build::{BuildContext, BuildOptions, RegistryAuth};
 
 use super::fields::{Fields, Known};
@@ -29,6 +29,7 @@ const STEP: Known = Known {
         "tag",
         "push",
         "build_args",
+        "secrets",
         "target",
         "platforms",
         "image",
@@ -63,6 +64,7 @@ const BUILD: Known = Known::of(&[
     "tag",
     "push",
     "build_args",
+    "secrets",
     "target",
     "platforms",
     "image",
@@ -123,6 +125,8 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
     let dockerfile = relative(&fields, "dockerfile").map(|path| path.value.as_str().to_owned());
     let push = fields.flag("push").unwrap_or(false);
     let build_args = fields.texts("build_args");
+    let secrets = fields.texts("secrets").into_iter();
+    let secrets = secrets.map(|(id, value)| (id, SecretString::from(value))).collect();
     let target = fields.text("target").map(|target| target.value);
     let platforms: Vec<At<Platform>> = fields
         .items("platforms")
@@ -151,6 +155,7 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
             dockerfile,
             push,
             build_args,
+            secrets,
             target,
             platforms: step::values(platforms),
             image,

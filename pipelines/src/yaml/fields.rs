@@ -249,7 +249,15 @@ pub(super) fn texts(reader: &Reader<'_>, node: &Node, what: &str) -> BTreeMap<St
             }
             _ => reader.text(value, what),
         };
-        let Some(value) = value.filter(|value| reader.literal(value)) else {
+        let holds_secrets = ["env", "params", "secrets"].contains(&what);
+        let is_good = |value: &At<String>| {
+            if holds_secrets {
+                reader.checked(value)
+            } else {
+                reader.literal(value, what)
+            }
+        };
+        let Some(value) = value.filter(is_good) else {
             continue;
         };
         if value.value.contains('\0') {

@@ -92,6 +92,7 @@ pub(super) fn read(reader: &Reader<'_>, name: &str, root: &Node) -> Option<Pipel
     Some(Pipeline {
         name: name.to_owned(),
         jobs,
+        secrets: Vec::new(),
     })
 }
 

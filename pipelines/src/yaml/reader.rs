@@ -5,7 +5,10 @@ use std::fmt::Display;
 use std::ops::Range;
 use std::str::FromStr;
 
+use orchestra_secrets::{Reference, SecretKey};
+
 use super::tree::{At, Node, Spot, Value};
+use crate::values::Fetched;
 use crate::{Place, Problem};
 
 /// More than a person reads at once; a file that is something else than a pipeline has thousands.
@@ -14,18 +17,20 @@ const MAX_PROBLEMS: usize = 50;
 /// The text and what is wrong with it so far.
 pub(super) struct Reader<'t> {
     text: &'t str,
+    fetched: &'t Fetched,
     lines: Vec<usize>,
     problems: RefCell<Vec<Problem>>,
     count: Cell<usize>,
 }
 
 impl<'t> Reader<'t> {
-    pub(super) fn new(text: &'t str) -> Self {
+    pub(super) fn new(text: &'t str, fetched: &'t Fetched) -> Self {
         let lines = std::iter::once(0)
             .chain(text.match_indices('\n').map(|(at, _)| at + 1))
             .collect();
         Self {
             text,
+            fetched,
             lines,
             problems: RefCell::default(),
             count: Cell::new(0),
@@ -179,18 +184,36 @@ impl<'t> Reader<'t> {
         }
     }
 
-    /// Refuses a value that stands for a secret: passed on as it is, it would be used as the password itself.
-    pub(super) fn literal(&self, value: &At<String>) -> bool {
+    /// Whether a value is one, or refers to a secret that there is; a problem if it does to one that there is not.
+    pub(super) fn checked(&self, value: &At<String>) -> bool {
+        let found = match SecretKey::of_reference(&value.value) {
+            Ok(None) => return true,
+            Ok(Some(key)) => self.fetched.get(&Reference::of(key)).map(|_| ()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &found {
+            let message = format!("`{}` has no value: {}", value.value, error.message());
+            self.report(&value.spot, "a secret", message, error.hint().map(str::to_owned));
+        }
+        found.is_ok()
+    }
+
+    /// Refuses a value that refers to a secret, where nothing would resolve it: passed on as it is, it would be used as
+    /// the value itself.
+    pub(super) fn literal(&self, value: &At<String>, what: &str) -> bool {
         if !value.value.starts_with("secret:") {
             return true;
         }
-        let help = "put the value itself here for now, or leave it out: `secret:` references are refused until they can be resolved";
-        self.report(
-            &value.spot,
-            "a secret",
-            format!("secrets are not available yet: `{}` can't be resolved", value.value),
-            help.to_owned(),
-        );
+        let message = format!("`{}` in `{what}` can't be a secret", value.value);
+        let help = match what {
+            "build_args" | "labels" | "annotations" => {
+                "it would stand in the image for all to see: use `secrets`, and `RUN --mount=type=secret` in the Dockerfile"
+            }
+            _ => {
+                "secrets stand in `env`, `params`, `username`, `password`, `secrets` and `secret_files`; `((KEY))` stands anywhere"
+            }
+        };
+        self.report(&value.spot, "a secret", message, help.to_owned());
         false
     }
 }

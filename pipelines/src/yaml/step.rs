@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use orchestra::{ContainerPath, Credentials, Name, NetworkMode, Task, VolumePath};
+use orchestra_secrets::SecretKey;
 
 use super::fields::{Fields, Known};
 use super::reader::Reader;
@@ -218,10 +219,76 @@ pub(super) fn mounts<'m>(reader: &Reader<'_>, mounts: impl Iterator<Item = (&'m 
     }
 }
 
+/// Secrets that stand in files of the container.
+pub(super) fn secret_files(fields: &Fields<'_, '_>) -> Vec<(ContainerPath, SecretKey)> {
+    let entries = match fields.get("secret_files").map(|node| (&node.value, &node.spot)) {
+        None | Some((Value::Null, _)) => return Vec::new(),
+        Some((Value::Map(entries), _)) => entries,
+        Some((other, spot)) => {
+            fields
+                .reader
+                .wrong(spot, "`secret_files`", "a map of paths and secrets", other);
+            return Vec::new();
+        }
+    };
+    let reader = fields.reader;
+    let mut files: BTreeMap<String, (ContainerPath, SecretKey, Spot)> = BTreeMap::new();
+    for (path, value) in entries {
+        let path = reader.parse::<ContainerPath>(path, "a path in `secret_files`");
+        let Some(value) = reader.text(value, "a secret in `secret_files`") else {
+            continue;
+        };
+        let key = match SecretKey::of_reference(&value.value) {
+            Ok(Some(key)) if reader.checked(&value) => key,
+            Ok(None) => {
+                let message = "a secret in `secret_files` is written `secret:KEY`";
+                reader.report(
+                    &value.spot,
+                    "",
+                    message,
+                    "put what is no secret into an artifact".to_owned(),
+                );
+                continue;
+            }
+            Ok(_) => continue,
+            Err(error) => {
+                reader.report(&value.spot, "", error.message(), error.hint().map(str::to_owned));
+                continue;
+            }
+        };
+        let Some(path) = path else { continue };
+        if let Err(error) = orchestra_secrets::check_path(&path.value) {
+            reader.report(&path.spot, "", error.message(), error.hint().map(str::to_owned));
+        } else if let Some((_, _, first)) = files.get(path.value.as_str()) {
+            let places = [(&path.spot, "again here"), (first, "first here")];
+            reader.conflict(
+                places,
+                format!("two secrets stand at {}", path.value),
+                "keep one of the two",
+            );
+        } else {
+            files.insert(path.value.as_str().to_owned(), (path.value, key, path.spot));
+        }
+    }
+    files.into_values().map(|(path, key, _)| (path, key)).collect()
+}
+
+/// `secret_env`: whether variables that are secrets are hidden from the engine.
+pub(super) fn secret_env(fields: &Fields<'_, '_>) -> bool {
+    let read = |text: &str| match text {
+        "hidden" => Ok(true),
+        "engine" => Ok(false),
+        _ => Err("write `hidden`, so that the engine does not know them, or `engine`"),
+    };
+    fields
+        .read("secret_env", "way for secret variables to go", read)
+        .unwrap_or(false)
+}
+
 /// A user name and a password: both or none.
 pub(super) fn credentials(fields: &Fields<'_, '_>) -> Option<Credentials> {
-    let literal = |key| fields.text(key).filter(|value| fields.reader.literal(value));
-    let (username, password) = (literal("username"), literal("password"));
+    let checked = |key| fields.text(key).filter(|value| fields.reader.checked(value));
+    let (username, password) = (checked("username"), checked("password"));
     for (there, missing) in [("username", "password"), ("password", "username")] {
         if let (Some(spot), None) = (fields.key(there), fields.key(missing)) {
             fields.reader.report(

@@ -41,12 +41,21 @@ const STEP: Known = Known {
         "network",
         "params",
         "env",
+        "secret_env",
+        "secret_files",
     ])
 };
 
 const CONFIG: Known = Known {
     later: &["rootfs_uri"],
-    misplaced: &["privileged", "timeout", "attempts", "network"],
+    misplaced: &[
+        "privileged",
+        "timeout",
+        "attempts",
+        "network",
+        "secret_env",
+        "secret_files",
+    ],
     belongs: "beside `config`, in the step itself",
     ..Known::of(&[
         "platform",
@@ -137,6 +146,7 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
     let limits = limits(&config);
     let privileged = fields.flag("privileged").unwrap_or(false);
     let network = step::network(&fields);
+    let (secret_env, secret_files) = (step::secret_env(&fields), step::secret_files(&fields));
     if reader.count() > before {
         return Some(read);
     }
@@ -148,6 +158,8 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
             dir: run.dir,
             user: run.user,
             env: Env(env),
+            hide_secret_env: secret_env,
+            secret_files,
             inputs: step::values(inputs),
             outputs: step::values(outputs),
             caches: step::values(caches),

@@ -12,7 +12,7 @@ use serde_saphyr::{Location, NonFiniteFloatPolicy, Options, RenderOptions, Snipp
 
 /// A place in the file, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Spot {
+pub(crate) struct Spot {
     /// Where the text stands.
     pub(super) span: Range<usize>,
     /// Where the alias or merge key stands that brought it elsewhere.
@@ -21,16 +21,16 @@ pub(super) struct Spot {
 
 /// A value with its place.
 #[derive(Clone, Debug)]
-pub(super) struct At<T> {
-    pub(super) value: T,
-    pub(super) spot: Spot,
+pub(crate) struct At<T> {
+    pub(crate) value: T,
+    pub(crate) spot: Spot,
 }
 
-pub(super) type Node = At<Value>;
+pub(crate) type Node = At<Value>;
 
 /// What YAML has.
 #[derive(Clone, Debug)]
-pub(super) enum Value {
+pub(crate) enum Value {
     Null,
     Bool(bool),
     /// As it was written.

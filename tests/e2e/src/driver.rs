@@ -1,11 +1,15 @@
 //! The drivers that the tests know.
 
-use std::env;
+use std::path::Path;
 use std::sync::Arc;
+use std::{env, fs};
 
 use orchestra::{SharedDriver, layer};
+use orchestra_containerd::{ContainerdConfig, ContainerdDriver};
 use orchestra_docker::{DockerConfig, DockerDriver};
 use orchestra_podman::{PodmanConfig, PodmanDriver};
+
+use crate::{Endpoint, Engine, Result};
 
 /// One of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,11 +18,13 @@ pub enum KnownDriver {
     Docker,
     /// `podman`.
     Podman,
+    /// `containerd`.
+    Containerd,
 }
 
 impl KnownDriver {
     /// All of them, in the order in which the command tries them.
-    pub const ALL: [Self; 2] = [Self::Docker, Self::Podman];
+    pub const ALL: [Self; 3] = [Self::Docker, Self::Podman, Self::Containerd];
 
     /// Its name, as the command has it.
     #[must_use]
@@ -26,6 +32,7 @@ impl KnownDriver {
         match self {
             Self::Docker => "docker",
             Self::Podman => "podman",
+            Self::Containerd => "containerd",
         }
     }
 
@@ -42,6 +49,7 @@ impl KnownDriver {
         match self {
             Self::Docker => ("DOCKER_HOST", "unix:///var/run/docker.sock"),
             Self::Podman => ("CONTAINER_HOST", "unix:///run/podman/podman.sock"),
+            Self::Containerd => ("CONTAINERD_ADDRESS", "/run/containerd/containerd.sock"),
         }
     }
 
@@ -49,9 +57,32 @@ impl KnownDriver {
     #[must_use]
     pub fn users_socket(self) -> Option<&'static str> {
         match self {
-            Self::Docker => None,
+            Self::Docker | Self::Containerd => None,
             Self::Podman => Some("podman/podman.sock"),
         }
+    }
+
+    /// The engine at `host`, past the driver.
+    ///
+    /// # Errors
+    /// If it can't be there.
+    pub fn look_at(self, host: &str) -> Result<Engine> {
+        let endpoint = Endpoint::parse(host)?;
+        match (self, endpoint) {
+            (Self::Containerd, Endpoint::Unix(socket)) => {
+                let config = containerd(None);
+                let namespace = config.namespace.unwrap_or_else(|| "orchestra".to_owned());
+                Ok(Engine::containerd(socket, namespace, config.state))
+            }
+            // podman's service answers docker's API too, which is enough to look at what it holds.
+            (_, endpoint) => Ok(Engine::new(endpoint)),
+        }
+    }
+
+    /// Whether it can be reached over a network.
+    #[must_use]
+    pub fn speaks_tcp(self) -> bool {
+        self != Self::Containerd
     }
 
     /// A driver, as every user has it, of the engine at `host` or at the one that the environment names.
@@ -74,7 +105,29 @@ impl KnownDriver {
                 };
                 Arc::new(PodmanDriver::connect(config).await?)
             }
+            Self::Containerd => Arc::new(ContainerdDriver::connect(containerd(host)).await?),
         };
         Ok(layer::standard(driver))
     }
+}
+
+/// What a containerd's driver is told: by the environment, or beside the socket of an engine of a test's own.
+fn containerd(address: Option<String>) -> ContainerdConfig {
+    let mut config = ContainerdConfig::default();
+    let socket = address
+        .as_deref()
+        .map(|address| address.strip_prefix("unix://").unwrap_or(address));
+    let beside = socket.and_then(|socket| fs::read_to_string(Path::new(socket).with_extension("env")).ok());
+    let told = |name: &str| match &beside {
+        Some(lines) => lines
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("{name}=")).map(str::to_owned)),
+        None => env::var(name).ok(),
+    };
+    config.namespace = told("CONTAINERD_NAMESPACE");
+    if let Some(state) = told("ORCHESTRA_CONTAINERD__STATE") {
+        config.state = state.into();
+    }
+    config.address = address;
+    config
 }

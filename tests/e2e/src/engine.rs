@@ -2,18 +2,30 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::path::PathBuf;
 
 use serde_json::Value;
 
+use crate::containerd::Containerd;
 use crate::{Endpoint, Result};
 
 /// The label that everything of ours has.
-const JOB_LABEL: &str = "dev.orchestra.job";
+pub(crate) const JOB_LABEL: &str = "dev.orchestra.job";
 
-/// A docker engine's API.
+/// An engine's own API: docker's, which podman speaks too, or containerd's.
 #[derive(Clone, Debug)]
 pub struct Engine {
     endpoint: Endpoint,
+    containerd: Option<Containerd>,
+}
+
+/// What an engine tells of a container that runs, in its own words.
+#[derive(Clone, Debug)]
+pub struct Inspected {
+    /// All that it tells, the output included.
+    pub texts: Vec<String>,
+    /// The number of its first process.
+    pub pid: u64,
 }
 
 /// Everything an engine holds, one text a thing: `container NAME`, `volume NAME`, `image ID`, `image NAME`, `network NAME`.
@@ -35,10 +47,59 @@ impl fmt::Debug for Contents {
 }
 
 impl Engine {
-    /// The engine that listens there.
+    /// The engine that listens there and speaks docker's API.
     #[must_use]
     pub fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint }
+        Self {
+            endpoint,
+            containerd: None,
+        }
+    }
+
+    /// The containerd that listens there, of which `namespace` is looked at, and the folder of its driver.
+    #[must_use]
+    pub fn containerd(socket: PathBuf, namespace: String, state: PathBuf) -> Self {
+        Self {
+            endpoint: Endpoint::Unix(socket.clone()),
+            containerd: Some(Containerd {
+                socket,
+                namespace,
+                state,
+            }),
+        }
+    }
+
+    /// Its version.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn version(&self) -> Result<String> {
+        match &self.containerd {
+            Some(containerd) => containerd.version(),
+            None => Ok(text(&self.endpoint.get("/version")?.json()?["Version"]).to_owned()),
+        }
+    }
+
+    /// What it tells of a container that runs.
+    ///
+    /// # Errors
+    /// If it does not answer, or has no such container.
+    pub fn inspect(&self, container: &str) -> Result<Inspected> {
+        if let Some(containerd) = &self.containerd {
+            return containerd.inspect(container);
+        }
+        let told = self.endpoint.get(&format!("/containers/{container}/json"))?;
+        let pid = told.json()?["State"]["Pid"].as_u64();
+        let logs = self
+            .endpoint
+            .get(&format!("/containers/{container}/logs?stdout=1&stderr=1"))?;
+        if logs.status != 200 {
+            return Err(format!("the log of {container}: status {}", logs.status).into());
+        }
+        Ok(Inspected {
+            texts: vec![told.text(), logs.text()],
+            pid: pid.ok_or("the container has no process")?,
+        })
     }
 
     /// Where it listens.
@@ -52,6 +113,9 @@ impl Engine {
     /// # Errors
     /// If it does not answer.
     pub fn contents(&self) -> Result<Contents> {
+        if let Some(containerd) = &self.containerd {
+            return containerd.contents();
+        }
         let mut contents = self.labelled("")?;
         for image in array(&self.endpoint.get("/images/json?all=1")?.json()?) {
             contents.0.insert(format!("image {}", text(&image["Id"])));
@@ -72,6 +136,9 @@ impl Engine {
     /// # Errors
     /// If it does not answer.
     pub fn leftovers(&self) -> Result<Contents> {
+        if let Some(containerd) = &self.containerd {
+            return containerd.leftovers(None);
+        }
         self.labelled(JOB_LABEL)
     }
 
@@ -80,6 +147,9 @@ impl Engine {
     /// # Errors
     /// If it does not answer.
     pub fn leftovers_of(&self, job: &str) -> Result<Contents> {
+        if let Some(containerd) = &self.containerd {
+            return containerd.leftovers(Some(job));
+        }
         self.labelled(&format!("{JOB_LABEL}={job}"))
     }
 
@@ -109,6 +179,9 @@ impl Engine {
     /// # Errors
     /// If it does not answer.
     pub fn running(&self, job: &str) -> Result<usize> {
+        if let Some(containerd) = &self.containerd {
+            return containerd.running(job);
+        }
         let filter = encode(&format!(
             "{{\"label\":[\"{JOB_LABEL}={job}\"],\"status\":[\"running\"]}}"
         ));
@@ -126,6 +199,9 @@ impl Engine {
     /// # Errors
     /// If the engine refuses.
     pub fn tag(&self, image: &str, repository: &str, tag: &str) -> Result<()> {
+        if let Some(containerd) = &self.containerd {
+            return containerd.tag(image, &format!("{repository}:{tag}"));
+        }
         let path = format!("/images/{image}/tag?repo={}&tag={tag}", encode(repository));
         let response = self.endpoint.send("POST", &path, &[], &[])?;
         match response.status {
@@ -139,6 +215,9 @@ impl Engine {
     /// # Errors
     /// If the engine refuses, or fails half-way.
     pub fn push_image(&self, image: &str) -> Result<()> {
+        if let Some(containerd) = &self.containerd {
+            return containerd.push(image);
+        }
         // The engine wants the header even where there is nothing to say: `{}` in base64.
         let response = self.endpoint.send(
             "POST",
@@ -159,6 +238,9 @@ impl Engine {
     /// # Errors
     /// If the engine refuses.
     pub fn remove_image(&self, image: &str) -> Result<()> {
+        if let Some(containerd) = &self.containerd {
+            return containerd.remove_image(image);
+        }
         let response = self.endpoint.send("DELETE", &format!("/images/{image}"), &[], &[])?;
         match response.status {
             200 | 404 => Ok(()),

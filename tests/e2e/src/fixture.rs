@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 
-use crate::{Endpoint, Engine, KnownDriver, Orchestra, Result};
+use crate::{Engine, KnownDriver, Orchestra, Result};
 
 /// A registry's user name and password.
 #[derive(Clone, PartialEq, Eq)]
@@ -70,14 +70,13 @@ impl Fixture {
         };
         let get = |name: &str| env::var(name).map_err(|_| format!("{name} is not set; run `cargo xtask e2e`"));
         let known = KnownDriver::chosen().ok_or_else(|| format!("the tests know no driver {driver:?}"))?;
-        // podman's service answers docker's API too, which is enough to look at what it holds.
         let (host_variable, default) = known.host();
         let host = env::var(host_variable).unwrap_or_else(|_| default.to_owned());
         Ok(Some(Self {
             driver,
             host_variable,
             is_private: env::var("ORCHESTRA_TEST_ENGINE").is_ok_and(|engine| engine != "host"),
-            engine: Engine::new(Endpoint::parse(&host)?),
+            engine: known.look_at(&host)?,
             image: get("ORCHESTRA_TEST_IMAGE")?,
             buildkit_image: get("ORCHESTRA_TEST_BUILDKIT_IMAGE")?,
             buildkit_rootless_image: get("ORCHESTRA_TEST_BUILDKIT_ROOTLESS_IMAGE")?,

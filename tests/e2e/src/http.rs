@@ -24,7 +24,7 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// From `unix:///PATH` or `tcp://HOST:PORT`, as `DOCKER_HOST` has it.
+    /// From `unix:///PATH` or `tcp://HOST:PORT`, as `DOCKER_HOST` has it, or a path alone, as `CONTAINERD_ADDRESS` has it.
     ///
     /// # Errors
     /// If it is neither.
@@ -32,6 +32,7 @@ impl Endpoint {
         match (url.strip_prefix("unix://"), url.strip_prefix("tcp://")) {
             (Some(path), _) => Ok(Self::Unix(path.into())),
             (_, Some(address)) => Ok(Self::Tcp(address.to_owned())),
+            _ if url.starts_with('/') => Ok(Self::Unix(url.into())),
             _ => Err(format!("{url} is neither unix:// nor tcp://").into()),
         }
     }

@@ -16,6 +16,7 @@
 //! # }
 //! ```
 
+mod containerd;
 mod driver;
 mod engine;
 mod faults;
@@ -27,7 +28,7 @@ pub mod registry;
 mod stub;
 
 pub use driver::KnownDriver;
-pub use engine::{Contents, Engine};
+pub use engine::{Contents, Engine, Inspected};
 pub use faults::{Fault, FaultProxy};
 pub use fixture::{Credentials, Fixture};
 pub use http::{Endpoint, Response};

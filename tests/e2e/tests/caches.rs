@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use libtest_mimic::{Arguments, Failed, Trial};
 use orchestra::tar::{END, Head, padded};
-use orchestra::{ErrorKind, JobId};
+use orchestra::{Error, ErrorKind, JobId};
 use orchestra_caches::{CacheKey, Persist, Prune, Store, StoreOptions};
 use orchestra_e2e::{Dir, Fault, FaultProxy, Finished, Fixture};
 use serde_json::json;
@@ -142,7 +142,10 @@ async fn persist(store: &Store, name: &str, tar: &[u8]) -> orchestra::Result<orc
 }
 
 async fn restore(store: &Store, name: &str) -> orchestra::Result<Vec<u8>> {
-    let entry = store.get(&key(name)).await?.expect("it is there");
+    let entry = store
+        .get(&key(name))
+        .await?
+        .ok_or_else(|| Error::new(ErrorKind::PathNotFound, format!("the cache {name} is not there")))?;
     let pieces: Vec<Bytes> = store.restore(&entry).await?.content.try_collect().await?;
     Ok(pieces.concat())
 }

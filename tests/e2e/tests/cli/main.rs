@@ -15,6 +15,7 @@ mod engines;
 mod interrupting;
 mod resuming;
 mod running;
+mod secrets;
 mod support;
 
 use std::process::ExitCode;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         resuming::tests(),
         building::tests(),
         engines::tests(),
+        secrets::tests(),
     ]
     .concat();
     let Some(fixture) = fixture else {

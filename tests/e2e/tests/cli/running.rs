@@ -326,13 +326,8 @@ fn doctor_tells_what_the_engine_is(fixture: &Fixture) {
     );
     let finished = fixture.orchestra(["doctor", "--json"]).run();
     let told = &finished.events().expect("JSON")[0];
-    let version = fixture
-        .engine
-        .endpoint()
-        .get("/version")
-        .and_then(|answer| answer.json())
-        .expect("a version");
-    assert_eq!(told["engine"]["engine_version"], version["Version"], "{finished}");
+    let version = fixture.engine.version().expect("a version");
+    assert_eq!(told["engine"]["engine_version"], version, "{finished}");
     assert_eq!(told["buildkit"]["present"], true, "{finished}");
     // Each capability is there or has a reason why it is not.
     let capabilities = told["engine"]["capabilities"].as_object().expect("capabilities");

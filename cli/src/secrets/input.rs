@@ -1,0 +1,88 @@
+//! Values that a person types, or another program writes.
+
+use std::fs::{File, OpenOptions};
+use std::io::{IsTerminal, Read, Write};
+use std::path::Path;
+
+use orchestra_secrets::SecretValue;
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use zeroize::Zeroizing;
+
+use crate::exit::Failure;
+
+/// A value from standard input: typed without echo where that is a terminal.
+pub(crate) fn value(key: &str) -> Result<SecretValue, Failure> {
+    match std::io::stdin().is_terminal() {
+        true => typed(&format!("value of {key}")),
+        false => piped(std::io::stdin()),
+    }
+}
+
+/// All of a stream; a single line loses its line feed.
+pub(super) fn piped(from: impl Read) -> Result<SecretValue, Failure> {
+    let mut bytes = Vec::with_capacity(SecretValue::MAX + 2);
+    from.take(SecretValue::MAX as u64 + 2)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Failure::bad_input(format!("read the secret from standard input: {error}")))?;
+    Ok(SecretValue::from_input(bytes))
+}
+
+/// A file to the byte.
+pub(crate) fn file(path: &Path) -> Result<SecretValue, Failure> {
+    let mut bytes = Vec::with_capacity(SecretValue::MAX + 1);
+    File::open(path)
+        .and_then(|file| file.take(SecretValue::MAX as u64 + 1).read_to_end(&mut bytes))
+        .map_err(|error| Failure::bad_input(format!("read the secret's file {}: {error}", path.display())))?;
+    Ok(SecretValue::new(bytes))
+}
+
+/// A passphrase, typed on the terminal whatever standard input is.
+pub(super) fn passphrase(prompt: &str) -> Result<SecretValue, Failure> {
+    typed(prompt)
+}
+
+/// A new passphrase, typed twice.
+pub(super) fn new_passphrase() -> Result<SecretValue, Failure> {
+    let first = typed("new passphrase")?;
+    match typed("new passphrase again")?.expose() == first.expose() {
+        true => Ok(first),
+        false => Err(Failure::bad_input("the two passphrases differ")),
+    }
+}
+
+/// A terminal whose echo comes back when this goes.
+struct Quiet(File, Termios);
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        // What can't be restored is no reason to fail.
+        tcsetattr(&self.0, OptionalActions::Now, &self.1).ok();
+    }
+}
+
+fn typed(prompt: &str) -> Result<SecretValue, Failure> {
+    let missing = |_| {
+        Failure::bad_input(format!("there is no terminal to type the {prompt} on"))
+            .with_hint("set `key_file` under [secrets] to open the file without a passphrase; pipe values in")
+    };
+    let mut terminal = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/tty")
+        .map_err(missing)?;
+    let failed = |error: std::io::Error| Failure::bad_input(format!("read the {prompt}: {error}"));
+    let before = tcgetattr(&terminal).map_err(|error| failed(error.into()))?;
+    let mut silent = before.clone();
+    silent.local_modes.remove(LocalModes::ECHO);
+    write!(terminal, "{prompt}: ").map_err(failed)?;
+    tcsetattr(&terminal, OptionalActions::Flush, &silent).map_err(|error| failed(error.into()))?;
+    let quiet = Quiet(terminal.try_clone().map_err(failed)?, before);
+    let mut line = Zeroizing::new(Vec::with_capacity(SecretValue::MAX));
+    let mut byte = [0];
+    while line.len() < SecretValue::MAX && terminal.read(&mut byte).map_err(failed)? == 1 && byte[0] != b'\n' {
+        line.push(byte[0]);
+    }
+    drop(quiet);
+    writeln!(terminal).map_err(failed)?;
+    Ok(SecretValue::new(line.as_slice()))
+}

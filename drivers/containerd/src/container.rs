@@ -1,0 +1,456 @@
+//! Containers as containerd has them: records, which tasks are made of.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use containerd_client::services::v1::container::Runtime;
+use containerd_client::services::v1::{
+    Container, CreateContainerRequest, DeleteContainerRequest, GetContainerRequest, ListContainersRequest,
+};
+use containerd_client::tonic::Code;
+use containerd_client::types::Mount;
+use oci_spec::runtime::Spec;
+use orchestra::{
+    ContainerId, ContainerPath, ContainerSpec, Created, Error, ErrorKind, ExtraHost, InjectedFile, JobId, Labels,
+    NetworkMode, Result, VolumeId,
+};
+use orchestra_oci::etc;
+use orchestra_oci::image::Image;
+use orchestra_oci::spec::{SpecInput, runtime_spec, user_of};
+use orchestra_oci::users::{ResolvedUser, resolve_user};
+use prost::Message;
+use prost_types::Any;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::config::{MAX_IDENTIFIER, is_identifier};
+use crate::driver::{ContainerdDriver, blocking};
+use crate::error::{Subject, about};
+use crate::lease::Lease;
+use crate::rootfs;
+
+/// containerd's shim for runc and what is called like it.
+const SHIM: &str = "io.containerd.runc.v2";
+/// What containerd calls an OCI runtime spec.
+const SPEC: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+/// What a container's record holds for this driver, by containerd's "extensions".
+const EXTENSION: &str = "dev.orchestra.container";
+/// A container's writable layer is over an image that is unpacked again at most so often.
+const ATTEMPTS: usize = 3;
+
+/// What containerd has no place for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Extension {
+    /// The id that the caller chose; containerd's own may be another one.
+    pub(crate) id: String,
+    pub(crate) network: NetworkMode,
+    pub(crate) extra_hosts: Vec<String>,
+    pub(crate) stdin: bool,
+    /// Volumes by where they are mounted.
+    pub(crate) mounts: BTreeMap<String, VolumeId>,
+}
+
+impl Extension {
+    fn new(id: &ContainerId, spec: &ContainerSpec) -> Result<Self> {
+        let mounts = spec
+            .mounts
+            .iter()
+            .map(|mount| Ok((spec.resolve(&mount.target)?, mount.volume.clone())));
+        Ok(Self {
+            id: id.to_string(),
+            network: spec.network,
+            extra_hosts: spec
+                .extra_hosts
+                .iter()
+                .map(|host| format!("{}:{}", host.name, host.address))
+                .collect(),
+            stdin: spec.stdin,
+            mounts: mounts.collect::<Result<_>>()?,
+        })
+    }
+
+    /// Lines of its `/etc/hosts`.
+    pub(crate) fn hosts(&self) -> Vec<ExtraHost> {
+        // They were valid when they were written.
+        self.extra_hosts.iter().filter_map(|host| host.parse().ok()).collect()
+    }
+
+    /// That of a container of ours.
+    pub(crate) fn of(container: &Container) -> Option<Self> {
+        serde_json::from_slice(&container.extensions.get(EXTENSION)?.value).ok()
+    }
+}
+
+/// What the runc shim is told (`containerd.runc.v1.Options` of containerd's `runtime/v2/runc/options/oci.proto`).
+#[derive(Clone, PartialEq, Message)]
+struct RuncOptions {
+    #[prost(string, tag = "6")]
+    binary_name: String,
+}
+
+/// The id that containerd has for a container: the caller's, or what containerd takes of it with a digest of the whole.
+pub(crate) fn engine_id(id: &str) -> String {
+    if is_identifier(id) {
+        return id.to_owned();
+    }
+    let digest = Sha256::digest(id);
+    let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    let mut name = String::new();
+    for part in id
+        .split(|c: char| !c.is_ascii_alphanumeric())
+        .filter(|part| !part.is_empty())
+    {
+        if name.len() + part.len() + 1 + hex.len() + 1 > MAX_IDENTIFIER {
+            break;
+        }
+        name.push_str(part);
+        name.push('-');
+    }
+    format!("{name}{hex}")
+}
+
+/// The id that the caller chose.
+pub(crate) fn identity(container: &Container) -> String {
+    Extension::of(container).map_or_else(|| container.id.clone(), |extension| extension.id)
+}
+
+/// The caller's labels: containerd's own clients add some.
+pub(crate) fn public_labels(labels: HashMap<String, String>) -> Labels {
+    let foreign = |key: &str| key.starts_with("containerd.io/");
+    labels.into_iter().filter(|(key, _)| !foreign(key)).collect()
+}
+
+impl ContainerdDriver {
+    /// The record of a container of ours.
+    pub(crate) async fn find(&self, id: &ContainerId) -> Result<Option<(Container, Extension)>> {
+        let engine_id = engine_id(id.as_str());
+        let request = GetContainerRequest { id: engine_id.clone() };
+        let found = match self.client.containers().get(self.client.request(request)).await {
+            Ok(answer) => answer.into_inner().container.unwrap_or_default(),
+            Err(status) if status.code() == Code::NotFound => return Ok(None),
+            Err(status) => return Err(about(Subject::Container)(status)),
+        };
+        match Extension::of(&found) {
+            Some(extension) if extension.id == id.as_str() => Ok(Some((found, extension))),
+            _ => {
+                let message = format!("{engine_id} is a container that orchestra has not made");
+                Err(Error::new(ErrorKind::Conflict, message))
+            }
+        }
+    }
+
+    /// The record of a container that has to be there.
+    pub(crate) async fn named(&self, id: &ContainerId) -> Result<(Container, Extension)> {
+        let absent = || Error::new(ErrorKind::ContainerNotFound, format!("no such container: {id}"));
+        self.find(id).await?.ok_or_else(absent)
+    }
+
+    pub(crate) async fn make_container(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<Created> {
+        spec.validate()?;
+        self.check(spec)?;
+        if self.find(id).await?.is_some() {
+            return Ok(Created::Existing);
+        }
+        let (driver, id, spec) = (self.clone(), id.clone(), spec.clone());
+        // Not dropped half-way with its caller.
+        let making = self.making.spawn(async move { driver.create(&id, &spec).await });
+        making.await.unwrap_or_else(|error| {
+            let message = format!("the runtime ended while a container was made: {error}");
+            Err(Error::new(ErrorKind::Cancelled, message))
+        })
+    }
+
+    fn check(&self, spec: &ContainerSpec) -> Result<()> {
+        match (&self.network, spec.network) {
+            // It says what is missing.
+            (Err(why), NetworkMode::Default) => {
+                let message = format!("the engine lacks default_network: {}", why.message());
+                let error = Error::new(ErrorKind::Unsupported, message);
+                Err(match why.hint() {
+                    Some(hint) => error.with_hint(hint),
+                    None => error,
+                })
+            }
+            _ => self.info.capabilities.check_container(spec),
+        }
+    }
+
+    async fn create(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<Created> {
+        let image = self.image(&spec.image, spec.platform.as_ref()).await?;
+        let state = self.state.clone();
+        // Held until the record is there, which says that the volumes are in use.
+        let _volumes = blocking(move || state.lock_volumes(true)).await?;
+        let mut volumes = BTreeMap::new();
+        for mount in &spec.mounts {
+            volumes.insert(mount.volume.clone(), self.volumes.get(&mount.volume).await?.path);
+        }
+        let engine_id = engine_id(id.as_str());
+        let lease = Lease::new(&self.client, &spec.labels).await?;
+        // Of two who make one container, each has a layer of its own until one is first.
+        let key = format!("{engine_id}-{}", JobId::unique());
+        let mounts = self.layer(&lease, &key, &image, &spec.labels).await?;
+        let user = self.user(mounts, user_of(spec, &image.config).to_owned()).await?;
+        let runtime = self.runtime_spec(id, spec, &image, user, volumes).await?;
+        let container = Container {
+            id: engine_id,
+            labels: spec.labels.clone().into_iter().collect(),
+            image: spec.image.canonical(),
+            runtime: Some(self.runtime()),
+            spec: Some(any(SPEC, &runtime)?),
+            snapshotter: self.snapshotter.clone(),
+            snapshot_key: key,
+            extensions: HashMap::from([(EXTENSION.to_owned(), any(EXTENSION, &Extension::new(id, spec)?)?)]),
+            ..Container::default()
+        };
+        let request = CreateContainerRequest {
+            container: Some(container),
+        };
+        match self.client.containers().create(self.client.request(request)).await {
+            Ok(_) => {
+                lease.end().await;
+                Ok(Created::New)
+            }
+            Err(status) if status.code() == Code::AlreadyExists => Ok(Created::Existing),
+            Err(status) => Err(about(Subject::Container)(status)),
+        }
+    }
+
+    /// A writable layer over the image, which is unpacked if it is not.
+    async fn layer(&self, lease: &Lease, key: &str, image: &Image, labels: &Labels) -> Result<Vec<Mount>> {
+        let snapshots = self.snapshots(&lease.client);
+        for _ in 0..ATTEMPTS {
+            if let Some(mounts) = snapshots.prepare(key, image, labels).await? {
+                return Ok(mounts);
+            }
+            self.unpack(lease, image).await?;
+        }
+        Err(
+            Error::new(ErrorKind::Engine, "what the image was unpacked to goes away at once").with_hint(
+                "another client of containerd's removes snapshots of this namespace; give orchestra its own",
+            ),
+        )
+    }
+
+    async fn user(&self, mounts: Vec<Mount>, user: String) -> Result<ResolvedUser> {
+        rootfs::with(mounts, self.state.mount_point(), move |root| resolve_user(root, &user)).await
+    }
+
+    async fn runtime_spec(
+        &self,
+        id: &ContainerId,
+        spec: &ContainerSpec,
+        image: &Image,
+        user: ResolvedUser,
+        volumes: BTreeMap<VolumeId, PathBuf>,
+    ) -> Result<Spec> {
+        let engine_id = engine_id(id.as_str());
+        let cgroup = PathBuf::from(format!("/{}/{engine_id}", self.namespace));
+        let etc = self.state.container(&engine_id).etc()?;
+        let (spec, image, host) = (spec.clone(), image.config.clone(), self.host.clone());
+        let hostname = etc::hostname(id.as_str());
+        blocking(move || {
+            runtime_spec(&SpecInput {
+                container: &spec,
+                image: &image,
+                // Where the shim mounts it, in the bundle.
+                rootfs: Path::new("rootfs"),
+                user,
+                volumes,
+                image_volumes: BTreeMap::new(),
+                hostname: &hostname,
+                netns: None,
+                cgroup: &cgroup,
+                etc,
+                host: &host,
+            })
+        })
+        .await
+    }
+
+    fn runtime(&self) -> Runtime {
+        let options = self.runtime.as_ref().map(|binary_name| Any {
+            type_url: "containerd.runc.v1.Options".to_owned(),
+            value: RuncOptions {
+                binary_name: binary_name.clone(),
+            }
+            .encode_to_vec(),
+        });
+        Runtime {
+            name: SHIM.to_owned(),
+            options,
+        }
+    }
+
+    pub(crate) async fn inject(&self, id: &ContainerId, files: &[InjectedFile]) -> Result<()> {
+        if let Some(file) = files
+            .iter()
+            .find(|file| !file.path.is_absolute() || file.path.as_str() == "/")
+        {
+            return Err(Error::invalid(format!(
+                "{} is not an absolute path of a file",
+                file.path
+            )));
+        }
+        let (container, extension) = self.named(id).await?;
+        let folder = self.state.container(&container.id);
+        // Nobody starts it meanwhile.
+        let lock = blocking({
+            let folder = folder.clone();
+            move || folder.lock()
+        });
+        let _lock = lock.await?;
+        self.still_there(&container).await?;
+        if folder.was_started() || self.task(&container.id).await?.is_some() {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                "the container was started; files go in before that",
+            ));
+        }
+        let mounts = self.snapshots(&self.client).mounts(&container.snapshot_key).await?;
+        let volumes = self.places(&extension).await?;
+        let files = files.to_vec();
+        rootfs::with(mounts, self.state.mount_point(), move |root| {
+            rootfs::write_files(&files, |path: &ContainerPath| {
+                place(root, &volumes, Path::new(path.as_str()))
+            })
+        })
+        .await
+    }
+
+    /// Fails if a container was removed while its lock was waited for, which has made its folder again.
+    pub(crate) async fn still_there(&self, container: &Container) -> Result<()> {
+        let id = ContainerId::new(identity(container))?;
+        match self.find(&id).await? {
+            Some(_) => Ok(()),
+            None => {
+                self.forget(&container.id).await?;
+                self.named(&id).await.map(drop)
+            }
+        }
+    }
+
+    /// Where each volume of a container stands, and where it lies on this host.
+    pub(crate) async fn places(&self, extension: &Extension) -> Result<Vec<(PathBuf, PathBuf)>> {
+        let mut places = Vec::new();
+        for (target, volume) in &extension.mounts {
+            places.push((PathBuf::from(target), self.volumes.get(volume).await?.path));
+        }
+        Ok(places)
+    }
+
+    pub(crate) async fn discard_volume(&self, id: &VolumeId) -> Result<()> {
+        let state = self.state.clone();
+        // No container that mounts it is made meanwhile.
+        let _lock = blocking(move || state.lock_volumes(false)).await?;
+        let request = ListContainersRequest::default();
+        let containers = self.client.containers().list(self.client.request(request)).await;
+        let containers = containers.map_err(about(Subject::Engine))?.into_inner().containers;
+        let mut all = containers.iter().filter_map(Extension::of);
+        if let Some(user) = all.find(|extension| extension.mounts.values().any(|volume| volume == id)) {
+            let message = format!("container {} uses the volume", user.id);
+            return Err(Error::new(ErrorKind::Conflict, message));
+        }
+        self.volumes.remove(id).await
+    }
+
+    /// Removes a container with all that is its own; one that is not there is success.
+    pub(crate) async fn discard(&self, id: &ContainerId) -> Result<()> {
+        let (driver, id) = (self.clone(), id.clone());
+        // Not dropped half-way with its caller.
+        let removal = tokio::spawn(async move { driver.remove_whole(&id).await });
+        removal.await.unwrap_or_else(|error| {
+            let message = format!("the runtime ended while a container was removed: {error}");
+            Err(Error::new(ErrorKind::Cancelled, message))
+        })
+    }
+
+    async fn remove_whole(&self, id: &ContainerId) -> Result<()> {
+        let engine_id = engine_id(id.as_str());
+        let folder = self.state.container(&engine_id);
+        if self.find(id).await?.is_none() {
+            return self.forget(&engine_id).await;
+        }
+        let locked = folder.clone();
+        let lock = blocking(move || {
+            let lock = locked.lock()?;
+            locked.mark_going();
+            Ok(lock)
+        });
+        let _lock = lock.await?;
+        // Whoever held the lock may have removed it.
+        let Some((container, _)) = self.find(id).await? else {
+            return self.forget(&engine_id).await;
+        };
+        self.end_task(&engine_id).await?;
+        self.disconnect(&engine_id).await?;
+        self.snapshots(&self.client).remove(&container.snapshot_key).await?;
+        self.forget(&engine_id).await?;
+        let request = DeleteContainerRequest { id: engine_id };
+        match self.client.containers().delete(self.client.request(request)).await {
+            Err(status) if status.code() != Code::NotFound => Err(about(Subject::Container)(status)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes what is kept of a container beside containerd.
+    pub(crate) async fn forget(&self, engine_id: &str) -> Result<()> {
+        self.logs.remove(engine_id).await?;
+        let folder = self.state.container(engine_id);
+        blocking(move || folder.remove()).await
+    }
+}
+
+/// A path of a container as a root and a path in it: that of a volume, where it is in one.
+pub(crate) fn place(root: &Path, volumes: &[(PathBuf, PathBuf)], path: &Path) -> (PathBuf, PathBuf) {
+    let of = |(target, volume): &(PathBuf, PathBuf)| {
+        Some((
+            target.components().count(),
+            volume.clone(),
+            path.strip_prefix(target).ok()?.to_owned(),
+        ))
+    };
+    // Volumes may be mounted in volumes: the innermost one has it.
+    match volumes.iter().filter_map(of).max_by_key(|(depth, ..)| *depth) {
+        Some((_, volume, inside)) => (volume, inside),
+        None => (root.to_owned(), path.to_owned()),
+    }
+}
+
+/// A value as containerd keeps what it need not understand.
+pub(crate) fn any(type_url: &str, value: &impl Serialize) -> Result<Any> {
+    let value = serde_json::to_vec(value).map_err(|error| {
+        let message = format!("{type_url} can't be written as JSON: {error}");
+        Error::new(ErrorKind::Protocol, message)
+    })?;
+    Ok(Any {
+        type_url: type_url.to_owned(),
+        value,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_that_containerd_refuses_get_others_that_stay_apart() {
+        let long = format!("orchestra.{}.1.{}", "j".repeat(63), "t".repeat(63));
+        let odd = ["orchestra.a--b.1.t_", "orchestra.a-b.1.t", &long, &format!("{long}x")];
+        let ids: std::collections::BTreeSet<String> = odd.iter().map(|id| engine_id(id)).collect();
+        assert_eq!(ids.len(), odd.len());
+        for id in &ids {
+            assert!(is_identifier(id), "{id}");
+        }
+        assert_eq!(engine_id("orchestra.a-b.1.t"), "orchestra.a-b.1.t");
+    }
+
+    #[test]
+    fn a_path_of_a_volume_is_found_in_the_innermost_one() {
+        let volumes = [("/v", "/host/v"), ("/v/in", "/host/in")].map(|(target, path)| (target.into(), path.into()));
+        let at = |path: &str| place(Path::new("/root"), &volumes, Path::new(path));
+        assert_eq!(at("/etc/a"), ("/root".into(), "/etc/a".into()));
+        assert_eq!(at("/v/a"), ("/host/v".into(), "a".into()));
+        assert_eq!(at("/v/in/a"), ("/host/in".into(), "a".into()));
+        assert_eq!(at("/vv/a"), ("/root".into(), "/vv/a".into()));
+    }
+}

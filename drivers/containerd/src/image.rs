@@ -1,0 +1,202 @@
+//! Images: pulled and unpacked by this side into containerd's content store and snapshots, named in its image store.
+
+use std::sync::Arc;
+
+use containerd_client::services::v1::{
+    CreateImageRequest, DeleteImageRequest, GetImageRequest, Image as Record, ListContainersRequest, ListImagesRequest,
+    UpdateImageRequest,
+};
+use containerd_client::tonic::Code;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use oci_spec::image::{Descriptor, Digest, MediaType};
+use orchestra::{ByteStream, Error, ErrorKind, ImageRef, Labels, Platform, PullEvent, PullImage, PullStream, Result};
+use orchestra_oci::content::ContentStore;
+use orchestra_oci::image::Image;
+use orchestra_oci::{archive, registry};
+use prost_types::FieldMask;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::content::Content;
+use crate::driver::ContainerdDriver;
+use crate::error::{Subject, about};
+use crate::lease::Lease;
+use crate::snapshot;
+
+/// Events that are kept for one who reads a pull's progress slowly.
+const EVENTS: usize = 64;
+
+/// How often a name that others give and take is tried for.
+const ATTEMPTS: usize = 5;
+
+impl ContainerdDriver {
+    pub(crate) async fn pull(&self, pull: &PullImage) -> Result<PullStream> {
+        self.info.capabilities.check_pull(pull)?;
+        let (progress, events) = mpsc::channel(EVENTS);
+        let (driver, pull) = (self.clone(), pull.clone());
+        let task = tokio::spawn(async move { driver.fetch(&pull, progress).await });
+        let state = (events, Some(AbortOnDropHandle::new(task)));
+        let stream = stream::try_unfold(state, async |(mut events, mut task)| {
+            if let Some(event) = events.recv().await {
+                return Ok(Some((event, (events, task))));
+            }
+            match task.take() {
+                Some(task) => ended(task.await).map(|()| None),
+                None => Ok(None),
+            }
+        });
+        Ok(stream.boxed())
+    }
+
+    async fn fetch(&self, pull: &PullImage, progress: mpsc::Sender<PullEvent>) -> Result<()> {
+        let lease = Lease::new(&self.client, &Labels::new()).await?;
+        let store: Arc<dyn ContentStore> = Arc::new(Content::new(lease.client.clone()));
+        let resolved = registry::resolve(store, pull, &self.info.platform, progress).await?;
+        let image = &resolved.image;
+        let snapshots = self.snapshots(&lease.client);
+        let chain_ids = image.chain_ids();
+        let mut layers = resolved.layers();
+        // Each layer is unpacked while the next ones still come.
+        while let Some(place) = layers.try_next().await? {
+            snapshots.unpack(image, &chain_ids, place).await?;
+        }
+        snapshots.keep(image).await?;
+        self.name(&pull.image, &image.manifest).await?;
+        lease.end().await;
+        Ok(())
+    }
+
+    pub(crate) async fn import(&self, name: &ImageRef, archive: ByteStream) -> Result<()> {
+        let lease = Lease::new(&self.client, &Labels::new()).await?;
+        let store = Content::new(lease.client.clone());
+        let image = archive::import(&store, archive, &self.info.platform).await?;
+        self.unpack(&lease, &image).await?;
+        self.name(name, &image.manifest).await?;
+        lease.end().await;
+        Ok(())
+    }
+
+    /// Unpacks what is not unpacked of an image whose content is there.
+    pub(crate) async fn unpack(&self, lease: &Lease, image: &Image) -> Result<()> {
+        let snapshots = self.snapshots(&lease.client);
+        if !snapshots.is_unpacked(lease.id(), image).await? {
+            let chain_ids = image.chain_ids();
+            for place in 0..chain_ids.len() {
+                snapshots.unpack(image, &chain_ids, place).await?;
+            }
+        }
+        snapshots.keep(image).await
+    }
+
+    /// Gives the name to the image of `manifest`.
+    async fn name(&self, name: &ImageRef, manifest: &Descriptor) -> Result<()> {
+        let record = Record {
+            name: name.canonical(),
+            target: Some(snapshot::descriptor(manifest)),
+            ..Record::default()
+        };
+        for _ in 0..ATTEMPTS {
+            let create = CreateImageRequest {
+                image: Some(record.clone()),
+                source_date_epoch: None,
+            };
+            match self.client.images().create(self.client.request(create)).await {
+                Err(status) if status.code() == Code::AlreadyExists => {}
+                created => return created.map(drop).map_err(about(Subject::Image)),
+            }
+            let update = UpdateImageRequest {
+                image: Some(record.clone()),
+                update_mask: Some(FieldMask {
+                    paths: vec!["target".to_owned()],
+                }),
+                source_date_epoch: None,
+            };
+            match self.client.images().update(self.client.request(update)).await {
+                // Somebody took the name away meanwhile.
+                Err(status) if status.code() == Code::NotFound => {}
+                updated => return updated.map(drop).map_err(about(Subject::Image)),
+            }
+        }
+        let message = format!("others give and take the name {name} all the time");
+        Err(Error::new(ErrorKind::Conflict, message))
+    }
+
+    /// What the name points at.
+    async fn target(&self, name: &ImageRef) -> Result<Option<Descriptor>> {
+        let request = GetImageRequest { name: name.canonical() };
+        let record = match self.client.images().get(self.client.request(request)).await {
+            Ok(answer) => answer.into_inner().image.unwrap_or_default(),
+            Err(status) if status.code() == Code::NotFound => return Ok(None),
+            Err(status) => return Err(about(Subject::Image)(status)),
+        };
+        let target = record.target.unwrap_or_default();
+        let digest: Digest = target.digest.parse().map_err(|error| {
+            let message = format!("containerd has {:?} for the digest of {name}: {error}", target.digest);
+            Error::new(ErrorKind::Protocol, message)
+        })?;
+        let size = u64::try_from(target.size).unwrap_or(0);
+        let media_type = MediaType::from(target.media_type.as_str());
+        Ok(Some(Descriptor::new(media_type, size, digest)))
+    }
+
+    pub(crate) async fn has_image(&self, name: &ImageRef) -> Result<bool> {
+        Ok(self.target(name).await?.is_some())
+    }
+
+    /// The image of this name for a platform.
+    pub(crate) async fn image(&self, name: &ImageRef, platform: Option<&Platform>) -> Result<Image> {
+        let absent = || Error::new(ErrorKind::ImageNotFound, format!("containerd has no image {name}"));
+        let target = self.target(name).await?.ok_or_else(absent)?;
+        let store = Content::new(self.client.clone());
+        let image = Image::load(&store, &target, platform.unwrap_or(&self.info.platform)).await?;
+        match platform {
+            Some(wanted) if !image.fits(wanted) => {
+                let message = format!("containerd has {name} for {}, not for {wanted}", image.platform());
+                Err(Error::new(ErrorKind::ImageNotFound, message))
+            }
+            _ => Ok(image),
+        }
+    }
+
+    pub(crate) async fn untag(&self, name: &ImageRef) -> Result<()> {
+        let Some(target) = self.target(name).await? else {
+            return Ok(());
+        };
+        let canonical = name.canonical();
+        if !self.has_other_name(&canonical, target.digest().as_ref()).await? {
+            let filters = vec![format!("image=={canonical:?}")];
+            let users = ListContainersRequest { filters };
+            let users = self.client.containers().list(self.client.request(users)).await;
+            let users = users.map_err(about(Subject::Engine))?.into_inner().containers;
+            if let Some(user) = users.first() {
+                let message = format!("container {} uses the image", user.id);
+                return Err(Error::new(ErrorKind::Conflict, message));
+            }
+        }
+        let request = DeleteImageRequest {
+            name: canonical,
+            // Its layers are gone when the call returns.
+            sync: true,
+            target: None,
+        };
+        match self.client.images().delete(self.client.request(request)).await {
+            Err(status) if status.code() != Code::NotFound => Err(about(Subject::Image)(status)),
+            _ => Ok(()),
+        }
+    }
+
+    async fn has_other_name(&self, name: &str, digest: &str) -> Result<bool> {
+        let filters = vec![format!("target.digest=={digest:?}")];
+        let request = ListImagesRequest { filters };
+        let found = self.client.images().list(self.client.request(request)).await;
+        let found = found.map_err(about(Subject::Image))?.into_inner().images;
+        Ok(found.iter().any(|image| image.name != name))
+    }
+}
+
+fn ended(joined: Result<Result<()>, tokio::task::JoinError>) -> Result<()> {
+    joined.unwrap_or_else(|error| {
+        let message = format!("the runtime ended during a pull: {error}");
+        Err(Error::new(ErrorKind::Cancelled, message))
+    })
+}

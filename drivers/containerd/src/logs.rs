@@ -1,0 +1,84 @@
+//! A container's output, from the log that its keeper writes.
+
+use futures_util::StreamExt;
+use futures_util::future::{self, Fuse, FutureExt};
+use futures_util::stream;
+use orchestra::{ContainerId, Error, ErrorKind, LogStream, Result};
+
+use crate::driver::{ContainerdDriver, blocking};
+use crate::task::state_of;
+
+impl ContainerdDriver {
+    pub(crate) async fn output(&self, id: &ContainerId, follow: bool) -> Result<LogStream> {
+        let (container, _) = self.named(id).await?;
+        let engine_id = container.id;
+        let folder = self.state.container(&engine_id);
+        let making = folder.clone();
+        blocking(move || making.make()).await?;
+        self.logs.create(&engine_id).await?;
+        if self.find(id).await?.is_none() {
+            // Removed meanwhile: what was just made is all that is left of it.
+            self.forget(&engine_id).await?;
+            return Err(Error::new(
+                ErrorKind::ContainerNotFound,
+                format!("no such container: {id}"),
+            ));
+        }
+        let task = self.task(&engine_id).await?;
+        let ended = state_of(&folder, task.as_ref()) == orchestra::ContainerState::Exited;
+        // Of a container that has ended all is on its way to the log, and the end is marked there when it has come.
+        let log = self.logs.read(&engine_id, 0, follow || ended).await?;
+        if !follow && !ended {
+            return Ok(log);
+        }
+        let driver = self.clone();
+        let watched: future::BoxFuture<'static, Result<()>> =
+            async move { driver.see_through(&engine_id).await }.boxed();
+        let state = Some((log, watched.fuse()));
+        Ok(stream::unfold(state, next).boxed())
+    }
+
+    /// Sees a task through to its end, once it is started: only that ends its log. An engine that stays away is an error.
+    async fn see_through(&self, engine_id: &str) -> Result<()> {
+        let folder = self.state.container(engine_id);
+        loop {
+            // Before the look: what changes from then on rings.
+            let mut bell = match self.watcher.watch(&folder.path("")) {
+                Ok(bell) => bell,
+                // It was removed, and so is the log.
+                Err(_) => return Ok(()),
+            };
+            match self.reap(engine_id).await {
+                Ok(Some(_)) => return Ok(()),
+                Ok(None) => {}
+                // The log says how far it came.
+                Err(error) if !matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::Unreachable) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+            while !folder.is_started() {
+                if !bell.rings().await {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+type State = (LogStream, Fuse<future::BoxFuture<'static, Result<()>>>);
+
+/// The next of the log, or why there is none.
+async fn next(state: Option<State>) -> Option<(Result<orchestra::LogChunk>, Option<State>)> {
+    let (mut log, mut watched) = state?;
+    loop {
+        tokio::select! {
+            biased;
+            item = log.next() => return match item {
+                Some(Ok(chunk)) => Some((Ok(chunk), Some((log, watched)))),
+                Some(Err(error)) => Some((Err(error), None)),
+                None => None,
+            },
+            Err(error) = &mut watched => return Some((Err(error), None)),
+            else => {}
+        }
+    }
+}

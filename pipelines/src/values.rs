@@ -1,0 +1,126 @@
+//! What `((name))` and `secret:KEY` stand for in a pipeline.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use futures_util::StreamExt;
+use futures_util::stream;
+use orchestra::{Error, Result};
+use orchestra_secrets::{LONGEST, Reference, SecretValue, Secrets};
+
+use crate::Invalid;
+use crate::yaml::Value;
+
+/// How many secrets are fetched at once.
+const AT_ONCE: usize = 8;
+
+/// Plain variables by name: what they hold is no secret, and stands in logs as it is. `Debug` shows their names.
+#[derive(Clone, Default)]
+pub struct Variables(BTreeMap<String, Value>);
+
+impl Variables {
+    /// None.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets one to a text, replacing one of that name.
+    pub fn set(&mut self, name: impl Into<String>, text: impl Into<String>) {
+        self.0.insert(name.into(), Value::Text(text.into()));
+    }
+
+    /// Adds those of a YAML map, whose values may be of any kind; `name` is the file's, for messages. They replace those
+    /// of their names.
+    ///
+    /// # Errors
+    /// [`Invalid`] if it is no YAML, or no map.
+    pub fn load(&mut self, name: &str, text: &str) -> Result<(), Invalid> {
+        self.0.extend(crate::yaml::variables_of(name, text)?);
+        Ok(())
+    }
+
+    /// The value of `name`, or of `name.field.field`.
+    pub(crate) fn get(&self, name: &str) -> Option<&Value> {
+        if let Some(value) = self.0.get(name) {
+            return Some(value);
+        }
+        let (first, fields) = name.split_once('.')?;
+        fields
+            .split('.')
+            .try_fold(self.0.get(first)?, |value, field| match value {
+                Value::Map(entries) => entries
+                    .iter()
+                    .find(|(key, _)| matches!(&key.value, Value::Text(text) if text == field))
+                    .map(|(_, value)| &value.value),
+                _ => None,
+            })
+    }
+}
+
+impl fmt::Debug for Variables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// What a pipeline's text may refer to: variables first, then secrets.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Values {
+    /// Plain variables.
+    pub variables: Variables,
+    /// Secrets; none where `None`.
+    pub secrets: Option<Secrets>,
+}
+
+/// What was found of the secrets that a text refers to.
+#[derive(Debug, Default)]
+pub(crate) struct Fetched(BTreeMap<Reference, Result<SecretValue>>);
+
+impl Fetched {
+    pub(crate) async fn new(secrets: Option<&Secrets>, references: BTreeSet<Reference>) -> Self {
+        let Some(secrets) = secrets else { return Self::default() };
+        let fetch = |reference: Reference| async move {
+            let found = match secrets.find(&reference).await {
+                Ok(Some(value)) if value.expose().len() > LONGEST => Err(Error::invalid(format!(
+                    "the secret {reference} is {} bytes long; at most {LONGEST} can be redacted, and so used",
+                    value.expose().len()
+                ))),
+                Ok(Some(value)) => Ok(value),
+                Ok(None) => Err(secrets.missing(&reference)),
+                Err(error) => Err(error),
+            };
+            (reference, found)
+        };
+        Self(
+            stream::iter(references)
+                .map(fetch)
+                .buffer_unordered(AT_ONCE)
+                .collect()
+                .await,
+        )
+    }
+
+    pub(crate) fn get(&self, reference: &Reference) -> Result<&SecretValue, Error> {
+        match self.0.get(reference) {
+            Some(Ok(value)) => Ok(value),
+            Some(Err(error)) => {
+                let same = Error::new(error.kind(), error.message());
+                Err(match error.hint() {
+                    Some(hint) => same.with_hint(hint),
+                    None => same,
+                })
+            }
+            None => Err(Error::invalid("there are no secrets here")
+                .with_hint("configure a store under [secrets], or give it with `--secret KEY=VALUE`")),
+        }
+    }
+
+    /// All that were found.
+    pub(crate) fn values(&self) -> impl Iterator<Item = (&Reference, &SecretValue)> {
+        self.0
+            .iter()
+            .filter_map(|(reference, value)| Some((reference, value.as_ref().ok()?)))
+    }
+}

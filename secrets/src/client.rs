@@ -1,0 +1,251 @@
+//! The credentials that a user's own clients have for registries: `config.json`, `auth.json`, and credential helpers.
+//!
+//! The file and the [helpers' protocol](https://github.com/docker/docker-credential-helpers#development) are what most
+//! clients share: a helper is a program `docker-credential-NAME`, which is asked with `get` and the registry on its input.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use orchestra::{Credentials, Error, ErrorKind, Result};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+use zeroize::Zeroizing;
+
+/// What a helper may take, and say.
+const DEADLINE: Duration = Duration::from_secs(30);
+const LIMIT: u64 = 256 << 10;
+/// A file that is larger is something else.
+const MAX_FILE: usize = 4 << 20;
+/// The key of docker.io, since its first registry.
+const DOCKER_IO: &str = "https://index.docker.io/v1/";
+const PROGRAM: &str = "docker-credential-";
+
+/// A client's configuration, read once.
+#[derive(Clone)]
+pub struct ClientConfig {
+    path: PathBuf,
+    config: Value,
+}
+
+impl fmt::Debug for ClientConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ClientConfig({})", self.path.display())
+    }
+}
+
+impl ClientConfig {
+    /// Reads a file of this form.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if it can't be read, [`ErrorKind::InvalidInput`] if it is no such file.
+    pub fn read(path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        let shown = path.display();
+        let text = Zeroizing::new(
+            std::fs::read(&path)
+                .map_err(|error| Error::io(format!("read the registries' credentials in {shown}"), error))?,
+        );
+        let config = Some(&text)
+            .filter(|text| text.len() <= MAX_FILE)
+            .and_then(|text| serde_json::from_slice::<Value>(text).ok());
+        match config {
+            Some(config) if config.is_object() => Ok(Self { path, config }),
+            _ => Err(Error::invalid(format!("{shown} is no configuration of a client"))
+                .with_hint("it is a JSON object with `auths`")),
+        }
+    }
+
+    /// The user's own: the first there is of `$REGISTRY_AUTH_FILE`, `$DOCKER_CONFIG/config.json`,
+    /// `$XDG_RUNTIME_DIR/containers/auth.json`, `~/.docker/config.json` and `~/.config/containers/auth.json`.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); [`ErrorKind::InvalidInput`] if there is none.
+    pub fn of_user() -> Result<Self> {
+        let set = |name: &str| {
+            std::env::var_os(name)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        };
+        let places = [
+            set("REGISTRY_AUTH_FILE"),
+            set("DOCKER_CONFIG").map(|dir| dir.join("config.json")),
+            set("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
+            set("HOME").map(|dir| dir.join(".docker/config.json")),
+            set("HOME").map(|dir| dir.join(".config/containers/auth.json")),
+        ];
+        let found = places.into_iter().flatten().find(|place| place.exists());
+        Self::read(found.ok_or_else(|| {
+            Error::invalid("the user's clients have no configuration with registries' credentials")
+                .with_hint("log in with one of them, or leave out --use-docker-config")
+        })?)
+    }
+
+    /// The credentials for a registry's host, if there are any.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] or [`ErrorKind::DeadlineExceeded`] if a credential helper fails.
+    pub async fn credentials(&self, host: &str) -> Result<Option<Credentials>> {
+        let keys = match host {
+            "docker.io" => vec![DOCKER_IO, "docker.io", "index.docker.io"],
+            host => vec![host],
+        };
+        let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+        for key in &keys {
+            let of_host = self
+                .config
+                .get("credHelpers")
+                .and_then(|helpers| text(helpers.get(*key)?));
+            if let Some(helper) = of_host {
+                return self.ask(&helper, key).await;
+            }
+        }
+        for key in &keys {
+            let auth = |name: &str| {
+                self.config
+                    .get("auths")?
+                    .get(*key)
+                    .or_else(|| self.config.get("auths")?.get(format!("https://{key}")))?
+                    .get(name)
+                    .and_then(text)
+            };
+            if let Some(encoded) = auth("auth") {
+                let pair = STANDARD
+                    .decode(&encoded)
+                    .ok()
+                    .and_then(|pair| String::from_utf8(pair).ok())
+                    .map(Zeroizing::new);
+                return match pair.as_ref().and_then(|pair| pair.split_once(':')) {
+                    Some((username, password)) => Ok(Some(Credentials::new(username, password.trim_end_matches('\0')))),
+                    None => Err(Error::invalid(format!(
+                        "the credentials for {host} in {} can't be read",
+                        self.path.display()
+                    ))),
+                };
+            }
+            if let (Some(username), Some(password)) = (auth("username"), auth("password")) {
+                return Ok(Some(Credentials::new(username, password)));
+            }
+        }
+        match self.config.get("credsStore").and_then(text) {
+            Some(helper) => self.ask(&helper, keys[0]).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn ask(&self, helper: &str, server: &str) -> Result<Option<Credentials>> {
+        let valid = !helper.is_empty() && helper.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        let program = format!("{PROGRAM}{helper}");
+        if !valid {
+            return Err(Error::invalid(format!(
+                "{program:?} in {} can't be a credential helper",
+                self.path.display()
+            )));
+        }
+        let failed = |error| {
+            Error::io(format!("ask {program} for {server}"), error)
+                .with_hint("check that the helper is installed, or leave out --use-docker-config")
+        };
+        let mut child = Command::new(&program)
+            .arg("get")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(failed)?;
+        let asked = async {
+            if let Some(mut stdin) = child.stdin.take() {
+                // A helper that does not read has its own way to know.
+                stdin.write_all(format!("{server}\n").as_bytes()).await.ok();
+            }
+            let mut answer = Zeroizing::new(Vec::new());
+            if let Some(stdout) = child.stdout.take() {
+                stdout.take(LIMIT).read_to_end(&mut answer).await?;
+            }
+            Ok::<_, std::io::Error>((answer, child.wait().await?))
+        };
+        let (answer, status) = match tokio::time::timeout(DEADLINE, asked).await {
+            Ok(asked) => asked.map_err(failed)?,
+            Err(_) => {
+                let message = format!("{program} did not answer within {DEADLINE:?}");
+                return Err(Error::new(ErrorKind::DeadlineExceeded, message));
+            }
+        };
+        if !status.success() {
+            // The protocol's words for a registry that it does not know.
+            if String::from_utf8_lossy(&answer).contains("credentials not found") {
+                return Ok(None);
+            }
+            return Err(Error::new(
+                ErrorKind::Io,
+                format!("{program} failed for {server}: {status}"),
+            ));
+        }
+        let answer: Value = serde_json::from_slice(&answer)
+            .map_err(|_| Error::new(ErrorKind::Io, format!("{program} answered something that is no JSON")))?;
+        let field = |name: &str| answer.get(name).and_then(Value::as_str).unwrap_or_default();
+        match field("Username") {
+            "<token>" => Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("{program} has an identity token for {server}, which is not supported"),
+            )),
+            username => Ok(Some(Credentials::new(username, field("Secret")))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use orchestra::ExposeSecret;
+
+    fn config(dir: &tempfile::TempDir, text: &str) -> Result<ClientConfig> {
+        let path = dir.path().join("config.json");
+        std::fs::write(&path, text).unwrap();
+        ClientConfig::read(path)
+    }
+
+    #[tokio::test]
+    async fn credentials_are_found_by_host_as_clients_find_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let pair = STANDARD.encode("robot:pa:ss");
+        let text = format!(
+            r#"{{"auths": {{"r.example.com:5000": {{"auth": "{pair}"}}, "{DOCKER_IO}": {{"username": "u", "password": "p"}}, "empty": {{}}}}}}"#
+        );
+        let config = config(&dir, &text).unwrap();
+        let found = async |host: &str| {
+            let found = config.credentials(host).await.unwrap()?;
+            Some(format!(
+                "{}|{}",
+                found.username.expose_secret(),
+                found.password.expose_secret()
+            ))
+        };
+        assert_eq!(found("r.example.com:5000").await.unwrap(), "robot|pa:ss");
+        assert_eq!(found("docker.io").await.unwrap(), "u|p");
+        assert_eq!(found("r.example.com").await, None);
+        assert_eq!(found("empty").await, None);
+        assert!(!format!("{config:?}").contains("pa:ss"));
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_is_missing_or_no_name_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        for (text, why) in [
+            (
+                r#"{"credHelpers": {"r": "no-such-helper"}}"#,
+                "ask docker-credential-no-such-helper for r",
+            ),
+            (r#"{"credsStore": "../x"}"#, "can't be a credential helper"),
+        ] {
+            let error = config(&dir, text).unwrap().credentials("r").await.unwrap_err();
+            assert!(error.message().contains(why), "{error}");
+        }
+        assert!(config(&dir, "[]").unwrap_err().message().contains("no configuration"));
+    }
+}

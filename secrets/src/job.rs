@@ -1,0 +1,220 @@
+//! What one job has had of the secrets, and what is redacted for it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use orchestra::{Credentials, Error, ExposeSecret, Result, SecretString};
+
+use crate::redact::{Form, LONGEST, Patterns, Redactor, SHORTEST, forms};
+use crate::{Reference, SecretKey, SecretValue, Secrets};
+
+/// More is not redacted for one job: a task that announces more values is ended.
+const MAX_FORMS: usize = 400_000;
+const MAX_BYTES: usize = 64 << 20;
+
+/// A job's secrets: each is fetched once, and redacted from then on wherever the job's output, errors and files of the
+/// engine pass the [layer](crate::SecretsLayer). A clone is the same list.
+#[derive(Clone)]
+pub struct JobSecrets(Arc<Inner>);
+
+struct Inner {
+    secrets: Secrets,
+    /// One lock a secret: tasks that start at once wait for one question.
+    fetched: Mutex<HashMap<Reference, Arc<tokio::sync::Mutex<Option<SecretValue>>>>>,
+    list: Mutex<List>,
+    /// Grows with each change of the list.
+    version: AtomicU64,
+}
+
+struct List {
+    forms: BTreeSet<Form>,
+    bytes: usize,
+    patterns: Arc<Patterns>,
+    /// The version that the patterns are of.
+    built: u64,
+}
+
+impl JobSecrets {
+    pub(crate) fn new(secrets: Secrets) -> Self {
+        Self(Arc::new(Inner {
+            secrets,
+            fetched: Mutex::default(),
+            list: Mutex::new(List {
+                forms: BTreeSet::new(),
+                bytes: 0,
+                patterns: Arc::new(Patterns::none()),
+                built: 0,
+            }),
+            version: AtomicU64::new(0),
+        }))
+    }
+
+    /// The value of a reference, which is redacted from now on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`](orchestra::ErrorKind::InvalidInput) if there is none, or if it is too long to be
+    /// redacted (64 KiB); those of the stores.
+    pub async fn resolve(&self, reference: &Reference) -> Result<SecretValue> {
+        let slot = lock(&self.0.fetched).entry(reference.clone()).or_default().clone();
+        let mut slot = slot.lock().await;
+        if let Some(value) = slot.as_ref() {
+            return Ok(value.clone());
+        }
+        let found = self.0.secrets.find(reference).await?;
+        let value = found.ok_or_else(|| self.0.secrets.missing(reference))?;
+        self.take(reference, &value)?;
+        *slot = Some(value.clone());
+        Ok(value)
+    }
+
+    /// Takes a value that was fetched before the job began, as if the job had fetched it.
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve).
+    pub fn provide(&self, reference: &Reference, value: &SecretValue) -> Result<()> {
+        self.take(reference, value)?;
+        let slot = Arc::new(tokio::sync::Mutex::new(Some(value.clone())));
+        lock(&self.0.fetched).insert(reference.clone(), slot);
+        Ok(())
+    }
+
+    fn take(&self, reference: &Reference, value: &SecretValue) -> Result<()> {
+        check_length(reference, value)?;
+        if value.expose().trim_ascii().len() < SHORTEST {
+            tracing::warn!(secret = %reference, "it is shorter than {SHORTEST} bytes, and so not redacted");
+        }
+        self.mask(value)
+    }
+
+    /// Redacts a value from now on, in all its forms.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`](orchestra::ErrorKind::InvalidInput) if it is longer than 64 KiB, or if there are too
+    /// many.
+    pub fn mask(&self, value: &SecretValue) -> Result<()> {
+        if value.expose().len() > LONGEST {
+            return Err(Error::invalid(format!(
+                "a value longer than {LONGEST} bytes can't be redacted"
+            )));
+        }
+        let mut list = lock(&self.0.list);
+        let new: Vec<Form> = forms(value.expose())
+            .into_iter()
+            .filter(|form| !list.forms.contains(form))
+            .collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let bytes = list.bytes + new.iter().map(|form| form.bytes.len()).sum::<usize>();
+        if list.forms.len() + new.len() > MAX_FORMS || bytes > MAX_BYTES {
+            return Err(Error::invalid("there are more values to redact than one job may have")
+                .with_hint("announce fewer values with ::add-mask::, or use more than one job"));
+        }
+        list.forms.extend(new);
+        list.bytes = bytes;
+        self.0.version.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    /// Resolves a registry's credentials where they are references, and redacts them, the password and `user:password`
+    /// also where they are not.
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve).
+    pub async fn credentials(&self, credentials: &Credentials) -> Result<Credentials> {
+        let username = self
+            .text("the registry's user name", credentials.username.expose_secret())
+            .await?;
+        let password = self
+            .text("the registry's password", credentials.password.expose_secret())
+            .await?;
+        self.mask_credentials(username.expose_secret(), password.expose_secret())?;
+        Ok(Credentials { username, password })
+    }
+
+    pub(crate) fn mask_credentials(&self, username: &str, password: &str) -> Result<()> {
+        self.mask(&password.into())?;
+        let pair = zeroize::Zeroizing::new(format!("{username}:{password}"));
+        self.mask(&pair.as_str().into())
+    }
+
+    /// A text that may be a reference as a whole.
+    pub(crate) async fn text(&self, what: &str, text: &str) -> Result<SecretString> {
+        match SecretKey::of_reference(text)? {
+            None => Ok(text.into()),
+            Some(key) => {
+                let value = self.resolve(&Reference::of(key.clone())).await?;
+                Ok(value.text(&format!("the secret {key} for {what}"))?.into())
+            }
+        }
+    }
+
+    /// A text with what is secret in it replaced.
+    #[must_use]
+    pub fn redact(&self, text: &str) -> String {
+        match self.patterns() {
+            Ok((_, patterns)) => {
+                let mut redactor = Redactor::new(patterns);
+                let mut out = redactor.push(Bytes::copy_from_slice(text.as_bytes())).to_vec();
+                out.extend_from_slice(&redactor.finish());
+                String::from_utf8_lossy(&out).into_owned()
+            }
+            // Too much to look for: nothing is safe to show.
+            Err(_) => crate::redact::MARKER.to_owned(),
+        }
+    }
+
+    /// An error of which no text holds a secret. One that is clean stays as it is, with what caused it.
+    #[must_use]
+    pub fn redact_error(&self, error: Error) -> Error {
+        if self.0.version.load(Ordering::Acquire) == 0 {
+            return error;
+        }
+        // `Debug` shows hint and causes too.
+        let shown = format!("{error:?}");
+        if self.redact(&shown) == shown {
+            return error;
+        }
+        error.map_text(|text| self.redact(text))
+    }
+
+    /// What changes when the list does.
+    pub(crate) fn version(&self) -> u64 {
+        self.0.version.load(Ordering::Acquire)
+    }
+
+    /// The list as it is now, and its version.
+    pub(crate) fn patterns(&self) -> Result<(u64, Arc<Patterns>)> {
+        let mut list = lock(&self.0.list);
+        let version = self.version();
+        if list.built != version {
+            list.patterns = Arc::new(Patterns::new(list.forms.iter())?);
+            list.built = version;
+        }
+        Ok((version, list.patterns.clone()))
+    }
+}
+
+/// Refuses a value that is too long to be redacted.
+pub(crate) fn check_length(reference: &Reference, value: &SecretValue) -> Result<()> {
+    match value.expose().len() {
+        length if length > LONGEST => Err(Error::invalid(format!(
+            "the secret {reference} is {length} bytes long; at most {LONGEST} can be redacted, and so given to a task"
+        ))
+        .with_hint("keep a key as the secret, and the data, encrypted with it, elsewhere")),
+        _ => Ok(()),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl fmt::Debug for JobSecrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "JobSecrets({} fetched)", lock(&self.0.fetched).len())
+    }
+}

@@ -1,0 +1,354 @@
+//! The layer: references in, redacted output out.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use futures_util::{StreamExt, TryStreamExt};
+use orchestra::{
+    ByteStream, ContainerId, ContainerSpec, Created, Driver, DriverInfo, EndReport, Env, Error, ErrorKind, ExecSpec,
+    ExecStream, ExitStatus, ImageRef, InjectedFile, JobId, LogStream, PullImage, PullStream, Resource, Result,
+    SharedDriver, Signal, VolumeId, VolumePath, VolumeSpec, labels,
+};
+use zeroize::Zeroize;
+
+use crate::hide::Hidden;
+use crate::{JobSecrets, Reference, SecretKey, Secrets, files, hide, stream};
+
+/// A driver that resolves `secret:KEY` and redacts what comes back, by a list of its own for each job.
+///
+/// | call | what is resolved |
+/// | --- | --- |
+/// | `create_container`, `exec` | values of the environment that are `secret:KEY` as a whole |
+/// | `write_files` | files that are `secret:KEY` as a whole; in files called `.json`, texts that are |
+/// | `pull_image` | user name and password |
+///
+/// What a container or an exec writes, and every error, is redacted by the list of the job it belongs to. Put it next to
+/// the driver, with [`orchestra::layer::standard`] around it, so that what is traced and reported is redacted too.
+///
+/// ```
+/// use orchestra::{Job, SharedDriver, Task};
+/// use orchestra_secrets::{MemoryStore, Scope, SecretKey, Secrets, SecretsLayer};
+///
+/// async fn deploy(driver: SharedDriver) -> orchestra::Result<String> {
+///     let store = MemoryStore::new().with(Scope::Global, SecretKey::new("TOKEN")?, "hunter2".into());
+///     let secrets = Secrets::new([Scope::Global]).store("memory", store);
+///     let driver = orchestra::layer::standard(SecretsLayer::wrap(driver, secrets));
+///     let job = Job::builder(driver).build();
+///     let task = Task::new("show", "busybox")?.env("TOKEN", "secret:TOKEN").shell("echo token=$TOKEN");
+///     let result = job.run(task).await?.success()?;
+///     job.end().await?;
+///     Ok(result.stdout.to_string())
+/// }
+/// # use orchestra_conformance::memory::{MemoryEngine, MemoryImage};
+/// # let engine = MemoryEngine::new();
+/// # engine.add_image("busybox", MemoryImage::busybox()).unwrap();
+/// # let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+/// # assert_eq!(runtime.block_on(deploy(engine.driver())).unwrap(), "token=***REDACTED***\n");
+/// ```
+#[derive(Debug)]
+pub struct SecretsLayer {
+    inner: SharedDriver,
+    secrets: Secrets,
+    containers: Mutex<HashMap<ContainerId, Container>>,
+}
+
+/// What is to be known of a container between its calls.
+#[derive(Clone, Debug)]
+struct Container {
+    job: JobSecrets,
+    /// Whether its standard error is BuildKit's progress.
+    progress: bool,
+    hidden: Option<Arc<Mutex<Hidden>>>,
+    /// The numbers of its user, where they are known.
+    owner: Option<(u32, u32)>,
+}
+
+impl SecretsLayer {
+    /// `inner` with these secrets.
+    #[must_use]
+    pub fn new(inner: SharedDriver, secrets: Secrets) -> Self {
+        Self {
+            inner,
+            secrets,
+            containers: Mutex::default(),
+        }
+    }
+
+    /// The same, shared.
+    #[must_use]
+    pub fn wrap(inner: SharedDriver, secrets: Secrets) -> SharedDriver {
+        Arc::new(Self::new(inner, secrets))
+    }
+
+    fn containers(&self) -> MutexGuard<'_, HashMap<ContainerId, Container>> {
+        self.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn container(&self, id: &ContainerId) -> Container {
+        let known = self.containers().get(id).cloned();
+        known.unwrap_or_else(|| Container {
+            job: self.secrets.job(owner(id.as_str())),
+            progress: false,
+            hidden: None,
+            owner: None,
+        })
+    }
+
+    fn of_volume(&self, id: &VolumeId) -> JobSecrets {
+        self.secrets.job(owner(id.as_str()))
+    }
+}
+
+/// The job in an id that [`JobId::container`] or [`JobId::volume`] made; any other id stands for itself.
+fn owner(id: &str) -> &str {
+    let job = id.strip_prefix("orchestra.").and_then(|rest| rest.split('.').next());
+    job.unwrap_or(id)
+}
+
+/// Replaces references; the keys of those there were.
+async fn resolve_env(env: &mut Env, job: &JobSecrets) -> Result<Vec<String>> {
+    let mut resolved = Vec::new();
+    for (name, value) in &mut env.0 {
+        let Some(key) = SecretKey::of_reference(value).map_err(|error| error.with("variable", name))? else {
+            continue;
+        };
+        let secret = job.resolve(&Reference::of(key.clone())).await;
+        let secret = secret.map_err(|error| error.with("variable", name))?;
+        secret
+            .text(&format!("the secret {key} for the variable {name}"))?
+            .clone_into(value);
+        resolved.push(name.clone());
+    }
+    Ok(resolved)
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl Driver for SecretsLayer {
+    fn info(&self) -> &DriverInfo {
+        self.inner.info()
+    }
+
+    async fn ping(&self) -> Result<()> {
+        self.inner.ping().await
+    }
+
+    async fn pull_image(&self, pull: &PullImage) -> Result<PullStream> {
+        let of_client = match &pull.credentials {
+            Some(_) => None,
+            None => self.secrets.registry(pull.image.registry()).await?,
+        };
+        let Some(credentials) = pull.credentials.as_ref().or(of_client.as_ref()) else {
+            return self.inner.pull_image(pull).await;
+        };
+        let job = match &pull.job {
+            Some(job) => self.secrets.job(job),
+            // A pull for nobody has a list for itself.
+            None => JobSecrets::new(self.secrets.clone()),
+        };
+        let mut resolved = pull.clone();
+        resolved.credentials = Some(job.credentials(credentials).await?);
+        let stream = self.inner.pull_image(&resolved).await;
+        let stream = stream.map_err(|error| job.redact_error(error))?;
+        Ok(stream.map_err(move |error| job.redact_error(error)).boxed())
+    }
+
+    async fn import_image(&self, image: &ImageRef, archive: ByteStream) -> Result<()> {
+        self.inner.import_image(image, archive).await
+    }
+
+    async fn image_exists(&self, image: &ImageRef) -> Result<bool> {
+        self.inner.image_exists(image).await
+    }
+
+    async fn remove_image(&self, image: &ImageRef) -> Result<()> {
+        self.inner.remove_image(image).await
+    }
+
+    async fn create_volume(&self, id: &VolumeId, spec: &VolumeSpec) -> Result<Created> {
+        let job = self.of_volume(id);
+        self.inner
+            .create_volume(id, spec)
+            .await
+            .map_err(|error| job.redact_error(error))
+    }
+
+    async fn write_volume(&self, id: &VolumeId, path: &VolumePath, tar: ByteStream) -> Result<()> {
+        let job = self.of_volume(id);
+        self.inner
+            .write_volume(id, path, tar)
+            .await
+            .map_err(|error| job.redact_error(error))
+    }
+
+    async fn read_volume(&self, id: &VolumeId, paths: &[VolumePath]) -> Result<ByteStream> {
+        let job = self.of_volume(id);
+        let stream = self
+            .inner
+            .read_volume(id, paths)
+            .await
+            .map_err(|error| job.redact_error(error))?;
+        Ok(stream.map_err(move |error| job.redact_error(error)).boxed())
+    }
+
+    async fn remove_volume(&self, id: &VolumeId) -> Result<()> {
+        let job = self.of_volume(id);
+        self.inner
+            .remove_volume(id)
+            .await
+            .map_err(|error| job.redact_error(error))
+    }
+
+    async fn create_container(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<Created> {
+        let job = self.secrets.job(
+            spec.labels
+                .get(labels::JOB)
+                .map_or_else(|| owner(id.as_str()), String::as_str),
+        );
+        let mut spec = spec.clone();
+        let resolved = resolve_env(&mut spec.env, &job)
+            .await
+            .map_err(|error| job.redact_error(error))?;
+        let hidden = hide::prepare(&mut spec, &resolved, self.inner.info())?;
+        let container = Container {
+            job: job.clone(),
+            progress: spec
+                .labels
+                .get(labels::OUTPUT)
+                .is_some_and(|output| output == labels::OUTPUT_RAWJSON),
+            hidden: hidden.map(|hidden| Arc::new(Mutex::new(hidden))),
+            owner: spec.user.as_ref().and_then(|user| hide::numbers(user.as_str())),
+        };
+        self.containers().insert(id.clone(), container);
+        let created = self.inner.create_container(id, &spec).await;
+        spec.env.0.values_mut().for_each(Zeroize::zeroize);
+        created.map_err(|error| job.redact_error(error))
+    }
+
+    async fn write_files(&self, id: &ContainerId, files: &[InjectedFile]) -> Result<()> {
+        let Container { job, hidden, owner, .. } = self.container(id);
+        let mut written = Vec::with_capacity(files.len());
+        for file in files {
+            let (mut file, secret) = files::resolve(file, &job)
+                .await
+                .map_err(|error| job.redact_error(error))?;
+            if let (Some(hidden), Some(secret)) = (&hidden, &secret) {
+                let mut hidden = hidden.lock().unwrap_or_else(PoisonError::into_inner);
+                if hidden.takes(&file.path) {
+                    hidden.file(file.path.as_str(), secret);
+                    continue;
+                }
+            }
+            if let (Some(_), Some((uid, gid)), 0) = (secret, owner, file.uid) {
+                (file.uid, file.gid) = (uid, gid);
+            }
+            written.push(file);
+        }
+        if written.is_empty() {
+            return Ok(());
+        }
+        self.inner
+            .write_files(id, &written)
+            .await
+            .map_err(|error| job.redact_error(error))
+    }
+
+    async fn start_container(&self, id: &ContainerId, stdin: Option<ByteStream>) -> Result<()> {
+        let Container { job, hidden, .. } = self.container(id);
+        let stdin = match hidden {
+            None => stdin,
+            Some(hidden) => {
+                match self.inner.write_files(id, &[hide::program(self.inner.info())?]).await {
+                    // It runs already: it has had its secrets.
+                    Err(error) if error.kind() == ErrorKind::Conflict => stdin,
+                    written => {
+                        written.map_err(|error| job.redact_error(error))?;
+                        let hidden = hidden.lock().unwrap_or_else(PoisonError::into_inner);
+                        Some(hidden.before(stdin))
+                    }
+                }
+            }
+        };
+        self.inner
+            .start_container(id, stdin)
+            .await
+            .map_err(|error| job.redact_error(error))
+    }
+
+    async fn logs(&self, id: &ContainerId, follow: bool) -> Result<LogStream> {
+        let Container { job, progress, .. } = self.container(id);
+        let logs = self
+            .inner
+            .logs(id, follow)
+            .await
+            .map_err(|error| job.redact_error(error))?;
+        Ok(stream::logs(logs, job, progress))
+    }
+
+    async fn wait_container(&self, id: &ContainerId) -> Result<ExitStatus> {
+        let job = self.container(id).job;
+        self.inner
+            .wait_container(id)
+            .await
+            .map_err(|error| job.redact_error(error))
+    }
+
+    async fn exec(&self, id: &ContainerId, spec: &ExecSpec, stdin: Option<ByteStream>) -> Result<ExecStream> {
+        let job = self.container(id).job;
+        let mut spec = spec.clone();
+        resolve_env(&mut spec.env, &job)
+            .await
+            .map_err(|error| job.redact_error(error))?;
+        let events = self.inner.exec(id, &spec, stdin).await;
+        spec.env.0.values_mut().for_each(Zeroize::zeroize);
+        Ok(stream::exec(events.map_err(|error| job.redact_error(error))?, job))
+    }
+
+    async fn signal_container(&self, id: &ContainerId, signal: Signal) -> Result<()> {
+        let job = self.container(id).job;
+        self.inner
+            .signal_container(id, signal)
+            .await
+            .map_err(|error| job.redact_error(error))
+    }
+
+    async fn remove_container(&self, id: &ContainerId) -> Result<()> {
+        let job = self.container(id).job;
+        let removed = self
+            .inner
+            .remove_container(id)
+            .await
+            .map_err(|error| job.redact_error(error));
+        if removed.is_ok() {
+            self.containers().remove(id);
+        }
+        removed
+    }
+
+    async fn list(&self, job: Option<&JobId>) -> Result<Vec<Resource>> {
+        self.inner.list(job).await
+    }
+
+    async fn end_job(&self, job: &JobId) -> Result<EndReport> {
+        let secrets = self.secrets.job(job);
+        let mut report = self
+            .inner
+            .end_job(job)
+            .await
+            .map_err(|error| secrets.redact_error(error))?;
+        let remaining = std::mem::take(&mut report.remaining);
+        let clean = |(resource, error): (Resource, Error)| (resource, secrets.redact_error(error));
+        report.remaining = remaining.into_iter().map(clean).collect();
+        self.containers().retain(|id, _| owner(id.as_str()) != job.as_str());
+        self.secrets.forget(job);
+        Ok(report)
+    }
+}
+
+impl fmt::Display for SecretsLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "secrets({})", self.inner)
+    }
+}

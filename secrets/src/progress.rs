@@ -1,0 +1,292 @@
+//! BuildKit's progress as lines of JSON (`--progress=rawjson`): what a build's processes write stands in it in base64, cut
+//! into pieces as they wrote it. It is taken out, redacted by vertex and stream, and put back.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use orchestra::Result;
+use serde_json::{Map, Value, json};
+
+use crate::JobSecrets;
+use crate::channel::Channel;
+
+/// The longest line that is read as JSON; as the reader of the progress has it.
+const MAX_LINE: usize = 8 << 20;
+/// More processes than that do not write at the same time.
+const MAX_CHANNELS: usize = 1_000;
+/// The keys of BuildKit's `client.SolveStatus`.
+const KEYS: [&str; 4] = ["vertexes", "statuses", "logs", "warnings"];
+
+/// Reads the progress of one build.
+#[derive(Default)]
+pub(crate) struct Progress {
+    line: Vec<u8>,
+    /// Whether the line that is being read is no JSON, and passes.
+    text: bool,
+    channels: BTreeMap<(String, i64), Process>,
+}
+
+/// What one process of the build writes on one stream.
+struct Process {
+    channel: Channel,
+    /// When it wrote last, for what comes out later.
+    timestamp: Value,
+}
+
+impl Progress {
+    /// Reads on: lines of JSON without secrets, and anything else as it is.
+    pub(crate) fn push(&mut self, job: &JobSecrets, bytes: Bytes) -> Result<Bytes> {
+        let mut out = Vec::new();
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let whole = piece.last() == Some(&b'\n');
+            if self.line.is_empty() && !self.text && piece.first() != Some(&b'{') {
+                self.text = true;
+            }
+            if self.text {
+                out.extend_from_slice(piece);
+                self.text = !whole;
+                continue;
+            }
+            self.line.extend_from_slice(piece);
+            if whole {
+                let line = std::mem::take(&mut self.line);
+                self.json(job, line, &mut out)?;
+            } else if self.line.len() > MAX_LINE {
+                out.append(&mut self.line);
+                self.text = true;
+            }
+        }
+        Ok(out.into())
+    }
+
+    pub(crate) fn is_holding(&self) -> bool {
+        self.channels.values().any(|process| process.channel.is_holding())
+    }
+
+    /// What was held for so long, as a line of its own.
+    pub(crate) fn flush(&mut self, job: &JobSecrets, held: Duration) -> Result<Bytes> {
+        let mut late = Vec::new();
+        for (of, process) in &mut self.channels {
+            let bytes = process.channel.flush(job, held)?;
+            late.extend(entry(of, process, &bytes));
+        }
+        Ok(line(late).into())
+    }
+
+    /// The rest of a progress that has ended.
+    pub(crate) fn finish(&mut self, job: &JobSecrets) -> Result<Bytes> {
+        let mut out = Vec::new();
+        let rest = std::mem::take(&mut self.line);
+        if !rest.is_empty() {
+            self.json(job, rest, &mut out)?;
+        }
+        self.text = false;
+        let late = self.end(job, |_| true)?;
+        let mut all = line(late);
+        all.append(&mut out);
+        Ok(all.into())
+    }
+
+    fn json(&mut self, job: &JobSecrets, text: Vec<u8>, out: &mut Vec<u8>) -> Result<()> {
+        let status = match serde_json::from_slice(&text) {
+            Ok(Value::Object(status)) if KEYS.iter().any(|key| status.contains_key(*key)) => status,
+            _ => {
+                out.extend_from_slice(&text);
+                return Ok(());
+            }
+        };
+        let mut status = self.logs(job, status, out)?;
+        let ended: Vec<String> = status
+            .get("vertexes")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter(|vertex| vertex.get("completed").is_some_and(|completed| !completed.is_null()))
+            .filter_map(|vertex| vertex.get("digest")?.as_str().map(str::to_owned))
+            .collect();
+        for (key, value) in &mut status {
+            if key != "logs" {
+                clean(job, key, value);
+            }
+        }
+        // What a process wrote comes before its end.
+        let late = self.end(job, |vertex| ended.iter().any(|ended| ended == vertex))?;
+        if !late.is_empty() {
+            let own = match status.remove("logs") {
+                Some(Value::Array(logs)) => logs,
+                _ => Vec::new(),
+            };
+            out.extend(line(own.into_iter().chain(late).collect()));
+        }
+        out.extend(Value::Object(status).to_string().into_bytes());
+        out.push(b'\n');
+        Ok(())
+    }
+
+    /// Redacts what the line says that processes wrote.
+    fn logs(
+        &mut self,
+        job: &JobSecrets,
+        mut status: Map<String, Value>,
+        out: &mut Vec<u8>,
+    ) -> Result<Map<String, Value>> {
+        let Some(Value::Array(logs)) = status.get_mut("logs") else {
+            return Ok(status);
+        };
+        let mut kept = Vec::with_capacity(logs.len());
+        for mut log in std::mem::take(logs) {
+            let vertex = log.get("vertex").and_then(Value::as_str).unwrap_or_default().to_owned();
+            let stream = log.get("stream").and_then(Value::as_i64).unwrap_or_default();
+            let Some(data) = log.get("data").and_then(decode) else {
+                clean(job, "", &mut log);
+                kept.push(log);
+                continue;
+            };
+            if self.channels.len() >= MAX_CHANNELS {
+                out.extend(line(self.end(job, |_| true)?));
+            }
+            let process = self.channels.entry((vertex, stream)).or_insert_with(|| Process {
+                channel: Channel::new(false),
+                timestamp: Value::Null,
+            });
+            process.timestamp = log.get("timestamp").cloned().unwrap_or_default();
+            let passed = process.channel.push(job, data.into())?;
+            if !passed.is_empty() {
+                log["data"] = STANDARD.encode(&passed).into();
+                kept.push(log);
+            }
+        }
+        *logs = kept;
+        Ok(status)
+    }
+
+    /// What is held of processes that have ended.
+    fn end(&mut self, job: &JobSecrets, ended: impl Fn(&str) -> bool) -> Result<Vec<Value>> {
+        let mut late = Vec::new();
+        for (of, process) in self.channels.iter_mut().filter(|((vertex, _), _)| ended(vertex)) {
+            let bytes = process.channel.finish(job)?;
+            late.extend(entry(of, process, &bytes));
+        }
+        self.channels.retain(|(vertex, _), _| !ended(vertex));
+        Ok(late)
+    }
+}
+
+fn entry((vertex, stream): &(String, i64), process: &Process, bytes: &[u8]) -> Option<Value> {
+    let data = STANDARD.encode(bytes);
+    let log = || json!({"vertex": vertex, "stream": stream, "data": data, "timestamp": process.timestamp});
+    (!bytes.is_empty()).then(log)
+}
+
+fn line(logs: Vec<Value>) -> Vec<u8> {
+    if logs.is_empty() {
+        return Vec::new();
+    }
+    format!("{}\n", json!({"logs": logs})).into_bytes()
+}
+
+fn decode(data: &Value) -> Option<Vec<u8>> {
+    STANDARD.decode(data.as_str()?).ok()
+}
+
+/// Redacts every text below; a warning's own are in base64.
+fn clean(job: &JobSecrets, key: &str, value: &mut Value) {
+    match value {
+        Value::String(text) if ["short", "detail"].contains(&key) => match STANDARD.decode(text.as_str()) {
+            Ok(bytes) => *text = STANDARD.encode(job.redact(&String::from_utf8_lossy(&bytes))),
+            Err(_) => *text = job.redact(text),
+        },
+        Value::String(text) => *text = job.redact(text),
+        Value::Array(items) => items.iter_mut().for_each(|item| clean(job, key, item)),
+        Value::Object(fields) => fields.iter_mut().for_each(|(key, value)| clean(job, key, value)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redact::{LONG_MOMENT, MARKER};
+    use crate::{Scope, Secrets};
+
+    fn job() -> JobSecrets {
+        let job = Secrets::new([Scope::Global]).job("j");
+        job.mask(&"hunter2hunter3".into()).unwrap();
+        job
+    }
+
+    fn log(vertex: &str, data: &str) -> String {
+        let data = STANDARD.encode(data);
+        format!(
+            "{}\n",
+            json!({"logs": [{"vertex": vertex, "stream": 1, "data": data, "timestamp": "2026-01-01T00:00:00Z"}]})
+        )
+    }
+
+    /// What each line says that processes wrote, and the lines without.
+    fn read(bytes: &[u8]) -> (String, String) {
+        let (mut wrote, mut rest) = (String::new(), String::new());
+        for line in String::from_utf8(bytes.to_vec()).unwrap().lines() {
+            let value: Value = serde_json::from_str(line).unwrap();
+            for log in value["logs"].as_array().into_iter().flatten() {
+                wrote += &String::from_utf8(decode(&log["data"]).unwrap()).unwrap();
+            }
+            if value.get("logs").is_none() {
+                rest += line;
+            }
+        }
+        (wrote, rest)
+    }
+
+    #[test]
+    fn a_secret_that_a_build_writes_byte_by_byte_is_found_within_the_base64() {
+        let (job, mut progress) = (job(), Progress::default());
+        let mut out = Vec::new();
+        for byte in "a hunter2hunter3 b\n".chars() {
+            // Another process writes at the same time.
+            for line in [log("v1", &byte.to_string()), log("v2", "x")] {
+                for piece in line.as_bytes().chunks(7) {
+                    out.extend_from_slice(&progress.push(&job, Bytes::copy_from_slice(piece)).unwrap());
+                }
+            }
+        }
+        out.extend_from_slice(&progress.finish(&job).unwrap());
+        let (wrote, _) = read(&out);
+        assert_eq!(wrote.replace('x', ""), format!("a {MARKER} b\n"));
+    }
+
+    #[test]
+    fn names_errors_and_warnings_are_clean_and_what_was_held_comes_before_the_end() {
+        let (job, mut progress) = (job(), Progress::default());
+        let held = progress.push(&job, log("v1", "login: hunter2").into()).unwrap();
+        assert_eq!(read(&held).0, "login: ");
+        let ends = json!({
+            "vertexes": [{"digest": "v1", "name": "RUN echo hunter2hunter3", "completed": "2026-01-01T00:00:00Z", "error": "exit 1: hunter2hunter3"}],
+            "warnings": [{"vertex": "v1", "short": STANDARD.encode("hunter2hunter3!"), "detail": [STANDARD.encode("hunter2hunter3?")]}],
+        });
+        let out = progress.push(&job, format!("{ends}\n").into()).unwrap();
+        let (wrote, rest) = read(&out);
+        assert_eq!(wrote, "hunter2");
+        assert!(
+            rest.contains(&format!("RUN echo {MARKER}")) && rest.contains(&format!("exit 1: {MARKER}")),
+            "{rest}"
+        );
+        assert!(rest.contains(&STANDARD.encode(format!("{MARKER}!"))), "{rest}");
+        assert!(out.starts_with(b"{\"logs\""), "the output stands before the end");
+    }
+
+    #[test]
+    fn what_is_no_progress_passes_and_what_is_held_comes_out_in_time() {
+        let (job, mut progress) = (job(), Progress::default());
+        for text in ["#1 plain\n", "{\"other\":1}\n", "{ no json\n"] {
+            assert_eq!(progress.push(&job, text.into()).unwrap(), text);
+        }
+        progress.push(&job, log("v1", "hun").into()).unwrap();
+        assert!(progress.is_holding());
+        assert_eq!(read(&progress.flush(&job, LONG_MOMENT).unwrap()).0, "hun");
+        assert!(!progress.is_holding());
+    }
+}

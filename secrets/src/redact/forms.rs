@@ -1,0 +1,282 @@
+//! The texts that a value may appear as in a log.
+
+use std::collections::BTreeSet;
+
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
+use zeroize::Zeroize;
+
+use super::SHORTEST;
+
+/// A line of a value of many lines that is at least so long and has no white space is key material, and no line of
+/// anybody else's: it is looked for within lines too.
+const DENSE: usize = 32;
+/// How tools wrap base64 (coreutils; PEM) and hexadecimal (xxd).
+const BASE64_WIDTHS: [usize; 2] = [76, 64];
+const HEX_WIDTH: usize = 60;
+
+/// One text to look for.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Form {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) how: How,
+}
+
+impl Drop for Form {
+    fn drop(&mut self) {
+        self.bytes.zeroize();
+    }
+}
+
+/// What belongs to a match besides the text itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct How {
+    /// The base64 digit before it, which holds bits of the value's first byte.
+    pub(crate) lead: bool,
+    /// The base64 digit behind it, which holds bits of the value's last byte.
+    pub(crate) tail: bool,
+    /// It counts only if it begins a line; its last byte, which ends the line, does not belong to the value.
+    pub(crate) line: bool,
+}
+
+/// Whether a byte is a digit of base64, by either alphabet.
+pub(crate) fn is_digit(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"+/-_".contains(&byte)
+}
+
+/// All forms of a value; none of one that is too short to be told from other text.
+pub(crate) fn forms(value: &[u8]) -> BTreeSet<Form> {
+    let value = value.trim_ascii();
+    let mut forms = BTreeSet::new();
+    let mut add = |bytes: Vec<u8>, how: How| {
+        if bytes.len() >= SHORTEST {
+            forms.insert(Form { bytes, how });
+        }
+    };
+    if value.len() < SHORTEST {
+        return forms;
+    }
+    let plain = How::default();
+    add(value.to_vec(), plain);
+    if value.contains(&b'\n') {
+        add(replace(value, |byte| (byte == b'\n').then(|| b"\r\n".to_vec())), plain);
+        lines(value, &mut add);
+    }
+    base64(value, &mut add);
+    for digits in ["0123456789abcdef", "0123456789ABCDEF"] {
+        let digit = |half: u8| digits.as_bytes()[usize::from(half & 15)];
+        let hex: Vec<u8> = value.iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect();
+        add(wrapped(&hex, HEX_WIDTH), plain);
+        add(hex, plain);
+        for kept in ["-._~", "-._~!'()*", "-._~!'()*;,/?:@&=+$#"] {
+            let escape = |byte: u8| {
+                let stays = byte.is_ascii_alphanumeric() || kept.as_bytes().contains(&byte);
+                (!stays).then(|| vec![b'%', digit(byte >> 4), digit(byte)])
+            };
+            add(replace(value, escape), plain);
+            // As in a form (application/x-www-form-urlencoded).
+            let plus = |byte: u8| {
+                if byte == b' ' {
+                    Some(b"+".to_vec())
+                } else {
+                    escape(byte)
+                }
+            };
+            add(replace(value, plus), plain);
+        }
+    }
+    json(value, &mut add);
+    shell(value, &mut add);
+    forms
+}
+
+fn replace(value: &[u8], with: impl Fn(u8) -> Option<Vec<u8>>) -> Vec<u8> {
+    value
+        .iter()
+        .flat_map(|byte| with(*byte).unwrap_or_else(|| vec![*byte]))
+        .collect()
+}
+
+fn wrapped(text: &[u8], width: usize) -> Vec<u8> {
+    text.chunks(width).collect::<Vec<_>>().join(&b'\n')
+}
+
+/// Lines of a value of many lines, as a tool writes them that goes by lines. Other logs have lines such as `{` too, so that
+/// a line counts as a whole one only.
+fn lines(value: &[u8], add: &mut impl FnMut(Vec<u8>, How)) {
+    for line in value.split(|byte| *byte == b'\n') {
+        let line = line.trim_ascii_end();
+        let trimmed = line.trim_ascii();
+        if trimmed.len() < SHORTEST {
+            continue;
+        }
+        if trimmed.len() >= DENSE && !trimmed.iter().any(u8::is_ascii_whitespace) {
+            add(trimmed.to_vec(), How::default());
+            continue;
+        }
+        let whole = How {
+            line: true,
+            ..How::default()
+        };
+        for line in [line, trimmed] {
+            for end in [b'\n', b'\r'] {
+                add([line, &[end]].concat(), whole);
+            }
+        }
+    }
+}
+
+/// base64 by itself, padded or not, and within a longer text: there, what stands before decides at which of three places
+/// within a digit a byte begins, and the first and last digits hold bits of the neighbours.
+fn base64(value: &[u8], add: &mut impl FnMut(Vec<u8>, How)) {
+    for (padded, bare) in [(STANDARD, STANDARD_NO_PAD), (URL_SAFE, URL_SAFE_NO_PAD)] {
+        let alone = padded.encode(value).into_bytes();
+        for width in BASE64_WIDTHS {
+            add(wrapped(&alone, width), How::default());
+        }
+        add(alone, How::default());
+        for before in 0..3_usize {
+            let mut text = vec![0; before];
+            text.extend_from_slice(value);
+            let bits = text.len() * 8;
+            let encoded = bare.encode(&text).into_bytes();
+            text.zeroize();
+            let how = How {
+                lead: before > 0,
+                tail: bits % 6 != 0,
+                line: false,
+            };
+            let own = encoded[(before * 8).div_ceil(6)..bits / 6].to_vec();
+            if before == 0 {
+                BASE64_WIDTHS.iter().for_each(|width| add(wrapped(&own, *width), how));
+            }
+            add(own, how);
+        }
+    }
+}
+
+/// Within a JSON string: as most write it, with `/` escaped, with `<`, `>` and `&` escaped (Go), and in ASCII alone (Python).
+fn json(value: &[u8], add: &mut impl FnMut(Vec<u8>, How)) {
+    let Ok(text) = std::str::from_utf8(value) else { return };
+    let Ok(quoted) = serde_json::to_string(text) else {
+        return;
+    };
+    let inner = &quoted[1..quoted.len() - 1];
+    let go = inner
+        .replace('<', "\\u003c")
+        .replace('>', "\\u003e")
+        .replace('&', "\\u0026");
+    let ascii: String = inner
+        .chars()
+        .flat_map(|c| {
+            let mut units = [0; 2];
+            match c.is_ascii() {
+                true => c.to_string(),
+                false => c
+                    .encode_utf16(&mut units)
+                    .iter()
+                    .map(|unit| format!("\\u{unit:04x}"))
+                    .collect(),
+            }
+            .chars()
+            .collect::<Vec<_>>()
+        })
+        .collect();
+    for form in [inner, &inner.replace('/', "\\/"), &go, &ascii] {
+        add(form.as_bytes().to_vec(), How::default());
+    }
+}
+
+/// Quoted for a shell: in single quotes (both ways to have one in it), in double quotes, and with backslashes (`printf %q`).
+fn shell(value: &[u8], add: &mut impl FnMut(Vec<u8>, How)) {
+    let escape = |by: &'static str| move |byte: u8| by.as_bytes().contains(&byte).then(|| vec![b'\\', byte]);
+    for quote in ["'\\''", "'\"'\"'"] {
+        add(
+            replace(value, |byte| (byte == b'\'').then(|| quote.as_bytes().to_vec())),
+            How::default(),
+        );
+    }
+    add(replace(value, escape("\\\"$`")), How::default());
+    add(replace(value, escape("\\\"$`!")), How::default());
+    let words = " \t!\"#$&'()*,;<=>?[\\]^`{|}~";
+    add(replace(value, escape(words)), How::default());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(value: &str) -> Vec<String> {
+        forms(value.as_bytes())
+            .iter()
+            .map(|form| String::from_utf8(form.bytes.clone()).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn a_value_is_looked_for_in_every_form_it_is_known_to_take() {
+        let found = texts("p@ss'w/ö <1>");
+        for form in [
+            "p@ss'w/ö <1>",
+            "cEBzcyd3L8O2IDwxPg==",
+            "cEBzcyd3L8O2IDwxPg",
+            "70407373",
+            "p%40ss%27w%2F%C3%B6%20%3C1%3E",
+            "p%40ss%27w%2f%c3%b6+%3c1%3e",
+            "p%40ss'w%2F%C3%B6%20%3C1%3E",
+            "p@ss'w/%C3%B6%20%3C1%3E",
+            "p@ss'w\\/ö <1>",
+            "p@ss'w/ö \\u003c1\\u003e",
+            "p@ss'w/\\u00f6 <1>",
+            "p@ss'\\''w/ö <1>",
+            "p@ss'\"'\"'w/ö <1>",
+            "p@ss\\'w/ö\\ \\<1\\>",
+        ] {
+            let within = found.iter().any(|found| found.contains(form.trim_end_matches('=')));
+            assert!(within, "{form} is not in {found:#?}");
+        }
+        // Of the url alphabet, at all three places within a longer text.
+        let value = [0xfb, 0xff, 0xbe, 0xfb, 0xff];
+        let found: Vec<Vec<u8>> = forms(&value).iter().map(|form| form.bytes.clone()).collect();
+        for before in ["", "a", "ab"] {
+            let longer = URL_SAFE.encode([before.as_bytes(), &value, b"tail"].concat());
+            assert!(
+                found
+                    .iter()
+                    .any(|form| longer.as_bytes().windows(form.len()).any(|window| window == form)),
+                "{longer}"
+            );
+        }
+    }
+
+    #[test]
+    fn short_empty_and_blank_values_are_not_looked_for() {
+        for value in ["", " ", "\n\n", "abc", " abc \n"] {
+            assert!(forms(value.as_bytes()).is_empty(), "{value:?}");
+        }
+        assert!(!forms(b"abcd").is_empty());
+        assert!(forms(b"abcd").iter().all(|form| form.bytes.len() >= SHORTEST));
+    }
+
+    #[test]
+    fn lines_of_a_value_count_as_whole_lines_and_short_ones_not_at_all() {
+        let key = format!("{{\n  \"type\": \"account\",\n{}\n}}", "k".repeat(64));
+        let found = forms(key.as_bytes());
+        let whole: Vec<_> = found
+            .iter()
+            .filter(|form| form.how.line)
+            .map(|form| form.bytes.as_slice())
+            .collect();
+        assert!(whole.contains(&b"  \"type\": \"account\",\n".as_slice()));
+        assert!(
+            !whole
+                .iter()
+                .any(|line| line.starts_with(b"{") || line.starts_with(b"}"))
+        );
+        assert!(
+            found
+                .iter()
+                .any(|form| !form.how.line && form.bytes == "k".repeat(64).into_bytes())
+        );
+    }
+}

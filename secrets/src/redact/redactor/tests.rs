@@ -1,0 +1,242 @@
+//! Redaction against a mirror: the same by the plainest means.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::redact::{Form, forms};
+
+fn all_forms(values: &[Vec<u8>]) -> Vec<Form> {
+    values.iter().flat_map(|value| forms(value)).collect()
+}
+
+fn redactor(forms: &[Form]) -> Redactor {
+    Redactor::new(Arc::new(Patterns::new(forms.iter()).unwrap()))
+}
+
+fn stream(forms: &[Form], pieces: &[&[u8]]) -> Vec<u8> {
+    let mut redactor = redactor(forms);
+    let mut out = Vec::new();
+    for piece in pieces {
+        out.extend_from_slice(&redactor.push(Bytes::copy_from_slice(piece)));
+    }
+    out.extend_from_slice(&redactor.finish());
+    out
+}
+
+fn text(values: &[&str], pieces: &[&str]) -> String {
+    let values: Vec<Vec<u8>> = values.iter().map(|value| value.as_bytes().to_vec()).collect();
+    let pieces: Vec<&[u8]> = pieces.iter().map(|piece| piece.as_bytes()).collect();
+    String::from_utf8(stream(&all_forms(&values), &pieces)).unwrap()
+}
+
+/// Which bytes belong to a form, byte by byte and form by form.
+fn covered(forms: &[Form], text: &[u8]) -> Vec<bool> {
+    let digit = |at: Option<usize>| {
+        at.and_then(|at| text.get(at))
+            .is_some_and(|byte| byte.is_ascii_alphanumeric() || b"+/-_".contains(byte))
+    };
+    let mut covered = vec![false; text.len()];
+    let mut ended = text.to_vec();
+    ended.push(b'\n');
+    for form in forms {
+        for start in 0..ended.len() {
+            if !ended[start..].starts_with(&form.bytes) {
+                continue;
+            }
+            let (mut from, mut to) = (start, start + form.bytes.len());
+            if form.how.line {
+                if start > 0 && text[start - 1] != b'\n' {
+                    continue;
+                }
+                to -= 1;
+            }
+            if form.how.lead && digit(start.checked_sub(1)) {
+                from -= 1;
+            }
+            if form.how.tail && digit(Some(to)) {
+                to += 1;
+            }
+            if to > text.len() {
+                continue;
+            }
+            covered[from..to].fill(true);
+        }
+    }
+    covered
+}
+
+fn mirror(forms: &[Form], text: &[u8]) -> Vec<u8> {
+    let covered = covered(forms, text);
+    let mut out = Vec::new();
+    for (at, byte) in text.iter().enumerate() {
+        match covered[at] {
+            false => out.push(*byte),
+            true if at == 0 || !covered[at - 1] => out.extend_from_slice(MARKER.as_bytes()),
+            true => {}
+        }
+    }
+    out
+}
+
+/// A secret as one of the things that a program makes of it.
+fn written(value: &[u8], how: u8, neighbour: &[u8]) -> Vec<u8> {
+    use base64::Engine;
+    use base64::engine::general_purpose::{STANDARD, URL_SAFE, URL_SAFE_NO_PAD};
+    let within = [neighbour, value, neighbour].concat();
+    match how % 10 {
+        0 => value.to_vec(),
+        1 => STANDARD.encode(value).into_bytes(),
+        2 => URL_SAFE_NO_PAD.encode(value).into_bytes(),
+        3 => STANDARD.encode(&within).into_bytes(),
+        4 => URL_SAFE.encode(&within).into_bytes(),
+        5 => value
+            .iter()
+            .flat_map(|byte| format!("{byte:02X}").into_bytes())
+            .collect(),
+        6 => serde_json::to_vec(&String::from_utf8_lossy(value)).unwrap(),
+        7 => value
+            .iter()
+            .flat_map(|byte| {
+                if byte.is_ascii_alphanumeric() {
+                    vec![*byte]
+                } else {
+                    format!("%{byte:02X}").into_bytes()
+                }
+            })
+            .collect(),
+        8 => String::from_utf8_lossy(value).replace('\'', "'\\''").into_bytes(),
+        _ => STANDARD.encode([b"user:", value].concat()).into_bytes(),
+    }
+}
+
+fn secret() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        4 => "[ab]{4,9}".prop_map(String::into_bytes),
+        4 => "[a-zA-Z0-9/+=' \"<%&$!ö-]{4,20}".prop_map(String::into_bytes),
+        2 => "[a-z{ ]{0,6}\n[a-z ]{0,40}(\n[a-zA-Z]{0,40})?\n?".prop_map(String::into_bytes),
+        1 => proptest::collection::vec(any::<u8>(), 0..12),
+        1 => "[a-z]{0,3}".prop_map(String::into_bytes),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 10_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_of_a_secret_comes_out_and_everything_else_does(
+        secrets in proptest::collection::vec(secret(), 1..4),
+        parts in proptest::collection::vec((any::<u8>(), any::<proptest::sample::Index>(), "[ab\n =Z-]{0,8}", any::<bool>()), 0..8),
+        cuts in proptest::collection::vec(1usize..9, 1..30),
+    ) {
+        let forms = all_forms(&secrets);
+        let mut input = Vec::new();
+        for (how, which, around, whole) in &parts {
+            input.extend_from_slice(around.as_bytes());
+            let value = which.get(&secrets);
+            let mut value = written(value, *how, around.as_bytes());
+            if !whole {
+                value.truncate(value.len() / 2);
+            }
+            input.extend_from_slice(&value);
+        }
+        let mut pieces = Vec::new();
+        let mut rest = input.as_slice();
+        for cut in cuts.iter().cycle() {
+            let (piece, left) = rest.split_at((*cut).min(rest.len()));
+            pieces.push(piece);
+            rest = left;
+            if rest.is_empty() {
+                break;
+            }
+        }
+        let expected = mirror(&forms, &input);
+        let out = stream(&forms, &pieces);
+        prop_assert_eq!(String::from_utf8_lossy(&out), String::from_utf8_lossy(&expected));
+        // And as one piece.
+        prop_assert_eq!(stream(&forms, &[&input]), expected);
+        for form in forms.iter().filter(|form| !form.how.line && !MARKER.as_bytes().windows(form.bytes.len()).any(|window| window == form.bytes)) {
+            let found = out.windows(form.bytes.len()).any(|window| window == form.bytes);
+            prop_assert!(!found, "{:?} is in {:?}", String::from_utf8_lossy(&form.bytes), String::from_utf8_lossy(&out));
+        }
+    }
+
+    #[test]
+    fn however_long_the_pauses_are_only_a_few_bytes_of_a_secret_come_out(
+        value in "[a-z]{8,20}", before in "[A-Z ]{0,5}", pauses in proptest::collection::vec(any::<bool>(), 30),
+    ) {
+        let forms = all_forms(&[value.clone().into_bytes()]);
+        let mut redactor = redactor(&forms);
+        let mut out = Vec::new();
+        for (at, byte) in format!("{before}{value} end\n").into_bytes().into_iter().enumerate() {
+            out.extend_from_slice(&redactor.push(Bytes::copy_from_slice(&[byte])));
+            if pauses[at % pauses.len()] {
+                out.extend_from_slice(&redactor.flush(LONG_MOMENT));
+                prop_assert!(!redactor.is_holding());
+            }
+        }
+        out.extend_from_slice(&redactor.finish());
+        let out = String::from_utf8(out).unwrap();
+        prop_assert!(out.ends_with(&format!("{MARKER} end\n")), "{}", out);
+        prop_assert!(!out.contains(&value[..FEW + 1]), "{}", out);
+    }
+}
+
+#[test]
+fn a_value_is_found_wherever_the_stream_is_cut() {
+    assert_eq!(text(&["hunter2"], &["hun", "ter", "2!"]), format!("{MARKER}!"));
+    assert_eq!(text(&["hunter2"], &["hunhunter2hunter"]), format!("hun{MARKER}hunter"));
+    assert_eq!(
+        text(&["a\nbcdef\n"], &["x a\n", "bcd", "ef\n"]),
+        format!("x {MARKER}\n")
+    );
+}
+
+#[test]
+fn a_prompt_is_not_held() {
+    let forms = all_forms(&[b"hunter2".to_vec()]);
+    let mut redactor = redactor(&forms);
+    assert_eq!(redactor.push("Password: ".into()), "Password: ");
+    assert_eq!(redactor.push("Name of the h".into()), "Name of the ");
+    assert!(redactor.flush(Duration::from_millis(100)).is_empty());
+    assert_eq!(redactor.flush(MOMENT), "h");
+    assert_eq!(redactor.push("unter: ".into()), "unter: ");
+    assert_eq!(redactor.push("hunter".into()), "");
+    assert_eq!(redactor.flush(MOMENT), "", "more than a few bytes wait a little longer");
+    assert_eq!(redactor.flush(LONG_MOMENT), MARKER);
+    assert_eq!(redactor.push("2!".into()), "!");
+}
+
+#[test]
+fn a_braces_line_of_a_json_key_shreds_no_log() {
+    let key = "{\n  \"private_key\": \"abcdefghij\",\n  \"id\": \"7\"\n}\n";
+    let log = "{\n  \"status\": \"ok\"\n}\n";
+    assert_eq!(text(&[key], &[log]), log);
+    assert_eq!(text(&[key], &["x\n  \"id\": \"7\"\n", "y"]), format!("x\n{MARKER}\ny"));
+    assert_eq!(text(&[key], &["+ ", key]), format!("+ {MARKER}\n"));
+}
+
+#[test]
+fn base64_of_many_lines_as_tools_wrap_it_is_found() {
+    use base64::Engine;
+    let value = (0..200).map(|number| format!("{number}-")).collect::<String>();
+    let encoded = base64::engine::general_purpose::STANDARD.encode(&value);
+    for width in [64, 76] {
+        let wrapped: Vec<&str> = encoded
+            .as_bytes()
+            .chunks(width)
+            .map(|line| std::str::from_utf8(line).unwrap())
+            .collect();
+        assert_eq!(text(&[&value], &[&wrapped.join("\n"), "\n"]), format!("{MARKER}\n"));
+    }
+}
+
+#[test]
+fn memory_does_not_grow_with_the_log() {
+    let forms = all_forms(&[b"hunter2".to_vec()]);
+    let mut redactor = redactor(&forms);
+    let piece = Bytes::from(vec![b'h'; 64 << 10]);
+    for _ in 0..200 {
+        redactor.push(piece.clone());
+        assert!(redactor.pending.len() < 64 && redactor.pending.capacity() <= 256 << 10);
+    }
+}
