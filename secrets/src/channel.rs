@@ -7,7 +7,7 @@ use bytes::Bytes;
 use orchestra::Result;
 
 use crate::JobSecrets;
-use crate::progress::Progress;
+use crate::progress::{Piece, Progress};
 use crate::redact::{Announcements, Patterns, Redactor};
 
 /// One stream: what it announces, then what is secret in it.
@@ -31,8 +31,8 @@ impl Channel {
 
     pub(crate) fn push(&mut self, job: &JobSecrets, bytes: Bytes) -> Result<Bytes> {
         if let Some(progress) = &mut self.progress {
-            let bytes = progress.push(job, bytes)?;
-            return self.plain(job, bytes);
+            let pieces = progress.push(job, &bytes)?;
+            return self.pieces(job, pieces);
         }
         let (passed, announced) = self.announcements.push(bytes);
         announced.iter().try_for_each(|value| job.mask(value))?;
@@ -42,6 +42,22 @@ impl Channel {
     fn plain(&mut self, job: &JobSecrets, bytes: Bytes) -> Result<Bytes> {
         self.refresh(job)?;
         Ok(self.redactor.push(bytes))
+    }
+
+    /// What is clean does not go through the redactor, which gives up what it holds of the line before.
+    fn pieces(&mut self, job: &JobSecrets, pieces: Vec<Piece>) -> Result<Bytes> {
+        let mut out = Vec::new();
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => out.extend_from_slice(&self.plain(job, text.into())?),
+                Piece::Clean(lines) => {
+                    self.refresh(job)?;
+                    out.extend_from_slice(&self.redactor.finish());
+                    out.extend_from_slice(&lines);
+                }
+            }
+        }
+        Ok(out.into())
     }
 
     /// What another stream or task of the job announced holds here too.
@@ -61,22 +77,30 @@ impl Channel {
     }
 
     pub(crate) fn flush(&mut self, job: &JobSecrets, held: Duration) -> Result<Bytes> {
-        let mut late = self.announcements.flush(held);
-        if let Some(progress) = &mut self.progress {
-            late = progress.flush(job, held)?;
+        let late = self.announcements.flush(held);
+        let mut out = match &mut self.progress {
+            Some(progress) => {
+                let pieces = progress.flush(job, held)?;
+                self.pieces(job, pieces)?
+            }
+            None => self.plain(job, late)?,
         }
-        let mut out = self.plain(job, late)?.to_vec();
+        .to_vec();
         out.extend_from_slice(&self.redactor.flush(held));
         Ok(out.into())
     }
 
     pub(crate) fn finish(&mut self, job: &JobSecrets) -> Result<Bytes> {
-        let (mut rest, announced) = self.announcements.finish();
+        let (rest, announced) = self.announcements.finish();
         announced.iter().try_for_each(|value| job.mask(value))?;
-        if let Some(progress) = &mut self.progress {
-            rest = progress.finish(job)?;
+        let mut out = match &mut self.progress {
+            Some(progress) => {
+                let pieces = progress.finish(job)?;
+                self.pieces(job, pieces)?
+            }
+            None => self.plain(job, rest)?,
         }
-        let mut out = self.plain(job, rest)?.to_vec();
+        .to_vec();
         out.extend_from_slice(&self.redactor.finish());
         Ok(out.into())
     }

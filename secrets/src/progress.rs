@@ -19,6 +19,48 @@ const MAX_LINE: usize = 8 << 20;
 const MAX_CHANNELS: usize = 1_000;
 /// The keys of BuildKit's `client.SolveStatus`.
 const KEYS: [&str; 4] = ["vertexes", "statuses", "logs", "warnings"];
+/// The key of the lines that the build container's own script writes between them.
+const OWN: &str = "orchestra";
+/// What stands for the content of something, computed by BuildKit: no secret, and of no use in parts.
+const DIGESTS: [&str; 5] = [
+    "digest",
+    "inputs",
+    "vertex",
+    "containerimage.digest",
+    "containerimage.config.digest",
+];
+
+/// A part of the output.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Piece {
+    /// Lines of JSON of which each text is redacted. To look through them again could only hit their keys and digests: a
+    /// registry's user may have the name of one.
+    Clean(Vec<u8>),
+    /// Anything else, as it was.
+    Text(Vec<u8>),
+}
+
+/// Parts of the output in order, as few as there can be.
+#[derive(Debug, Default)]
+struct Pieces(Vec<Piece>);
+
+impl Pieces {
+    fn clean(&mut self, bytes: &[u8]) {
+        match self.0.last_mut() {
+            Some(Piece::Clean(last)) => last.extend_from_slice(bytes),
+            _ if bytes.is_empty() => {}
+            _ => self.0.push(Piece::Clean(bytes.to_vec())),
+        }
+    }
+
+    fn text(&mut self, bytes: &[u8]) {
+        match self.0.last_mut() {
+            Some(Piece::Text(last)) => last.extend_from_slice(bytes),
+            _ if bytes.is_empty() => {}
+            _ => self.0.push(Piece::Text(bytes.to_vec())),
+        }
+    }
+}
 
 /// Reads the progress of one build.
 #[derive(Default)]
@@ -37,29 +79,29 @@ struct Process {
 }
 
 impl Progress {
-    /// Reads on: lines of JSON without secrets, and anything else as it is.
-    pub(crate) fn push(&mut self, job: &JobSecrets, bytes: Bytes) -> Result<Bytes> {
-        let mut out = Vec::new();
+    /// Reads on.
+    pub(crate) fn push(&mut self, job: &JobSecrets, bytes: &[u8]) -> Result<Vec<Piece>> {
+        let mut out = Pieces::default();
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let whole = piece.last() == Some(&b'\n');
             if self.line.is_empty() && !self.text && piece.first() != Some(&b'{') {
                 self.text = true;
             }
             if self.text {
-                out.extend_from_slice(piece);
+                out.text(piece);
                 self.text = !whole;
                 continue;
             }
             self.line.extend_from_slice(piece);
             if whole {
                 let line = std::mem::take(&mut self.line);
-                self.json(job, line, &mut out)?;
+                self.json(job, &line, &mut out)?;
             } else if self.line.len() > MAX_LINE {
-                out.append(&mut self.line);
+                out.text(&std::mem::take(&mut self.line));
                 self.text = true;
             }
         }
-        Ok(out.into())
+        Ok(out.0)
     }
 
     pub(crate) fn is_holding(&self) -> bool {
@@ -67,34 +109,40 @@ impl Progress {
     }
 
     /// What was held for so long, as a line of its own.
-    pub(crate) fn flush(&mut self, job: &JobSecrets, held: Duration) -> Result<Bytes> {
+    pub(crate) fn flush(&mut self, job: &JobSecrets, held: Duration) -> Result<Vec<Piece>> {
         let mut late = Vec::new();
         for (of, process) in &mut self.channels {
             let bytes = process.channel.flush(job, held)?;
             late.extend(entry(of, process, &bytes));
         }
-        Ok(line(late).into())
+        let mut out = Pieces::default();
+        out.clean(&line(late));
+        Ok(out.0)
     }
 
     /// The rest of a progress that has ended.
-    pub(crate) fn finish(&mut self, job: &JobSecrets) -> Result<Bytes> {
-        let mut out = Vec::new();
+    pub(crate) fn finish(&mut self, job: &JobSecrets) -> Result<Vec<Piece>> {
+        let mut out = Pieces::default();
         let rest = std::mem::take(&mut self.line);
         if !rest.is_empty() {
-            self.json(job, rest, &mut out)?;
+            self.json(job, &rest, &mut out)?;
         }
         self.text = false;
-        let late = self.end(job, |_| true)?;
-        let mut all = line(late);
-        all.append(&mut out);
-        Ok(all.into())
+        let mut all = Pieces::default();
+        all.clean(&line(self.end(job, |_| true)?));
+        all.0.append(&mut out.0);
+        Ok(all.0)
     }
 
-    fn json(&mut self, job: &JobSecrets, text: Vec<u8>, out: &mut Vec<u8>) -> Result<()> {
-        let status = match serde_json::from_slice(&text) {
+    fn json(&mut self, job: &JobSecrets, text: &[u8], out: &mut Pieces) -> Result<()> {
+        let status = match serde_json::from_slice(text) {
+            Ok(Value::Object(own)) if own.contains_key(OWN) => {
+                out.clean(&own_line(&own));
+                return Ok(());
+            }
             Ok(Value::Object(status)) if KEYS.iter().any(|key| status.contains_key(*key)) => status,
             _ => {
-                out.extend_from_slice(&text);
+                out.text(text);
                 return Ok(());
             }
         };
@@ -119,10 +167,9 @@ impl Progress {
                 Some(Value::Array(logs)) => logs,
                 _ => Vec::new(),
             };
-            out.extend(line(own.into_iter().chain(late).collect()));
+            out.clean(&line(own.into_iter().chain(late).collect()));
         }
-        out.extend(Value::Object(status).to_string().into_bytes());
-        out.push(b'\n');
+        out.clean(format!("{}\n", Value::Object(status)).as_bytes());
         Ok(())
     }
 
@@ -131,7 +178,7 @@ impl Progress {
         &mut self,
         job: &JobSecrets,
         mut status: Map<String, Value>,
-        out: &mut Vec<u8>,
+        out: &mut Pieces,
     ) -> Result<Map<String, Value>> {
         let Some(Value::Array(logs)) = status.get_mut("logs") else {
             return Ok(status);
@@ -146,7 +193,7 @@ impl Progress {
                 continue;
             };
             if self.channels.len() >= MAX_CHANNELS {
-                out.extend(line(self.end(job, |_| true)?));
+                out.clean(&line(self.end(job, |_| true)?));
             }
             let process = self.channels.entry((vertex, stream)).or_insert_with(|| Process {
                 channel: Channel::new(false),
@@ -188,6 +235,33 @@ fn line(logs: Vec<Value>) -> Vec<u8> {
     format!("{}\n", json!({"logs": logs})).into_bytes()
 }
 
+/// A line of the script's own: what it is about, and of the metadata the digests alone. The rest of BuildKit's metadata
+/// file repeats what the user gave, keys too.
+fn own_line(own: &Map<String, Value>) -> Vec<u8> {
+    let about = own
+        .get(OWN)
+        .and_then(Value::as_str)
+        .filter(|about| *about == "metadata");
+    let metadata: Map<_, _> = own
+        .get("metadata")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+        .filter(|(key, value)| value.as_str().is_some_and(|text| is_digest(key, text)))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    let line = match about {
+        Some(about) => json!({OWN: about, "metadata": metadata}),
+        None => json!({OWN: "start"}),
+    };
+    format!("{line}\n").into_bytes()
+}
+
+fn is_digest(key: &str, text: &str) -> bool {
+    let hex = |digits: &str| digits.len() == 64 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    DIGESTS.contains(&key) && text.strip_prefix("sha256:").is_some_and(hex)
+}
+
 fn decode(data: &Value) -> Option<Vec<u8>> {
     STANDARD.decode(data.as_str()?).ok()
 }
@@ -199,6 +273,7 @@ fn clean(job: &JobSecrets, key: &str, value: &mut Value) {
             Ok(bytes) => *text = STANDARD.encode(job.redact(&String::from_utf8_lossy(&bytes))),
             Err(_) => *text = job.redact(text),
         },
+        Value::String(text) if is_digest(key, text) => {}
         Value::String(text) => *text = job.redact(text),
         Value::Array(items) => items.iter_mut().for_each(|item| clean(job, key, item)),
         Value::Object(fields) => fields.iter_mut().for_each(|(key, value)| clean(job, key, value)),
@@ -226,6 +301,13 @@ mod tests {
         )
     }
 
+    fn joined(pieces: Vec<Piece>) -> Vec<u8> {
+        let bytes = pieces.into_iter().flat_map(|piece| match piece {
+            Piece::Clean(bytes) | Piece::Text(bytes) => bytes,
+        });
+        bytes.collect()
+    }
+
     /// What each line says that processes wrote, and the lines without.
     fn read(bytes: &[u8]) -> (String, String) {
         let (mut wrote, mut rest) = (String::new(), String::new());
@@ -249,11 +331,11 @@ mod tests {
             // Another process writes at the same time.
             for line in [log("v1", &byte.to_string()), log("v2", "x")] {
                 for piece in line.as_bytes().chunks(7) {
-                    out.extend_from_slice(&progress.push(&job, Bytes::copy_from_slice(piece)).unwrap());
+                    out.extend_from_slice(&joined(progress.push(&job, piece).unwrap()));
                 }
             }
         }
-        out.extend_from_slice(&progress.finish(&job).unwrap());
+        out.extend_from_slice(&joined(progress.finish(&job).unwrap()));
         let (wrote, _) = read(&out);
         assert_eq!(wrote.replace('x', ""), format!("a {MARKER} b\n"));
     }
@@ -261,13 +343,13 @@ mod tests {
     #[test]
     fn names_errors_and_warnings_are_clean_and_what_was_held_comes_before_the_end() {
         let (job, mut progress) = (job(), Progress::default());
-        let held = progress.push(&job, log("v1", "login: hunter2").into()).unwrap();
+        let held = joined(progress.push(&job, log("v1", "login: hunter2").as_bytes()).unwrap());
         assert_eq!(read(&held).0, "login: ");
         let ends = json!({
             "vertexes": [{"digest": "v1", "name": "RUN echo hunter2hunter3", "completed": "2026-01-01T00:00:00Z", "error": "exit 1: hunter2hunter3"}],
             "warnings": [{"vertex": "v1", "short": STANDARD.encode("hunter2hunter3!"), "detail": [STANDARD.encode("hunter2hunter3?")]}],
         });
-        let out = progress.push(&job, format!("{ends}\n").into()).unwrap();
+        let out = joined(progress.push(&job, format!("{ends}\n").as_bytes()).unwrap());
         let (wrote, rest) = read(&out);
         assert_eq!(wrote, "hunter2");
         assert!(
@@ -282,11 +364,43 @@ mod tests {
     fn what_is_no_progress_passes_and_what_is_held_comes_out_in_time() {
         let (job, mut progress) = (job(), Progress::default());
         for text in ["#1 plain\n", "{\"other\":1}\n", "{ no json\n"] {
-            assert_eq!(progress.push(&job, text.into()).unwrap(), text);
+            assert_eq!(
+                progress.push(&job, text.as_bytes()).unwrap(),
+                [Piece::Text(text.into())]
+            );
         }
-        progress.push(&job, log("v1", "hun").into()).unwrap();
+        progress.push(&job, log("v1", "hun").as_bytes()).unwrap();
         assert!(progress.is_holding());
-        assert_eq!(read(&progress.flush(&job, LONG_MOMENT).unwrap()).0, "hun");
+        assert_eq!(read(&joined(progress.flush(&job, LONG_MOMENT).unwrap())).0, "hun");
         assert!(!progress.is_holding());
+    }
+
+    #[test]
+    fn a_secret_that_is_a_word_of_the_protocol_breaks_no_line() {
+        let (job, mut progress) = (job(), Progress::default());
+        let digest = format!("sha256:{}", "ab01".repeat(16));
+        for word in ["orchestra", "metadata", "vertexes", "sha256", "ab01ab01", "digest"] {
+            job.mask(&word.into()).unwrap();
+        }
+        let lines = [
+            json!({"orchestra": "start"}),
+            json!({"vertexes": [{"digest": digest, "name": "push to orchestra/x"}]}),
+            json!({"orchestra": "metadata", "metadata": {"containerimage.digest": digest, "image.name": "orchestra/x", "hunter2hunter3": 1}}),
+        ];
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        let out = progress.push(&job, text.as_bytes()).unwrap();
+        let [Piece::Clean(out)] = &out[..] else {
+            panic!("{out:?}")
+        };
+        let expected = [
+            lines[0].clone(),
+            json!({"vertexes": [{"digest": digest, "name": format!("push to {MARKER}/x")}]}),
+            json!({"orchestra": "metadata", "metadata": {"containerimage.digest": digest}}),
+        ];
+        let read: Vec<Value> = out
+            .split_inclusive(|byte| *byte == b'\n')
+            .map(|line| serde_json::from_slice(line).unwrap())
+            .collect();
+        assert_eq!(read, expected);
     }
 }
