@@ -212,7 +212,7 @@ impl Driver for SecretsLayer {
             .await
             .map_err(|error| job.redact_error(error))?;
         let hidden = hide::prepare(&mut spec, &resolved, self.inner.info())?;
-        let container = Container {
+        let mut container = Container {
             job: job.clone(),
             progress: spec
                 .labels
@@ -221,10 +221,28 @@ impl Driver for SecretsLayer {
             hidden: hidden.map(|hidden| Arc::new(Mutex::new(hidden))),
             owner: spec.user.as_ref().and_then(|user| hide::numbers(user.as_str())),
         };
-        self.containers().insert(id.clone(), container);
+        self.containers().insert(id.clone(), container.clone());
         let created = self.inner.create_container(id, &spec).await;
         spec.env.0.values_mut().for_each(Zeroize::zeroize);
-        created.map_err(|error| job.redact_error(error))
+        let created = created.map_err(|error| job.redact_error(error))?;
+        if container.hidden.is_some() {
+            // Before anybody attaches: podman 4.3 to 5.8 prepares a container for that, and looks for its program then.
+            match self.inner.write_files(id, &[hide::program(self.inner.info())?]).await {
+                // It runs already: it has had its secrets.
+                Err(error) if error.kind() == ErrorKind::Conflict => {
+                    container.hidden = None;
+                    self.containers().insert(id.clone(), container);
+                }
+                Err(error) => {
+                    if matches!(created, Created::New) {
+                        self.inner.remove_container(id).await.ok();
+                    }
+                    return Err(job.redact_error(error));
+                }
+                Ok(()) => {}
+            }
+        }
+        Ok(created)
     }
 
     async fn write_files(&self, id: &ContainerId, files: &[InjectedFile]) -> Result<()> {
@@ -260,15 +278,8 @@ impl Driver for SecretsLayer {
         let stdin = match hidden {
             None => stdin,
             Some(hidden) => {
-                match self.inner.write_files(id, &[hide::program(self.inner.info())?]).await {
-                    // It runs already: it has had its secrets.
-                    Err(error) if error.kind() == ErrorKind::Conflict => stdin,
-                    written => {
-                        written.map_err(|error| job.redact_error(error))?;
-                        let hidden = hidden.lock().unwrap_or_else(PoisonError::into_inner);
-                        Some(hidden.before(stdin))
-                    }
-                }
+                let hidden = hidden.lock().unwrap_or_else(PoisonError::into_inner);
+                Some(hidden.before(stdin))
             }
         };
         self.inner
