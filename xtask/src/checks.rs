@@ -46,7 +46,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     let tested = tested();
     tested
         .iter()
-        .try_for_each(|(driver, engine)| packages::prepare(*driver, *engine))?;
+        .try_for_each(|(driver, engine)| packages::prepare_tests(*driver, *engine))?;
 
     let mut stages = Vec::new();
     for (name, args) in STATIC {

@@ -100,13 +100,16 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// Run one more engine, for a test to kill
+    /// Run one more engine for a test
     #[command(hide = true)]
     Throwaway {
         #[arg(long, value_enum)]
         driver: Driver,
         #[arg(long, value_enum)]
         engine: Engine,
+        /// Give it the image that builds images, and room to do so
+        #[arg(long)]
+        builds: bool,
         folder: PathBuf,
     },
 }
@@ -129,7 +132,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Test => return checks::run(),
         Command::E2e { target, args } => {
-            target.prepare()?;
+            packages::prepare_tests(target.driver, target.engine())?;
             let orchestra = e2e::build(target.driver)?;
             e2e::run(&target.start()?, target.driver, &orchestra, &args)?.into_result()?;
         }
@@ -140,7 +143,12 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
             bench::run(&target.start()?, &programs, &args)?;
         }
         Command::With { target, command } => return with(target, &command),
-        Command::Throwaway { driver, engine, folder } => throwaway::run(driver, engine, &folder)?,
+        Command::Throwaway {
+            driver,
+            engine,
+            builds,
+            folder,
+        } => throwaway::run(driver, engine, builds, &folder)?,
         Command::Guard { .. } | Command::Enter { .. } => {}
     }
     Ok(ExitCode::SUCCESS)

@@ -37,6 +37,15 @@ impl Driver {
         }
     }
 
+    /// The driver of an engine of another kind: what is taken from each to the other one makes a round.
+    pub(crate) fn other(self) -> Self {
+        match self {
+            Self::Docker => Self::Podman,
+            Self::Podman => Self::Containerd,
+            Self::Containerd | Self::PodmanRootless => Self::Docker,
+        }
+    }
+
     /// Where the engine listens, as its own clients are told.
     pub(crate) fn variable(self) -> &'static str {
         match self {

@@ -15,7 +15,7 @@ use crate::{
     registry::{self, HostRegistries},
     rootfs, runtime, s3,
     sandbox::Sandbox,
-    term, user,
+    term, throwaway, user,
 };
 
 /// An engine with its registries. It ends when this is dropped.
@@ -59,16 +59,13 @@ impl Environment {
                 registries: HostRegistries::start(&password)?,
             },
             Engine::Bookworm | Engine::Trixie | Engine::Sid => {
-                let private = PrivateEngine::start(driver, engine, Some(&password))?;
+                let private = PrivateEngine::start(driver, engine, Purpose::Environment { password: &password })?;
                 let pid = fs::read_to_string(&private.pid_file)?;
-                let throwaway = [
-                    &private.program.display().to_string(),
-                    "throwaway",
-                    "--driver",
-                    &driver.to_string(),
-                    "--engine",
-                    &engine.to_string(),
-                ];
+                let throwaway = throwaway::command(&private.program, driver, engine);
+                // Whichever generation is tested, this one takes no more than the distribution's packages.
+                let mut other = throwaway::command(&private.program, driver.other(), Engine::Bookworm);
+                other.push("--builds".to_owned());
+                let other = serde_json::json!({"driver": driver.other().name(), "command": other});
                 let socket = private.socket.display();
                 let address = match driver {
                     Driver::Docker | Driver::Podman | Driver::PodmanRootless => format!("unix://{socket}"),
@@ -83,6 +80,7 @@ impl Environment {
                     ("ORCHESTRA_TEST_S3_PASSWORD", password.clone()),
                     ("ORCHESTRA_TEST_ENGINE_PID", pid.trim().to_owned()),
                     ("ORCHESTRA_TEST_THROWAWAY", serde_json::to_string(&throwaway)?),
+                    ("ORCHESTRA_TEST_OTHER", other.to_string()),
                 ]);
                 if matches!(driver, Driver::Docker | Driver::Podman) {
                     variables.push(("ORCHESTRA_TEST_SMALL_DISK", mounts::TOO_MUCH.to_string()));
@@ -112,6 +110,17 @@ impl Environment {
     }
 }
 
+/// What a private engine is for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Purpose<'a> {
+    /// The tests of an [`Environment`]: it has all images, and registries, one of which asks for this password.
+    Environment { password: &'a str },
+    /// A test that kills it or fills its disk, which is small. Containers have no network.
+    Throwaway,
+    /// The same for a test that takes something from one engine to another: it can build images.
+    Other,
+}
+
 /// An engine of our own in a sandbox, with the images that tests use.
 #[derive(Debug)]
 pub(crate) struct PrivateEngine {
@@ -127,25 +136,25 @@ pub(crate) struct PrivateEngine {
 }
 
 impl PrivateEngine {
-    /// Starts it, and registries, for which it takes the password of the one that asks for it. Without registries there
-    /// is no network for containers either.
-    pub(crate) fn start(driver: Driver, engine: Engine, registries: Option<&str>) -> Result<Self> {
+    /// Starts it, and what else its purpose asks for.
+    pub(crate) fn start(driver: Driver, engine: Engine, purpose: Purpose<'_>) -> Result<Self> {
         if !process::is_root() {
             bail!(
                 "a private engine is started only as root: run this as root, or start {driver} and choose it by --engine host"
             );
         }
         packages::ensure(&packages::of_engine(driver))?;
-        let archives = if registries.is_some() {
-            images::all()?
-        } else {
-            vec![images::busybox()?]
+        let archives = match purpose {
+            Purpose::Environment { .. } => images::all()?,
+            Purpose::Throwaway => vec![images::busybox()?],
+            Purpose::Other => vec![images::busybox()?, images::buildkit::archive()?],
         };
+        let alone = !matches!(purpose, Purpose::Environment { .. });
         let rootfs = rootfs::of(driver, engine)?;
         // The guard takes over the lock.
         let (mut folders, _lock) = Folders::make()?;
         // Their volumes are elsewhere: in a user's home, in the driver's state.
-        folders.small = registries.is_none() && matches!(driver, Driver::Docker | Driver::Podman);
+        folders.small = matches!(purpose, Purpose::Throwaway) && matches!(driver, Driver::Docker | Driver::Podman);
         let bounded = || runtime::provide(&folders.disk.join("runc-bounded"));
         let mut settings = Vec::new();
         let (mut daemons, socket, pid_file) = match driver {
@@ -153,7 +162,7 @@ impl PrivateEngine {
                 let docker = Docker {
                     folders: &folders,
                     bounded: bounded()?,
-                    bridge: registries.is_some(),
+                    bridge: !alone,
                 };
                 (docker.daemons()?, docker.socket(), docker.pid_file())
             }
@@ -168,7 +177,7 @@ impl PrivateEngine {
             Driver::Containerd => {
                 let containerd = Containerd {
                     folders: &folders,
-                    seen_from_outside: registries.is_none(),
+                    seen_from_outside: alone,
                 };
                 settings = vec![
                     (containerd::NAMESPACE, containerd.namespace()),
@@ -181,7 +190,7 @@ impl PrivateEngine {
             Driver::PodmanRootless => user::provide(&folders, rootfs.as_deref())?,
             Driver::Docker | Driver::Podman | Driver::Containerd => Vec::new(),
         };
-        if let Some(password) = registries {
+        if let Purpose::Environment { password } = purpose {
             daemons.extend(registry::daemons(&folders, password)?);
             daemons.push(s3::daemon(&folders, password)?);
         }

@@ -129,6 +129,15 @@ pub(crate) fn prepare(driver: Driver, engine: Engine) -> Result<()> {
     }
 }
 
+/// The same, and what the engine of another kind needs that some tests start.
+pub(crate) fn prepare_tests(driver: Driver, engine: Engine) -> Result<()> {
+    prepare(driver, engine)?;
+    match engine {
+        Engine::Host => Ok(()),
+        Engine::Bookworm | Engine::Trixie | Engine::Sid => ensure(&of_engine(driver.other())),
+    }
+}
+
 /// Makes sure that the packages are there: installs the missing ones where that is possible, else says which
 /// ones to install by hand.
 pub(crate) fn ensure(packages: &[Package]) -> Result<()> {

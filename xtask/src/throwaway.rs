@@ -1,6 +1,6 @@
-//! One more engine, for a test that kills or stops it.
+//! One more engine, for a test that kills or stops it, or takes something to it from another one.
 //!
-//! It has a sandbox of its own and no network, holds the busybox image, listens on `engine.sock` in the folder that
+//! It has a sandbox of its own and no network, holds the busybox image, and that of BuildKit if it is to build, listens on `engine.sock` in the folder that
 //! it is given, and writes its daemon's process id to `engine.pid` there, and what its driver is to be told besides
 //! the socket to `engine.env`, a `NAME=VALUE` a line. It says `ready` on its standard output,
 //! and ends when its standard input does.
@@ -8,6 +8,7 @@
 use std::{
     fs,
     io::{self, Read, Write},
+    iter,
     os::unix::{fs::symlink, net::UnixStream},
     path::Path,
 };
@@ -17,13 +18,23 @@ use rustix::net::sockopt::socket_peercred;
 
 use crate::{
     engine::{Driver, Engine},
-    environment::PrivateEngine,
+    environment::{PrivateEngine, Purpose},
     fixtures,
 };
 
+/// The command that is told this. The folder is to be added.
+pub(crate) fn command(program: &Path, driver: Driver, engine: Engine) -> Vec<String> {
+    let (driver, engine) = (driver.to_string(), engine.to_string());
+    let options = ["throwaway", "--driver", &driver, "--engine", &engine];
+    iter::once(program.display().to_string())
+        .chain(options.map(str::to_owned))
+        .collect()
+}
+
 /// Runs the daemon until standard input ends.
-pub(crate) fn run(driver: Driver, engine: Engine, folder: &Path) -> Result<()> {
-    let private = PrivateEngine::start(driver, engine, None)?;
+pub(crate) fn run(driver: Driver, engine: Engine, builds: bool, folder: &Path) -> Result<()> {
+    let purpose = if builds { Purpose::Other } else { Purpose::Throwaway };
+    let private = PrivateEngine::start(driver, engine, purpose)?;
     let socket = &private.socket;
     let [link, pid_file, settings_file] = ["sock", "pid", "env"].map(|kind| folder.join(format!("engine.{kind}")));
     fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;

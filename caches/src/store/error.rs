@@ -11,6 +11,12 @@ pub(super) fn missing(error: &object_store::Error) -> bool {
     matches!(error, object_store::Error::NotFound { .. })
 }
 
+/// Whether it says that there is no such bucket: object_store 0.14 has a kind for an absent object alone, and shows of a
+/// listing's answer only its text. The code in it is [S3's own](https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html).
+pub(super) fn no_bucket(error: &object_store::Error) -> bool {
+    missing(error) || error.to_string().contains("<Code>NoSuchBucket</Code>")
+}
+
 /// The one place where a store's errors become ours.
 pub(super) fn failed(doing: &str, address: &str, error: object_store::Error) -> Error {
     let (kind, hint) = classify(&error);

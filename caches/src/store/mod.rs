@@ -30,7 +30,7 @@ pub use self::prune::{Prune, Pruned};
 pub use self::restore::Restoring;
 pub use self::verify::{Damage, Verified};
 
-use self::error::{failed, missing};
+use self::error::{failed, missing, no_bucket};
 use crate::CacheKey;
 use crate::format::{Entry, Hash, Manifest, VERSION, Version, damaged};
 use crate::key::folder_of;
@@ -107,7 +107,7 @@ impl Store {
             // An absent object and an absent bucket have the same code; a listing tells them apart.
             let mut listing = self.0.objects.list(None);
             return match listing.next().await {
-                Some(Err(error)) if missing(&error) && self.0.folder.is_none() => Err(Error::new(
+                Some(Err(error)) if self.0.folder.is_none() && no_bucket(&error) => Err(Error::new(
                     ErrorKind::PathNotFound,
                     format!("there is no bucket at {}", self.0.address),
                 )

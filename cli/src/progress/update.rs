@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use indicatif::DecimalBytes;
 use orchestra::{ContainerPath, EventKind, ExitStatus, JobId, OutputStream, PullEvent};
-use orchestra_caches::CacheEventKind;
+use orchestra_caches::{CacheEventKind, CacheKey};
 use orchestra_image_build::BuildEvent;
 use orchestra_pipelines::{RunEvent, RunEventKind, Status, StepKind};
 
@@ -165,7 +165,7 @@ impl Shown for RunEvent {
             } => Update::Doing {
                 step: id(&job, &step),
                 what: Activity::Cache {
-                    text: cache(&path, detail.kind)?,
+                    text: cache(&path, &detail.key, detail.kind)?,
                 },
             },
             RunEventKind::Warning { message, .. } => Update::Warning { message },
@@ -211,7 +211,7 @@ pub(crate) fn engine(step: Option<StepId>, kind: EventKind) -> Option<Update> {
 }
 
 /// What is to be seen of what became of a cache. Failures are warnings of their own.
-fn cache(path: &ContainerPath, kind: CacheEventKind) -> Option<String> {
+fn cache(path: &ContainerPath, key: &CacheKey, kind: CacheEventKind) -> Option<String> {
     Some(match kind {
         CacheEventKind::Restored {
             from,
@@ -226,7 +226,7 @@ fn cache(path: &ContainerPath, kind: CacheEventKind) -> Option<String> {
             DecimalBytes(fetched),
             duration::show(duration)
         ),
-        CacheEventKind::Missed { .. } => format!("cache {path}: miss"),
+        CacheEventKind::Missed { .. } => format!("cache {path}: miss {key}"),
         CacheEventKind::Persisted(persisted) if persisted.unchanged => format!(
             "cache {path}: unchanged, {} in {}",
             DecimalBytes(persisted.size),
