@@ -23,6 +23,7 @@ mod faults;
 mod fixture;
 mod http;
 mod orchestra;
+mod other;
 pub mod proxy;
 pub mod registry;
 mod stub;
@@ -33,6 +34,7 @@ pub use faults::{Fault, FaultProxy};
 pub use fixture::{Credentials, Fixture};
 pub use http::{Endpoint, Response};
 pub use orchestra::{Dir, Finished, Orchestra, Running};
+pub use other::Other;
 pub use stub::{Answer, Stub};
 
 /// What helpers fail with: a test's own end.

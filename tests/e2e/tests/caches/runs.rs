@@ -1,0 +1,151 @@
+//! Pipelines whose caches come back, and the command that looks after their store.
+
+use orchestra::JobId;
+use orchestra_e2e::{Dir, Fixture};
+use serde_json::json;
+
+use crate::{run, says};
+
+/// A pipeline that counts its runs in a cache.
+pub(crate) fn counting(fixture: &Fixture) -> String {
+    let count = json!({"task": "count", "image": fixture.image, "config": {
+        "platform": "linux", "caches": [{"path": "state"}],
+        "run": {"path": "sh", "args": ["-c", "echo run >> state/runs; ln -f state/runs state/hard; chmod 4755 state/runs; cat state/runs | wc -l"]},
+    }});
+    let after =
+        json!({"task": "after", "image": fixture.image, "config": {"platform": "linux", "run": {"path": "true"}}});
+    json!({"plan": [count, after]}).to_string()
+}
+
+pub(crate) async fn a_cache_of_a_task_comes_back_on_the_next_run(fixture: &Fixture) {
+    let dir = Dir::with([("ci.yml", counting(fixture))]);
+    let store = format!("file://{}", dir.file("store").display());
+    let environment = [("ORCHESTRA_CACHES__STORE", store.as_str())];
+    let first = run(fixture, &dir, &environment, &["run", "ci.yml"]);
+    assert_eq!(first.code, 0, "{first}");
+    says(
+        &first,
+        &["count cache state: miss", "count | 1", "count cache state: persisted"],
+    );
+    let second = run(fixture, &dir, &environment, &["run", "ci.yml"]);
+    assert_eq!(second.code, 0, "{second}");
+    says(
+        &second,
+        &["count cache state: hit ci.yml/ci/-/workspace/state", "count | 2"],
+    );
+    let json = run(fixture, &dir, &environment, &["run", "ci.yml", "--json"]);
+    let events = json.events().unwrap();
+    let restored = events.iter().find(|event| event["event"] == "cache").unwrap();
+    assert_eq!(
+        (restored["step"].as_str(), restored["detail"]["cache"].as_str()),
+        (Some("count"), Some("restored"))
+    );
+    // A run that can be carried on with keeps its containers until its end, and persists all the same.
+    let id = JobId::unique().to_string();
+    let resumable = run(fixture, &dir, &environment, &["run", "ci.yml", "--run-id", &id]);
+    says(&resumable, &["count | 4", "count cache state: persisted"]);
+    assert!(fixture.engine.leftovers_of(&id).unwrap().0.is_empty());
+}
+
+pub(crate) async fn the_example_finds_its_packages_again(fixture: &Fixture) {
+    let dir = Dir::with([("unused", "")]);
+    let store = format!("file://{}", dir.file("store").display());
+    let example = || {
+        let command = fixture.orchestra(["run", "examples/caches.yml"]);
+        command.env("ORCHESTRA_CACHES__STORE", &store).run()
+    };
+    says(&example(), &["install | installing"]);
+    let second = example();
+    assert_eq!(second.code, 0, "{second}");
+    says(
+        &second,
+        &[
+            "install | found left-pad 1.3.0",
+            "cache packages: hit caches.yml/-/-/packages-",
+        ],
+    );
+}
+
+pub(crate) async fn a_run_without_caches_leaves_the_store_alone(fixture: &Fixture) {
+    let dir = Dir::with([("ci.yml", counting(fixture))]);
+    let store = format!("file://{}", dir.file("store").display());
+    let environment = [("ORCHESTRA_CACHES__STORE", store.as_str())];
+    let finished = run(fixture, &dir, &environment, &["run", "ci.yml", "--no-cache"]);
+    assert_eq!(finished.code, 0, "{finished}");
+    says(&finished, &["count | 1"]);
+    assert!(!finished.all().contains("cache state"), "{finished}");
+    assert!(!dir.file("store").exists());
+}
+
+pub(crate) async fn the_store_is_looked_after_by_the_command(fixture: &Fixture) {
+    let dir = Dir::with([("ci.yml", counting(fixture))]);
+    let store = format!("file://{}", dir.file("store").display());
+    std::fs::write(dir.file("orchestra.toml"), format!("[caches]\nstore = \"{store}\"\n")).unwrap();
+    let caches = |args: &[&str]| run(fixture, &dir, &[], &[&["caches"], args].concat());
+    says(&caches(&["list"]), &["there are no caches"]);
+    assert_eq!(run(fixture, &dir, &[], &["run", "ci.yml"]).code, 0);
+    let name = "ci.yml/ci/-/workspace/state";
+    says(&caches(&["list"]), &[name, "ago"]);
+    says(&caches(&["inspect", name]), &["\"size\"", "\"persisted\""]);
+    let missing = caches(&["inspect", "nothing"]);
+    assert_eq!(missing.code, 2, "{missing}");
+    says(&caches(&["verify"]), &["1 whole cache"]);
+    let exported = caches(&["export", name, "state.tar"]);
+    assert_eq!(exported.code, 0, "{exported}");
+    says(
+        &caches(&["import", "copy", "state.tar"]),
+        &["imported copy", "0 B were new"],
+    );
+    std::fs::write(dir.file("no.tar"), "this is no tar").unwrap();
+    assert_eq!(caches(&["import", "copy", "no.tar"]).code, 2);
+    says(&caches(&["rm", "copy"]), &["removed copy"]);
+    says(&caches(&["prune", "--dry-run"]), &["would remove 0 objects"]);
+    assert_eq!(caches(&["prune"]).code, 0);
+    for pack in std::fs::read_dir(dir.file("store/packs")).unwrap().flatten() {
+        std::fs::write(pack.path(), "damaged").unwrap();
+    }
+    let damaged = caches(&["verify"]);
+    assert_eq!(damaged.code, 1, "{damaged}");
+    says(&damaged, &["damaged: ci.yml/ci/-/workspace/state"]);
+    let again = run(fixture, &dir, &[], &["run", "ci.yml"]);
+    assert_eq!(again.code, 0, "{again}");
+    says(
+        &again,
+        &[
+            "warning: count: the cache state was not restored",
+            "damaged",
+            "count | 1",
+            "cache state: persisted",
+        ],
+    );
+    says(&caches(&["verify"]), &["1 whole cache"]);
+    std::fs::write(dir.file("store/orchestra-caches.json"), "{\"version\": 99}").unwrap();
+    let newer = caches(&["list"]);
+    assert_eq!(newer.code, 2, "{newer}");
+    says(&newer, &["version 99", "newer orchestra"]);
+}
+
+pub(crate) async fn a_store_that_does_not_work_leaves_a_green_run(fixture: &Fixture) {
+    let dir = Dir::with([("ci.yml", counting(fixture))]);
+    let environment = [
+        ("ORCHESTRA_CACHES__STORE", "s3://bucket/x"),
+        ("ORCHESTRA_CACHES__ENDPOINT", "http://127.0.0.1:1"),
+        ("ORCHESTRA_CACHES__ACCESS_KEY_ID", "me"),
+        ("ORCHESTRA_CACHES__SECRET_ACCESS_KEY", "hunter2hunter2"),
+    ];
+    let finished = run(fixture, &dir, &environment, &["run", "ci.yml"]);
+    assert_eq!(finished.code, 0, "{finished}");
+    says(
+        &finished,
+        &[
+            "warning: count: the cache state was not restored",
+            "count | 1",
+            "not persisted",
+        ],
+    );
+    assert!(!finished.all().contains("hunter2"), "{finished}");
+    let bad = [("ORCHESTRA_CACHES__STORE", "ftp://x")];
+    let refused = run(fixture, &dir, &bad, &["run", "ci.yml"]);
+    assert_eq!(refused.code, 2, "{refused}");
+    says(&refused, &["ftp://x", "s3://bucket/prefix"]);
+}
