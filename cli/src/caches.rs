@@ -10,6 +10,7 @@ use orchestra::stream::from_reader;
 use orchestra::{Error, ErrorKind};
 use orchestra_caches::{CacheKey, CachesOptions, Entry, Persist, Prune, Pruned, Store, Verified};
 use orchestra_pipelines::Caches;
+use orchestra_secrets::Secrets;
 use serde_json::json;
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
@@ -18,11 +19,13 @@ use crate::args::{CachesArgs, CachesCommand, EngineArgs};
 use crate::config::{CachesConfig, Config};
 use crate::duration;
 use crate::exit::{Exit, Failure};
+use crate::log;
+use crate::secrets::{self, SecretArgs};
 use crate::validate::count;
 
-/// The caches that are configured; `None` where no store is.
-pub(crate) fn configured(config: &CachesConfig) -> Result<Option<Caches>, Failure> {
-    let Some(options) = config.store_options()? else {
+/// The caches that are configured, with the secrets that their store needs; `None` where no store is.
+pub(crate) async fn configured(config: &CachesConfig, secrets: &Secrets) -> Result<Option<Caches>, Failure> {
+    let Some(options) = config.store_options(secrets).await? else {
         return Ok(None);
     };
     let store = Store::open(&options)?;
@@ -39,11 +42,21 @@ pub(crate) async fn run(args: CachesArgs) -> Result<Exit, Failure> {
         config: args.config,
         ..EngineArgs::default()
     };
-    let mut config = Config::load(&engine)?.caches;
+    let Config {
+        caches: mut config,
+        secrets,
+        ..
+    } = Config::load(&engine)?;
     if let Some(store) = args.store {
         config.store = Some(store);
     }
-    let Some(caches) = configured(&config)? else {
+    // Opening them may ask for a passphrase, which nobody wants to type for nothing.
+    let secrets = match config.references()?.is_empty() {
+        true => Secrets::new([]),
+        false => secrets::open(&secrets, &SecretArgs::default(), "caches")?,
+    };
+    log::redact_by(&secrets);
+    let Some(caches) = configured(&config, &secrets).await? else {
         return Err(Failure::bad_input("no cache store is configured")
             .with_hint("set `store` under `[caches]` in orchestra.toml, or give --store file:///a/folder"));
     };

@@ -18,13 +18,14 @@
 //! store = "s3://ci-caches/team"       # or file:///var/cache/orchestra; without one, caches live as long as their job
 //! endpoint = "https://s3.example.com" # where it is not Amazon's own
 //! region = "eu-central-1"
-//! access_key_id = "…"                 # or the AWS_* variables, as other programs take them
-//! secret_access_key = "…"
+//! access_key_id = "secret:CACHES_ID"  # of the stores of secrets; or the AWS_* variables, as other programs take them
+//! secret_access_key = "secret:CACHES_KEY"
 //! policy = "pull"                     # for runs that are not trusted
 //! level = 3                           # of compression, 1 to 19
 //! size_limit = "5GB"                  # of a cache that has no limit of its own
 //! time_to_live = "30d"                # of a cache that no run persists any more
 //! timeout = "15m"                     # of one restore or persist
+//!
 //! [secrets]
 //! environment = ["DEPLOY_TOKEN"]      # variables that are secrets
 //! directory = "/run/secrets"          # a file for each secret
@@ -51,6 +52,7 @@ use figment::{Figment, Source};
 use orchestra::{ExposeSecret, ImageRef, SecretString};
 use orchestra_caches::{Policy, StoreOptions};
 use orchestra_pipelines::parse_size;
+use orchestra_secrets::{Reference, SecretKey, Secrets};
 use serde::{Deserialize, Deserializer};
 
 use crate::args::EngineArgs;
@@ -120,30 +122,46 @@ pub(crate) struct CachesConfig {
 }
 
 impl CachesConfig {
-    /// The store, where one is configured.
+    /// The secrets that its credentials refer to as `secret:KEY`.
     ///
     /// # Errors
-    /// Bad input for credentials that stand for a secret.
-    pub(crate) fn store_options(&self) -> Result<Option<StoreOptions>, Failure> {
-        let Some(store) = &self.store else { return Ok(None) };
+    /// Bad input for what follows `secret:` and is no key.
+    pub(crate) fn references(&self) -> orchestra::Result<Vec<SecretKey>> {
         let secret = self.secret_access_key.as_ref().map(ExposeSecret::expose_secret);
-        if [self.access_key_id.as_deref(), secret]
-            .into_iter()
-            .flatten()
-            .any(|value| value.starts_with("secret:"))
-        {
-            return Err(Failure::bad_input(
-                "secrets are not available yet: a `secret:` under `[caches]` can't be resolved",
-            )
-            .with_hint("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"));
-        }
+        let values = [self.access_key_id.as_deref(), secret].into_iter().flatten();
+        values
+            .filter_map(|value| SecretKey::of_reference(value).transpose())
+            .collect()
+    }
+
+    /// The store, where one is configured, with the secrets that it needs.
+    ///
+    /// # Errors
+    /// As [`references`](Self::references), and for a secret that there is not; those of the stores of secrets.
+    pub(crate) async fn store_options(&self, secrets: &Secrets) -> Result<Option<StoreOptions>, Failure> {
+        let Some(store) = &self.store else { return Ok(None) };
+        let resolved = async |name: &str, value: &str| -> orchestra::Result<String> {
+            let Some(key) = SecretKey::of_reference(value)? else {
+                return Ok(value.to_owned());
+            };
+            // Redacted from now on, wherever it may show.
+            let secret = secrets.job("caches").resolve(&Reference::of(key)).await;
+            secret
+                .and_then(|secret| secret.text(name).map(str::to_owned))
+                .map_err(|error| error.with("setting", format!("caches.{name}")))
+        };
         let mut options = StoreOptions::default();
+        if let Some(id) = &self.access_key_id {
+            options.s3.access_key_id = Some(resolved("access_key_id", id).await?);
+        }
+        if let Some(key) = &self.secret_access_key {
+            let key = resolved("secret_access_key", key.expose_secret()).await?;
+            options.s3.secret_access_key = Some(key.into());
+        }
         options.url.clone_from(store);
         options.level = self.level;
         options.s3.endpoint.clone_from(&self.endpoint);
         options.s3.region.clone_from(&self.region);
-        options.s3.access_key_id.clone_from(&self.access_key_id);
-        options.s3.secret_access_key.clone_from(&self.secret_access_key);
         Ok(Some(options))
     }
 }

@@ -14,12 +14,12 @@ use crate::{caches, drivers, interrupt, log, secrets};
 
 pub(crate) async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let config = Config::load(&args.engine)?;
-    let caches = match args.no_cache {
-        true => None,
-        false => caches::configured(&config.caches)?,
-    };
     let secrets = secrets::open(&config.secrets, &args.secrets, &secrets::pipeline_name(&args.file))?;
     log::redact_by(&secrets);
+    let caches = match args.no_cache {
+        true => None,
+        false => caches::configured(&config.caches, &secrets).await?,
+    };
     let values = secrets::values(&secrets, &args.variables)?;
     let pipeline = Pipeline::read_with(&args.file, &values)
         .await

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use object_store::aws::AmazonS3Builder;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::local::LocalFileSystem;
 use object_store::prefix::PrefixStore;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
@@ -133,7 +133,7 @@ fn bucket(rest: &str, options: &S3Options) -> Result<Arc<dyn ObjectStore>> {
         max_retries: RETRIES,
         retry_timeout: RETRYING,
     };
-    let mut builder = AmazonS3Builder::from_env()
+    let mut builder = from_environment(options.access_key_id.is_some())
         .with_bucket_name(bucket)
         .with_client_options(client)
         .with_retry(retry);
@@ -161,6 +161,21 @@ fn bucket(rest: &str, options: &S3Options) -> Result<Arc<dyn ObjectStore>> {
         "" => Arc::new(store),
         prefix => Arc::new(PrefixStore::new(store, prefix)),
     })
+}
+
+/// What the `AWS_*` variables say. Credentials that are given are not mixed with theirs: a session's token belongs to its key.
+fn from_environment(credentials_are_given: bool) -> AmazonS3Builder {
+    let variables = std::env::vars_os().filter_map(|(name, value)| {
+        let name = name.to_str().filter(|name| name.starts_with("AWS_"))?;
+        let key: AmazonS3ConfigKey = name.to_ascii_lowercase().parse().ok()?;
+        Some((key, value.into_string().ok()?))
+    });
+    let is_of_session = |key: &AmazonS3ConfigKey| *key == AmazonS3ConfigKey::Token;
+    variables
+        .filter(|(key, _)| !(credentials_are_given && is_of_session(key)))
+        .fold(AmazonS3Builder::new(), |builder, (key, value)| {
+            builder.with_config(key, value)
+        })
 }
 
 #[cfg(test)]

@@ -218,3 +218,51 @@ pub(crate) async fn a_cache_goes_through_a_bucket(fixture: &Fixture) {
     let second = run(fixture, &dir, &environment, &["run", "ci.yml"]);
     says(&second, &["count cache state: hit", "count | 2"]);
 }
+
+pub(crate) async fn credentials_of_a_bucket_may_be_secrets(fixture: &Fixture) {
+    let s3 = S3::from_env().unwrap();
+    let config = |store: &str, key: &str| {
+        format!(
+            "[caches]\nstore = {store:?}\nendpoint = {:?}\nregion = \"us-east-1\"\naccess_key_id = {:?}\n\
+             secret_access_key = \"secret:{key}\"\n[secrets]\nenvironment = [\"CACHES_KEY\", \"WRONG_KEY\"]\n",
+            s3.endpoint, s3.user
+        )
+    };
+    let store = s3.options("secret").url;
+    let dir = Dir::with([
+        ("ci.yml", counting(fixture)),
+        ("orchestra.toml", config(&store, "CACHES_KEY")),
+        ("wrong.toml", config(&store, "WRONG_KEY")),
+        ("missing.toml", config(&store, "NO_KEY")),
+        ("absent.toml", config("s3://no-such-bucket/x", "CACHES_KEY")),
+    ]);
+    let environment = [("CACHES_KEY", s3.password.as_str()), ("WRONG_KEY", "hunter2hunter2")];
+    let run = |args: &[&str]| {
+        let finished = run(fixture, &dir, &environment, args);
+        for secret in [s3.password.as_str(), "hunter2"] {
+            assert!(!finished.all().contains(secret), "{finished}");
+        }
+        finished
+    };
+    says(&run(&["run", "ci.yml"]), &["count | 1", "count cache state: persisted"]);
+    says(&run(&["run", "ci.yml"]), &["count cache state: hit", "count | 2"]);
+    says(&run(&["caches", "list"]), &["ci.yml/ci/-/workspace/state"]);
+
+    let refused = run(&["caches", "list", "--config", "wrong.toml"]);
+    assert_eq!(refused.code, 3, "{refused}");
+    says(&refused, &["403", "check the credentials under `[caches]`"]);
+    let absent = run(&["caches", "list", "--config", "absent.toml"]);
+    assert_eq!(absent.code, 3, "{absent}");
+    says(&absent, &["there is no bucket at s3://no-such-bucket/x"]);
+    // Neither turns a green run red.
+    for (config, why) in [("wrong.toml", "403"), ("absent.toml", "there is no bucket")] {
+        let green = run(&["run", "ci.yml", "--config", config]);
+        assert_eq!(green.code, 0, "{green}");
+        says(&green, &["the cache state was not restored", why, "count | 1"]);
+    }
+    for args in [&["caches", "list"][..], &["run", "ci.yml"]] {
+        let missing = run(&[args, &["--config", "missing.toml"]].concat());
+        assert_eq!(missing.code, 2, "{missing}");
+        says(&missing, &["there is no secret NO_KEY", "caches.secret_access_key"]);
+    }
+}

@@ -51,6 +51,7 @@ fn main() {
             connections_that_are_cut_lose_nothing,
             a_slow_server_is_waited_for,
             a_cache_goes_through_a_bucket,
+            credentials_of_a_bucket_may_be_secrets,
         ]);
     } else {
         println!("no S3 server is given: its cases are left out");
