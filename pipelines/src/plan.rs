@@ -186,6 +186,8 @@ pub struct BuildPlan {
     pub env: Env,
     /// How to log in to the registry.
     pub registry: Option<RegistryAuth>,
+    /// How to log in to other registries, of base images and caches.
+    pub registries: Vec<RegistryAuth>,
     /// How the build container is connected.
     pub network: NetworkMode,
     /// Whether the builder runs without privileges; as the run says where `None`.
