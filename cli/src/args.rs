@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::build::Destination;
 use clap::{Args, Parser, Subcommand};
 use orchestra::{ExtraHost, ImageRef, JobId, NetworkMode, Platform, Ulimit};
 use orchestra_caches::CacheKey;
@@ -237,6 +238,9 @@ pub(crate) struct BuildArgs {
     /// A file with BuildKit's own configuration
     #[arg(long, value_name = "FILE")]
     pub(crate) buildkitd_config: Option<PathBuf>,
+    /// Write the image to a file too: type=oci,dest=FILE, or type=docker,dest=FILE; may be given more than once
+    #[arg(short = 'o', long = "output", value_name = "OUTPUT")]
+    pub(crate) outputs: Vec<Destination>,
     /// The BuildKit image that builds
     #[arg(long, value_name = "IMAGE")]
     pub(crate) image: Option<ImageRef>,

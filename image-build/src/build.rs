@@ -11,7 +11,7 @@ use orchestra::{
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::{BuildError, BuildEvent, BuildOptions, BuildResult, RegistryAuth, run, validate};
+use crate::{BuildError, BuildEvent, BuildOptions, BuildOutput, BuildResult, RegistryAuth, run, validate};
 
 /// The BuildKit image that builds run in where nothing else is said.
 pub const DEFAULT_BUILDKIT_IMAGE: &str = "moby/buildkit:v0.34.2";
@@ -69,6 +69,8 @@ pub struct ImageBuild {
     pub inputs: Vec<BuildInput>,
     /// Volumes that the builder writes to: one at `/var/lib/buildkit` keeps its layer cache.
     pub caches: Vec<BuildCache>,
+    /// Volumes that the result is written to too.
+    pub outputs: Vec<BuildOutput>,
     /// The build container's environment: variables of a proxy, `BUILDKITD_FLAGS`. Steps of the Dockerfile don't see it.
     pub env: Env,
     /// How the tag's registry is spoken to.
@@ -140,6 +142,7 @@ impl ImageBuild {
             rootless: false,
             inputs: Vec::new(),
             caches: Vec::new(),
+            outputs: Vec::new(),
             env: Env::default(),
             registry: None,
             base_registries: Vec::new(),

@@ -6,7 +6,7 @@ use orchestra::{
     ContainerPath, ExposeSecret, ImageRef, InjectedFile, Mount, Profile, Result, Task, VolumeId, VolumePath, labels,
 };
 
-use crate::{BuildCache, CacheTo, ImageBuild, registry};
+use crate::{BuildCache, BuildOutput, CacheTo, ImageBuild, OutputFormat, registry};
 
 /// What runs in the container. Its exit codes are those below, else `buildctl`'s.
 const SCRIPT: &str = include_str!("build.sh");
@@ -59,13 +59,18 @@ pub(crate) fn task(build: &ImageBuild, out: Option<&VolumeId>) -> Result<Task> {
     task.spec.stdin = build.streamed;
     let inputs = build.inputs.iter().map(|input| (&input.volume, &input.path, true));
     let caches = build.caches.iter().map(|cache| (&cache.volume, &cache.path, false));
-    task.spec
-        .mounts
-        .extend(inputs.chain(caches).map(|(volume, target, read_only)| Mount {
-            volume: volume.clone(),
-            target: target.clone(),
-            read_only,
-        }));
+    let outputs = build.outputs.iter();
+    let outputs = outputs.map(|output| (&output.volume, &output.path, false));
+    task.spec.mounts.extend(
+        inputs
+            .chain(caches)
+            .chain(outputs)
+            .map(|(volume, target, read_only)| Mount {
+                volume: volume.clone(),
+                target: target.clone(),
+                read_only,
+            }),
+    );
     task.spec.env = build.env.clone();
     task.spec
         .env
@@ -134,8 +139,13 @@ pub(crate) fn prepared<'a>(build: &'a ImageBuild, out: Option<&'a VolumeId>) -> 
         CacheTo::Local { path, .. } => in_cache(build, path),
         _ => None,
     });
-    own.chain(local.map(|(cache, inner)| (&cache.volume, directory(&inner))))
-        .collect()
+    let local = local.map(|(cache, inner)| (&cache.volume, directory(&inner)));
+    // It can't make a file in a root that is root's, and can write to one that is there.
+    let outputs = build.outputs.iter().filter_map(|output| {
+        let archive = output.format.archive()?;
+        Some((&output.volume, owned(EntryType::Regular, 0o644, archive.as_str())))
+    });
+    own.chain(local).chain(outputs).collect()
 }
 
 /// The cache that holds a path, and the path in there.
@@ -149,14 +159,18 @@ pub(crate) fn in_cache<'a>(build: &'a ImageBuild, path: &ContainerPath) -> Optio
 
 /// A tar of one directory, which is the unprivileged builder's.
 fn directory(path: &str) -> Bytes {
-    let directory = Head {
-        kind: EntryType::Directory,
-        mode: 0o700,
+    owned(EntryType::Directory, 0o700, &format!("{path}/"))
+}
+
+fn owned(kind: EntryType, mode: u32, name: &str) -> Bytes {
+    let head = Head {
+        kind,
+        mode,
         uid: USER,
         gid: USER,
         ..Head::file(0)
     };
-    let mut tar = directory.blocks(&format!("{path}/"));
+    let mut tar = head.blocks(name);
     tar.push(tar::END);
     tar.concat().into()
 }
@@ -209,8 +223,28 @@ fn argv(build: &ImageBuild, configuration: &str) -> Result<Vec<String>> {
     for to in &build.options.cache_to {
         argv.push(format!("--export-cache={}", record(&to.fields(Task::WORKING_DIR))));
     }
+    // The last one's digest is the build's.
+    argv.extend(
+        build
+            .outputs
+            .iter()
+            .map(|output| format!("--output={}", written(build, output))),
+    );
     argv.push(format!("--output={}", output(build)?));
     Ok(argv)
+}
+
+/// The record of what is written to a volume.
+fn written(build: &ImageBuild, output: &BuildOutput) -> String {
+    let mut fields = output.format.fields(&output.path.resolve(Task::WORKING_DIR));
+    if output.format.is_image() {
+        let names: Vec<_> = build.tags().map(ImageRef::canonical).collect();
+        fields.push(format!("name={}", names.join(",")));
+        // `docker load` knows none.
+        let has_annotations = output.format != OutputFormat::Loadable;
+        fields.extend(build.options.output(has_annotations));
+    }
+    record(&fields)
 }
 
 /// A record of comma separated values, as `--output` is read.

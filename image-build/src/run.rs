@@ -71,6 +71,7 @@ fn refuse(build: &ImageBuild, job: &Job, out: &VolumeId) -> Result<()> {
     }
     let inputs = build.inputs.iter().map(|input| &input.volume);
     if inputs
+        .chain(build.outputs.iter().map(|output| &output.volume))
         .chain(build.caches.iter().map(|cache| &cache.volume))
         .any(|volume| volume == out)
     {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use orchestra::{ContainerPath, Error, Name, Result, Task, VolumeId};
 
-use crate::{CacheFrom, CacheTo, ImageBuild, command};
+use crate::{CacheFrom, CacheTo, ImageBuild, OutputFormat, command};
 
 /// What the output volume's name has more than the build's: odd, so that no artifact is called so.
 const OUT_SUFFIX: &str = "._build";
@@ -50,6 +50,30 @@ pub(crate) fn check(build: &ImageBuild) -> Result<()> {
     }
     build.options.check()?;
     check_layers(build)?;
+    if let Some(output) = build
+        .outputs
+        .iter()
+        .find(|output| build.rootless && output.format.archive().is_none())
+    {
+        return Err(Error::invalid(format!(
+            "a rootless build can't write an output of type {}",
+            output.format
+        ))
+        .with_hint(
+            "a volume's root is root's: write type=oci or type=docker, which are one file, or build with privileges",
+        ));
+    }
+    if build.platforms.len() > 1
+        && build
+            .outputs
+            .iter()
+            .any(|output| output.format == OutputFormat::Loadable)
+    {
+        return Err(
+            Error::invalid("an output of type=docker holds one platform, and several are asked for")
+                .with_hint("write oci, which holds all of them"),
+        );
+    }
     if build.timeout.is_some_and(|timeout| timeout.is_zero()) {
         return Err(Error::invalid("the timeout is zero").with_hint("leave it out for a build without one"));
     }
@@ -318,6 +342,17 @@ mod tests {
             &refused(|build| build.platforms = two()),
             &["without push", "one platform"],
         );
+        contains(
+            &refused(|build| {
+                (build.platforms, build.push) = (two(), true);
+                build.outputs.push(crate::BuildOutput {
+                    volume: "o".parse().unwrap(),
+                    path: "out".parse().unwrap(),
+                    format: OutputFormat::Loadable,
+                });
+            }),
+            &["type=docker holds one platform", "write oci"],
+        );
         let mut build = build();
         (build.platforms, build.push) = (two(), true);
         build.validate().unwrap();
@@ -332,6 +367,25 @@ mod tests {
             }),
             &["platform"],
         );
+    }
+
+    #[test]
+    fn a_rootless_build_writes_archives_alone() {
+        let written = |build: &mut ImageBuild, format| {
+            build.rootless = true;
+            build.outputs.push(crate::BuildOutput {
+                volume: "o".parse().unwrap(),
+                path: "out".parse().unwrap(),
+                format,
+            });
+        };
+        contains(
+            &refused(|build| written(build, OutputFormat::Local)),
+            &["output of type local", "write type=oci"],
+        );
+        let mut build = build();
+        written(&mut build, OutputFormat::Oci);
+        build.validate().unwrap();
     }
 
     #[test]

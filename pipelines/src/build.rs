@@ -1,14 +1,14 @@
 //! From a [`BuildPlan`] to the build that `orchestra-image-build` runs.
 
 use orchestra::{Error, ImageRef, Name, VolumeId};
-use orchestra_image_build::{BuildCache, BuildInput, ImageBuild};
+use orchestra_image_build::{BuildCache, BuildInput, BuildOutput, ImageBuild};
 
-use crate::BuildPlan;
+use crate::{Artifact, BuildPlan};
 
 type Set = fn(&mut ImageBuild, &BuildPlan);
 
 /// Each key of a `build_image` step, and what it sets.
-const KEYS: [(&str, Set); 28] = [
+const KEYS: [(&str, Set); 29] = [
     ("tag", |build, plan| build.tag = plan.tag.clone()),
     ("dockerfile", |build, plan| {
         build.dockerfile.clone_from(&plan.dockerfile)
@@ -65,6 +65,8 @@ const KEYS: [(&str, Set); 28] = [
     ("provenance", |build, plan| {
         build.options.provenance = plan.options.provenance
     }),
+    // Where they are is told by their volumes.
+    ("outputs", |_, _| ()),
     ("cache_from", |build, plan| {
         build.options.cache_from.clone_from(&plan.options.cache_from)
     }),
@@ -83,7 +85,14 @@ const KEYS: [(&str, Set); 28] = [
 ];
 
 impl BuildPlan {
-    /// The build, on these volumes: those of the inputs, then those of the caches.
+    /// The artifacts that are mounted: the inputs, then the outputs.
+    pub(crate) fn artifacts(&self) -> impl Iterator<Item = &Artifact> {
+        self.inputs
+            .iter()
+            .chain(self.outputs.iter().map(|(artifact, _)| artifact))
+    }
+
+    /// The build, on these volumes: those of the [artifacts](Self::artifacts), then those of the caches.
     pub(crate) fn image_build(&self, name: &Name, volumes: impl IntoIterator<Item = VolumeId>) -> ImageBuild {
         let mut volumes = volumes.into_iter();
         let mut build = ImageBuild::new(name.clone(), self.tag.clone(), self.context.clone());
@@ -92,6 +101,14 @@ impl BuildPlan {
             .map(|(input, volume)| BuildInput {
                 volume,
                 path: input.path.clone(),
+            })
+            .collect();
+        let outputs = self.outputs.iter().zip(volumes.by_ref());
+        build.outputs = outputs
+            .map(|((output, format), volume)| BuildOutput {
+                volume,
+                path: output.path.clone(),
+                format: *format,
             })
             .collect();
         let caches = self.caches.iter().zip(volumes);
@@ -112,6 +129,7 @@ impl BuildPlan {
         };
         let mut bare = self.clone();
         bare.caches.clear();
+        bare.outputs.clear();
         let base = || {
             let mut build = ImageBuild::new(name.clone(), tag.clone(), self.context.clone());
             build.inputs = bare
@@ -124,6 +142,10 @@ impl BuildPlan {
         let of_base = std::iter::once(("name", base()));
         let of_keys = KEYS.iter().map(|(key, set)| {
             let mut build = base();
+            if *key == "platforms" || *key == "outputs" {
+                build.rootless = *key == "outputs" && self.rootless.unwrap_or(false);
+                build.outputs = self.image_build(name, self.artifacts().map(|_| volume.clone())).outputs;
+            }
             if key.starts_with("cache_") {
                 // Layers may be in a cache, and must not be under the image's name.
                 build.tag = self.tag.clone();

@@ -59,6 +59,7 @@
 //! | `name` | `build-` and the image's name where not given |
 //! | `tag`, `push` | where the image goes: into its registry, or without `push` into the engine |
 //! | `context`, `inputs` | without `inputs`, the artifact that `context` starts with |
+//! | `outputs` | `name`, `path`, and a `type`: `oci` or `docker` for an `image.tar` in the artifact, `oci-layout`, or `local` for the files of the last stage; the first two alone where it is `rootless` |
 //! | `dockerfile`, `target`, `build_args`, `platforms` | `dockerfile` is relative to the context or to the working directory |
 //! | `registry` | `hostname`, `username`, `password`, `insecure`; a list of such where base images and caches have registries of their own |
 //! | `image`, `env`, `caches`, `network` | BuildKit's own |

@@ -8,7 +8,7 @@ use std::fmt;
 use std::time::Duration;
 
 use orchestra::{ContainerPath, Credentials, Env, ImageRef, Limits, Name, NetworkMode, Platform, SecretString, User};
-use orchestra_image_build::{BuildOptions, RegistryAuth};
+use orchestra_image_build::{BuildOptions, OutputFormat, RegistryAuth};
 use orchestra_secrets::{Reference, SecretKey, SecretValue};
 
 use crate::CachePlan;
@@ -180,6 +180,8 @@ pub struct BuildPlan {
     pub image: Option<ImageRef>,
     /// Artifacts of earlier steps.
     pub inputs: Vec<Artifact>,
+    /// Artifacts that the build makes, and what is written to each.
+    pub outputs: Vec<(Artifact, OutputFormat)>,
     /// Directories that BuildKit keeps its layers in.
     pub caches: Vec<CachePlan>,
     /// BuildKit's environment.

@@ -354,6 +354,7 @@ fn every_option_of_a_build_reaches_the_plan() {
     source_date_epoch: 1700000000
     provenance: max
     caches: [{ path: layers }]
+    outputs: [{ name: archive, type: docker }, { name: files, path: out, type: local }]
     cache_from: [app:cache, 'type=local,src=layers/of']
     cache_to: [type=inline, 'type=local,dest=layers/of,mode=max']
     mirrors: { docker.io: [mirror.test, 'other.test:5000/hub'] }
@@ -400,6 +401,14 @@ fn every_option_of_a_build_reaches_the_plan() {
     assert_eq!(options.mirrors["docker.io"], ["mirror.test", "other.test:5000/hub"]);
     assert_eq!(options.buildkitd_config.as_deref(), Some("debug = true\n"));
     let plan = build(&steps[1]);
+    let outputs = plan
+        .outputs
+        .iter()
+        .map(|(artifact, format)| format!("{} {} {format}", artifact.name, artifact.path));
+    assert_eq!(
+        outputs.collect::<Vec<_>>(),
+        ["archive archive docker", "files out local"]
+    );
     assert!(plan.registry.as_ref().unwrap().credentials.is_some());
     assert_eq!(plan.registries[0].hostname.as_deref(), Some("base.test"));
     assert!(plan.registries[0].insecure);

@@ -5,6 +5,7 @@
 
 mod describe;
 mod event;
+mod output;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::describe::describe;
 use self::event::{End, Kind, Teller};
+pub(crate) use self::output::Destination;
 use crate::args::BuildArgs;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
@@ -111,7 +113,7 @@ async fn in_job(
         .events(events)
         .build();
 
-    let outcome = send_and_build(&job, &args.dir, build, teller).await;
+    let outcome = send_and_build(&job, args, build, teller).await;
     let end = End::of(&outcome, began.elapsed());
     let status = end.status;
     teller.tell(Kind::StepFinished { end: Box::new(end) }).await;
@@ -132,14 +134,21 @@ async fn in_job(
     (status, outcome)
 }
 
-async fn send_and_build(job: &Job, dir: &Path, build: ImageBuild, teller: &Teller) -> Result<BuildResult, BuildError> {
+async fn send_and_build(
+    job: &Job,
+    args: &BuildArgs,
+    mut build: ImageBuild,
+    teller: &Teller,
+) -> Result<BuildResult, BuildError> {
+    output::add(job, &mut build, &args.outputs).await?;
+    let volumes: Vec<_> = build.outputs.iter().map(|output| output.volume.clone()).collect();
     let (output, written) = mpsc::channel(WAITING);
     let (events, happened) = mpsc::channel(WAITING);
     let as_output = |chunk: LogChunk| Kind::Output {
         stream: chunk.stream,
         data: Data(chunk.bytes),
     };
-    let (context, sending) = context(dir, teller.clone());
+    let (context, sending) = context(&args.dir, teller.clone());
     let written = tokio::spawn(watch(written, as_output, teller.clone()));
     let happened = tokio::spawn(watch(happened, Kind::Build, teller.clone()));
     let sending = tokio::spawn(sending);
@@ -148,7 +157,9 @@ async fn send_and_build(job: &Job, dir: &Path, build: ImageBuild, teller: &Telle
     written.await.ok();
     happened.await.ok();
     sending.await.ok();
-    built
+    let built = built?;
+    output::save(job, &volumes, &args.outputs).await?;
+    Ok(built)
 }
 
 /// The context, which is never whole in memory, and what tells how much of it was sent until it was, or is dropped.

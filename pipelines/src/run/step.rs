@@ -132,7 +132,7 @@ impl JobRun<'_> {
     pub(super) async fn build(&mut self, step: &Step, plan: &BuildPlan) -> StepReport {
         let tail = Tail::new();
         let mut report = StepReport::new(&self.plan.name, &step.name, step.kind(), Status::Errored);
-        let result = match self.mounts(step, &plan.inputs, &plan.caches).await {
+        let result = match self.mounts(step, plan.artifacts(), &plan.caches).await {
             Ok(mounts) => {
                 self.run_build(step, plan, mounts.into_iter().map(|(volume, _)| volume), &tail)
                     .await

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use orchestra::{ContainerPath, Env, Error, ImageRef, Name, Platform, SecretString};
-use orchestra_image_build::{BuildContext, BuildOptions, RegistryAuth};
+use orchestra_image_build::{BuildContext, BuildOptions, OutputFormat, RegistryAuth};
 
 use super::fields::{Fields, Known};
 use super::reader::{Reader, list};
@@ -35,6 +35,7 @@ const STEP: Known = Known {
         "platforms",
         "image",
         "inputs",
+        "outputs",
         "caches",
         "env",
         "registry",
@@ -73,6 +74,7 @@ const BUILD: Known = Known::of(&[
     "platforms",
     "image",
     "inputs",
+    "outputs",
     "caches",
     "env",
     "registry",
@@ -143,8 +145,18 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
         .collect();
     let image = fields.parse("image").map(|image| image.value);
     let inputs = inputs(&fields, context.as_ref());
+    let outputs = outputs(&fields);
+    read.outputs = outputs
+        .iter()
+        .map(|at| At {
+            value: at.value.0.name.clone(),
+            spot: at.spot.clone(),
+        })
+        .collect();
+    read.complete = outputs.len() == fields.items("outputs").len();
     let caches = step::caches(&fields, &inputs, true);
     let mounts = inputs.iter().map(|at| (&at.value.path, &at.spot));
+    let mounts = mounts.chain(outputs.iter().map(|at| (&at.value.0.path, &at.spot)));
     step::mounts(reader, mounts.chain(caches.iter().map(|at| (&at.value.path, &at.spot))));
     read.inputs = step::names(&inputs);
     let env = Env(fields.texts("env"));
@@ -168,6 +180,7 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
             platforms: step::values(platforms),
             image,
             inputs: step::values(inputs),
+            outputs: step::values(outputs),
             caches: step::values(caches),
             env,
             registry,
@@ -326,6 +339,21 @@ fn relative(fields: &Fields<'_, '_>, key: &str) -> Option<At<ContainerPath>> {
         return None;
     }
     Some(path)
+}
+
+/// The artifacts that the build makes.
+fn outputs(fields: &Fields<'_, '_>) -> Vec<At<(Artifact, OutputFormat)>> {
+    const KEYS: Known = Known::of(&["name", "path", "type"]);
+    let read = |node: &Node| {
+        let (artifact, output) = step::artifact(fields.reader, node, "an output", KEYS)?;
+        output.required("type", "type: oci")?;
+        let format = output.parse::<OutputFormat>("type")?.value;
+        Some(At {
+            value: (artifact.value, format),
+            spot: artifact.spot,
+        })
+    };
+    fields.items("outputs").iter().filter_map(read).collect()
 }
 
 /// For each registry a list of hosts.

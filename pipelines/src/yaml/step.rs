@@ -62,41 +62,42 @@ pub(super) fn artifacts(reader: &Reader<'_>, items: &[Node], what: &'static str)
         later: &["optional"],
         ..Known::of(&["name", "path"])
     };
-    let mut artifacts = Vec::new();
-    for item in items {
-        if let Value::Text(name) = &item.value {
-            let message = format!("{what} is a map of keys and values, not text");
-            reader.report(&item.spot, "this is text", message, format!("write `- name: {name}`"));
-            continue;
-        }
-        let Some(fields) = reader.fields(item, what, KEYS) else {
-            continue;
-        };
-        if fields.required("name", "name: source").is_none() {
-            continue;
-        }
-        let (Some(name), path) = (fields.parse::<Name>("name"), fields.parse("path")) else {
-            continue;
-        };
-        if let Some(help) = reserved(name.value.as_str()) {
-            let message = format!(
-                "the artifact `{}` has a name that Orchestra keeps for itself",
-                name.value
-            );
-            reader.report(&name.spot, "", message, help.to_owned());
-            continue;
-        }
-        // What is a valid name is a valid path.
-        let Ok(default) = ContainerPath::new(name.value.as_str()) else {
-            continue;
-        };
-        let path = path.map_or(default, |path| path.value);
-        artifacts.push(At {
-            value: Artifact { name: name.value, path },
-            spot: name.spot,
-        });
+    let read = |item| artifact(reader, item, what, KEYS).map(|(artifact, _)| artifact);
+    items.iter().filter_map(read).collect()
+}
+
+/// An input or output, and all its keys.
+pub(super) fn artifact<'r, 'n>(
+    reader: &'r Reader<'n>,
+    item: &'n Node,
+    what: &'static str,
+    known: Known,
+) -> Option<(At<Artifact>, Fields<'r, 'n>)> {
+    if let Value::Text(name) = &item.value {
+        let message = format!("{what} is a map of keys and values, not text");
+        reader.report(&item.spot, "this is text", message, format!("write `- name: {name}`"));
+        return None;
     }
-    artifacts
+    let fields = reader.fields(item, what, known)?;
+    fields.required("name", "name: source")?;
+    let (name, path) = (fields.parse::<Name>("name"), fields.parse("path"));
+    let name = name?;
+    if let Some(help) = reserved(name.value.as_str()) {
+        let message = format!(
+            "the artifact `{}` has a name that Orchestra keeps for itself",
+            name.value
+        );
+        reader.report(&name.spot, "", message, help.to_owned());
+        return None;
+    }
+    // What is a valid name is a valid path.
+    let default = ContainerPath::new(name.value.as_str()).ok()?;
+    let path = path.map_or(default, |path| path.value);
+    let artifact = At {
+        value: Artifact { name: name.value, path },
+        spot: name.spot,
+    };
+    Some((artifact, fields))
 }
 
 /// Directories that are kept. `builds` are those of BuildKit, whose layers have devices.

@@ -35,9 +35,10 @@ use options::{
     a_base_image_comes_from_a_mirror, a_cache_is_left_aside_for_all_steps_or_those_of_a_stage,
     a_date_makes_the_same_context_the_same_image, a_frontend_that_can_not_be_fetched_is_named,
     a_named_context_is_a_directory_of_the_inputs_and_nothing_else, a_provenance_attestation_is_pushed_with_the_image,
-    labels_annotations_and_further_tags_are_served, layers_are_shared_by_a_directory_of_a_cache,
-    layers_are_shared_by_a_registry, layers_are_shared_by_the_image_itself,
-    steps_run_with_the_hosts_limits_and_memory_that_were_asked_for,
+    archives_are_in_volumes_for_the_next_tasks, labels_annotations_and_further_tags_are_served,
+    layers_are_shared_by_a_directory_of_a_cache, layers_are_shared_by_a_registry,
+    layers_are_shared_by_the_image_itself, steps_run_with_the_hosts_limits_and_memory_that_were_asked_for,
+    what_the_dockerignore_names_is_not_in_the_image, what_was_built_is_in_volumes_for_the_next_tasks,
 };
 
 const DOCKERFILE: &str = r#"
@@ -108,6 +109,8 @@ fn main() {
         layers_are_shared_by_a_directory_of_a_cache,
         layers_are_shared_by_the_image_itself,
         a_base_image_comes_from_a_mirror,
+        what_was_built_is_in_volumes_for_the_next_tasks,
+        what_the_dockerignore_names_is_not_in_the_image,
     ];
     // The same builds, by a builder that may do nothing which a user may not.
     cases.extend(cases![
@@ -130,6 +133,7 @@ fn main() {
         layers_are_shared_by_a_registry,
         layers_are_shared_by_a_directory_of_a_cache,
         a_base_image_comes_from_a_mirror,
+        archives_are_in_volumes_for_the_next_tasks,
     ]);
     libtest_mimic::run(&arguments, cases).exit();
 }

@@ -1,8 +1,8 @@
 //! Options of builds: each is seen where it is to have an effect, in a `RUN` step or in what the registry serves.
 
-use orchestra::VolumeId;
+use orchestra::{Task, VolumeId, file_from_tar};
 use orchestra_e2e::registry;
-use orchestra_image_build::{BuildCache, BuildContext, BuildInput, ImageBuild, Provenance};
+use orchestra_image_build::{BuildCache, BuildContext, BuildInput, BuildOutput, ImageBuild, OutputFormat, Provenance};
 use serde_json::Value;
 
 use crate::{Outcome, Site, contains, failed};
@@ -285,5 +285,99 @@ pub(crate) async fn a_base_image_comes_from_a_mirror(site: &Site) -> Outcome {
 
     let failed = failed(site.pushed("alone", &source).run(&site.job).await);
     contains(&failed.to_string(), &["hub.invalid"]);
+    Ok(())
+}
+
+/// Where a builder that is not root's can write.
+pub(crate) async fn archives_are_in_volumes_for_the_next_tasks(site: &Site) -> Outcome {
+    let source = site.source("FROM scratch\nCOPY Dockerfile /\n").await?;
+    let mut build = site.pushed("archived", &source);
+    let mut look = Task::new("look", &site.fixture.image)?.shell("tar -tf oci/image.tar; tar -tf docker/image.tar");
+    for format in ["oci", "docker"] {
+        let volume = site.job.create_volume(&format!("source-{format}")).await?;
+        build.outputs.push(BuildOutput {
+            volume: volume.clone(),
+            path: format!("out-{format}").parse()?,
+            format: format.parse()?,
+        });
+        look = look.mount(&volume, format)?;
+    }
+    let result = build.run(&site.job).await?;
+    assert_eq!(result.digest, site.served(&site.fixture.registry, "archived", false)?);
+    let seen = site.job.run(look).await?.success()?.stdout.to_string();
+    contains(&seen, &["index.json\n", "manifest.json\n"]);
+    Ok(())
+}
+
+/// Each is read by a task after the build.
+pub(crate) async fn what_was_built_is_in_volumes_for_the_next_tasks(site: &Site) -> Outcome {
+    let source = site
+        .source("FROM scratch\nLABEL a=b\nCOPY Dockerfile /dir/made\n")
+        .await?;
+    let mut build = site.pushed("written", &source);
+    build.options.annotations.insert("noted".into(), "yes".into());
+    let mut look = Task::new("look", &site.fixture.image)?.shell(
+        "tar -tf oci/image.tar | sort | head -n 2; grep -c noted oci-layout/index.json; ls oci-layout; \
+         tar -xOf docker/image.tar manifest.json; echo; ls local; cat local/dir/made",
+    );
+    for format in ["oci", "oci-layout", "docker", "local"] {
+        let volume = site.job.create_volume(&format!("source-{format}")).await?;
+        build.outputs.push(BuildOutput {
+            volume: volume.clone(),
+            path: format!("out-{format}").parse()?,
+            format: format.parse()?,
+        });
+        look = look.mount(&volume, format)?;
+    }
+    let archive = build.outputs[2].clone();
+    let result = build.run(&site.job).await?;
+    assert_eq!(result.digest, site.served(&site.fixture.registry, "written", false)?);
+    let seen = site.job.run(look).await?.success()?.stdout.to_string();
+    let name = format!("\"{}\"", result.reference.as_str());
+    contains(
+        &seen,
+        &[
+            "blobs/\nblobs/sha256/\n",
+            "blobs\nindex.json\n",
+            "oci-layout\n",
+            &name,
+            "\ndir\nFROM scratch\nLABEL a=b",
+        ],
+    );
+    // It is an archive that the engine takes.
+    let path = archive.format.archive().ok_or("no archive")?;
+    let tar = site
+        .driver
+        .read_volume(&archive.volume, std::slice::from_ref(&path))
+        .await?;
+    let imported = "localhost/imported:1".parse()?;
+    site.driver
+        .import_image(&imported, file_from_tar(tar, &path).await?)
+        .await?;
+    assert!(site.driver.image_exists(&imported).await?);
+    Ok(site.driver.remove_image(&imported).await?)
+}
+
+pub(crate) async fn what_the_dockerignore_names_is_not_in_the_image(site: &Site) -> Outcome {
+    let source = site
+        .source_with(
+            "FROM scratch\nCOPY . /\n",
+            "mkdir sub && echo x >sub/kept && echo x >sub/secret.key && echo x >notes.md && printf '**/*.key\\n*.md\\n' >.dockerignore",
+        )
+        .await?;
+    let mut build = site.pushed("ignoring", &source);
+    let volume = site.job.create_volume("source-files").await?;
+    build.outputs.push(BuildOutput {
+        volume: volume.clone(),
+        path: "files".parse()?,
+        format: OutputFormat::Local,
+    });
+    build.run(&site.job).await?;
+    let look = Task::new("look", &site.fixture.image)?.shell("cd files && find . -type f | sort");
+    let seen = site.job.run(look.mount(&volume, "files")?).await?.success()?;
+    assert_eq!(
+        seen.stdout.to_string(),
+        "./.dockerignore\n./Dockerfile\n./busybox\n./sub/kept\n"
+    );
     Ok(())
 }
