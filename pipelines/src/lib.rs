@@ -94,7 +94,7 @@ mod values;
 mod yaml;
 
 pub use cache::{CachePlan, CacheScope, KeyTemplate};
-pub use plan::{Action, Artifact, BuildPlan, JobPlan, Pipeline, Step, StepKind, TaskImage, TaskPlan};
+pub use plan::{Action, Artifact, BuildPlan, Hooks, JobPlan, Parallel, Pipeline, Step, StepKind, TaskImage, TaskPlan};
 pub use problem::{Invalid, Place, Problem};
 pub use run::{
     BuiltImage, Caches, Data, PlannedJob, PlannedStep, RunEvent, RunEventKind, RunOptions, RunReport, Status,

@@ -92,7 +92,7 @@ fn misspelt_unknown_and_misplaced_keys_are_refused_with_what_was_meant() {
         ),
         (in_config("timeout: 1m"), "6:5", "it belongs beside `config`"),
         (in_config("ouputs: []"), "6:5", "did you mean `outputs`?"),
-        (in_step("on_failure: {}"), "5:3", "Orchestra does not support it yet"),
+        (in_step("assert: {}"), "5:3", "Orchestra does not support it yet"),
         (in_build("buildargs: {}"), "8:5", "did you mean `build_args`?"),
         (
             in_build("registry: { user: x }"),
