@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use orchestra::{ExtraHost, ImageRef, JobId, NetworkMode, Platform, Ulimit};
 use orchestra_caches::CacheKey;
-use orchestra_image_build::Provenance;
+use orchestra_image_build::{CacheFrom, CacheTo, Provenance};
 use orchestra_pipelines::parse_size;
 
 use crate::duration;
@@ -225,6 +225,18 @@ pub(crate) struct BuildArgs {
     /// Attach an attestation of how the image was built, if it is pushed: min, or max
     #[arg(long, value_name = "MODE")]
     pub(crate) provenance: Option<Provenance>,
+    /// Take layers from there: type=registry,ref=NAME, or a NAME alone; may be given more than once
+    #[arg(long = "cache-from", value_name = "CACHE")]
+    pub(crate) cache_from: Vec<CacheFrom>,
+    /// Put layers there: type=inline, type=registry,ref=NAME[,mode=max][,ignore-error=true], or a NAME alone
+    #[arg(long = "cache-to", value_name = "CACHE")]
+    pub(crate) cache_to: Vec<CacheTo>,
+    /// Ask this host before the registry's own; may be given more than once
+    #[arg(long = "registry-mirror", value_name = "REGISTRY=HOST")]
+    pub(crate) mirrors: Vec<String>,
+    /// A file with BuildKit's own configuration
+    #[arg(long, value_name = "FILE")]
+    pub(crate) buildkitd_config: Option<PathBuf>,
     /// The BuildKit image that builds
     #[arg(long, value_name = "IMAGE")]
     pub(crate) image: Option<ImageRef>,

@@ -6,7 +6,7 @@ use orchestra::{
     ContainerPath, ExposeSecret, ImageRef, InjectedFile, Mount, Profile, Result, Task, VolumeId, VolumePath, labels,
 };
 
-use crate::{ImageBuild, registry};
+use crate::{BuildCache, CacheTo, ImageBuild, registry};
 
 /// What runs in the container. Its exit codes are those below, else `buildctl`'s.
 const SCRIPT: &str = include_str!("build.sh");
@@ -44,7 +44,10 @@ const RETRIES: (&str, &str) = ("BUILDCTL_CONNECT_RETRIES_MAX", "60");
 pub(crate) fn task(build: &ImageBuild, out: Option<&VolumeId>) -> Result<Task> {
     let registries: Vec<_> = build.registry.iter().chain(&build.base_registries).collect();
     let mut task = Task::with_image(build.name.clone(), build.image.clone())
-        .command(argv(build, &registry::configuration(&registries, &build.tag))?)
+        .command(argv(
+            build,
+            &registry::configuration(&registries, &build.tag, &build.options),
+        )?)
         .working_dir(Task::WORKING_DIR)?
         .privileged(!build.rootless)
         .network(build.network)
@@ -119,13 +122,33 @@ pub(crate) fn image(build: &ImageBuild) -> Result<VolumePath> {
     })
 }
 
-/// The volumes that an unprivileged builder writes to and the tar that gives it a directory there.
-pub(crate) fn prepared<'a>(build: &'a ImageBuild, out: Option<&'a VolumeId>) -> (Vec<&'a VolumeId>, Bytes) {
+/// The volumes that an unprivileged builder writes to, each with the tar that gives it a directory there.
+pub(crate) fn prepared<'a>(build: &'a ImageBuild, out: Option<&'a VolumeId>) -> Vec<(&'a VolumeId, Bytes)> {
     if !build.rootless {
-        return (Vec::new(), Bytes::new());
+        return Vec::new();
     }
     let state = build.caches.iter().filter(|cache| cache.path.as_str() == STATE);
-    let volumes = out.into_iter().chain(state.map(|cache| &cache.volume)).collect();
+    let own = out.into_iter().chain(state.map(|cache| &cache.volume));
+    let own = own.map(|volume| (volume, directory(OWN)));
+    let local = build.options.cache_to.iter().filter_map(|to| match to {
+        CacheTo::Local { path, .. } => in_cache(build, path),
+        _ => None,
+    });
+    own.chain(local.map(|(cache, inner)| (&cache.volume, directory(&inner))))
+        .collect()
+}
+
+/// The cache that holds a path, and the path in there.
+pub(crate) fn in_cache<'a>(build: &'a ImageBuild, path: &ContainerPath) -> Option<(&'a BuildCache, String)> {
+    let path = path.resolve(Task::WORKING_DIR);
+    build.caches.iter().find_map(|cache| {
+        let inner = path.strip_prefix(&cache.path.resolve(Task::WORKING_DIR))?;
+        (inner.is_empty() || inner.starts_with('/')).then(|| (cache, inner.trim_matches('/').to_owned()))
+    })
+}
+
+/// A tar of one directory, which is the unprivileged builder's.
+fn directory(path: &str) -> Bytes {
     let directory = Head {
         kind: EntryType::Directory,
         mode: 0o700,
@@ -133,9 +156,9 @@ pub(crate) fn prepared<'a>(build: &'a ImageBuild, out: Option<&'a VolumeId>) -> 
         gid: USER,
         ..Head::file(0)
     };
-    let mut tar = directory.blocks(&format!("{OWN}/"));
+    let mut tar = directory.blocks(&format!("{path}/"));
     tar.push(tar::END);
-    (volumes, tar.concat().into())
+    tar.concat().into()
 }
 
 /// The Dockerfile's path as it was given.
@@ -180,6 +203,12 @@ fn argv(build: &ImageBuild, configuration: &str) -> Result<Vec<String>> {
         }
     ));
     argv.extend(build.options.arguments());
+    for from in &build.options.cache_from {
+        argv.push(format!("--import-cache={}", record(&from.fields(Task::WORKING_DIR))));
+    }
+    for to in &build.options.cache_to {
+        argv.push(format!("--export-cache={}", record(&to.fields(Task::WORKING_DIR))));
+    }
     argv.push(format!("--output={}", output(build)?));
     Ok(argv)
 }
@@ -199,7 +228,11 @@ fn output(build: &ImageBuild) -> Result<String> {
         fields.push("registry.insecure=true".to_owned());
     }
     fields.extend(build.options.output(build.push));
-    Ok(fields.iter().map(|field| csv(field)).collect::<Vec<_>>().join(","))
+    Ok(record(&fields))
+}
+
+fn record(fields: &[String]) -> String {
+    fields.iter().map(|field| csv(field)).collect::<Vec<_>>().join(",")
 }
 
 /// One field (RFC 4180).
@@ -214,7 +247,7 @@ fn csv(field: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BuildCache, RegistryAuth};
+    use crate::RegistryAuth;
     use orchestra::{Credentials, ExposeSecret};
 
     fn build() -> ImageBuild {
@@ -338,8 +371,9 @@ mod tests {
             task.spec.env.0[FLAGS],
             "--oci-worker-no-process-sandbox --root=/var/lib/buildkit/rootless --debug"
         );
-        let (volumes, tar) = prepared(&build, Some(&out));
-        assert_eq!((volumes.len(), tar.len()), (2, 3 * 512));
+        let prepared = prepared(&build, Some(&out));
+        assert_eq!(prepared.len(), 2);
+        assert!(prepared.iter().all(|(_, tar)| tar.len() == 3 * 512));
         assert!(
             arguments(&build)
                 .iter()

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use orchestra::{ContainerPath, Error, ExtraHost, ImageRef, Result, Ulimit};
 
 use crate::validate::is_word;
+use crate::{CacheFrom, CacheTo, registry};
 
 /// Options of a build that most builds leave alone. Each is named as `docker buildx build` or Compose's `build` has it.
 ///
@@ -47,6 +48,15 @@ pub struct BuildOptions {
     pub source_date_epoch: Option<u64>,
     /// How much of a provenance attestation is attached to an image that is pushed; none where `None`.
     pub provenance: Option<Provenance>,
+    /// Where layers that were built elsewhere are taken from.
+    pub cache_from: Vec<CacheFrom>,
+    /// Where the layers are put for other builds.
+    pub cache_to: Vec<CacheTo>,
+    /// For the host of a registry, the hosts that are asked before it, each with a path where its images stand below one.
+    pub mirrors: BTreeMap<String, Vec<String>>,
+    /// The daemon's own configuration (`buildkitd.toml`). What [`mirrors`](Self::mirrors) and registries add to it comes
+    /// after it: it must not speak of the same registries. It stands in the container's arguments, so is no place for secrets.
+    pub buildkitd_config: Option<String>,
 }
 
 /// A further context, which a Dockerfile knows by name.
@@ -172,6 +182,27 @@ impl BuildOptions {
         }
         if self.shm_size == Some(0) {
             return Err(Error::invalid("shm_size is zero").with_hint("leave it out for BuildKit's 64 MiB"));
+        }
+        for (host, mirrors) in &self.mirrors {
+            let bad = |mirror: &&String| {
+                let (host, path) = mirror.split_once('/').unwrap_or((mirror, "path"));
+                !registry::is_host(host) || !path.split('/').all(is_word)
+            };
+            if !registry::is_host(host) || mirrors.is_empty() || mirrors.iter().any(|mirror| bad(&mirror)) {
+                return Err(Error::invalid(format!(
+                    "mirrors of {host:?} are not a registry's host and a list of hosts"
+                ))
+                .with_hint("write docker.io: [mirror.example.com:5000], without https://"));
+            }
+        }
+        if self
+            .buildkitd_config
+            .as_deref()
+            .is_some_and(|text| text.len() > 64 << 10 || text.contains('\0'))
+        {
+            return Err(Error::invalid(
+                "buildkitd_config is longer than 64 KiB, or has a NUL byte",
+            ));
         }
         if self
             .dockerfile_inline

@@ -7,6 +7,8 @@ use base64::engine::general_purpose::STANDARD;
 use orchestra::{ContainerPath, Credentials, Error, ExposeSecret, ImageRef, InjectedFile, Result};
 use serde_json::json;
 
+use crate::BuildOptions;
+
 /// Where `buildctl` looks for credentials, in its image's user's home.
 const CREDENTIALS: &str = ".docker/config.json";
 /// The key that credentials for docker.io have had in `config.json` since its first registry.
@@ -48,12 +50,7 @@ impl RegistryAuth {
     }
 
     pub(crate) fn check(&self) -> Result<()> {
-        let valid = |host: &str| {
-            let rest = host.trim_start_matches('[');
-            rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == ':')
-                && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_:[]".contains(c))
-        };
-        if let Some(host) = self.hostname.as_deref().filter(|host| !valid(host)) {
+        if let Some(host) = self.hostname.as_deref().filter(|host| !is_host(host)) {
             return Err(
                 Error::invalid(format!("registry hostname {host:?} is not valid")).with_hint(
                     "write host and port alone, for example registry.example.com:5000, without https:// and path",
@@ -72,6 +69,13 @@ impl RegistryAuth {
         }
         Ok(())
     }
+}
+
+/// Whether it is a host with or without a port, and holds nothing that a file could take for more.
+pub(crate) fn is_host(host: &str) -> bool {
+    let rest = host.trim_start_matches('[');
+    rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == ':')
+        && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_:[]".contains(c))
 }
 
 /// The file that has the credentials for these registries, if there are any.
@@ -105,13 +109,23 @@ pub(crate) fn credentials(
 }
 
 /// What `buildkitd` has to be told of these registries, as its `buildkitd.toml`; empty if that is nothing.
-pub(crate) fn configuration(registries: &[&RegistryAuth], tag: &ImageRef) -> String {
-    let insecure = registries.iter().filter(|registry| registry.insecure);
-    // A host was checked to hold nothing that TOML's quotes do not.
-    let hosts = insecure.map(|registry| registry.host(tag));
-    hosts
-        .map(|host| format!("[registry.\"{host}\"]\n  http = true\n  insecure = true\n"))
-        .collect()
+pub(crate) fn configuration(registries: &[&RegistryAuth], tag: &ImageRef, options: &BuildOptions) -> String {
+    // TOML lets a table stand there once. Hosts were checked to hold nothing that its quotes do not.
+    let mut tables: BTreeMap<&str, String> = BTreeMap::new();
+    for registry in registries.iter().filter(|registry| registry.insecure) {
+        tables.insert(registry.host(tag), "  http = true\n  insecure = true\n".to_owned());
+    }
+    for (host, mirrors) in &options.mirrors {
+        let line = format!("  mirrors = [\"{}\"]\n", mirrors.join("\", \""));
+        tables.entry(host).or_default().push_str(&line);
+    }
+    let own = options.buildkitd_config.iter().map(|text| format!("{text}\n"));
+    own.chain(
+        tables
+            .iter()
+            .map(|(host, lines)| format!("[registry.\"{host}\"]\n{lines}")),
+    )
+    .collect()
 }
 
 #[cfg(test)]
@@ -172,12 +186,41 @@ mod tests {
             ..RegistryAuth::default()
         };
         assert_eq!(
-            configuration(&[&insecure], &"127.0.0.1:5000/x".parse().unwrap()),
+            configuration(
+                &[&insecure],
+                &"127.0.0.1:5000/x".parse().unwrap(),
+                &BuildOptions::default()
+            ),
             "[registry.\"127.0.0.1:5000\"]\n  http = true\n  insecure = true\n"
         );
         let (secure, tag) = (RegistryAuth::default(), "x".parse().unwrap());
-        assert_eq!(configuration(&[&secure], &tag), "");
+        assert_eq!(configuration(&[&secure], &tag, &BuildOptions::default()), "");
         assert!(credentials(&[&secure], &tag, true).unwrap().is_none());
+    }
+
+    #[test]
+    fn mirrors_stand_in_the_one_table_of_their_registry_after_what_the_user_wrote() {
+        let insecure = RegistryAuth {
+            insecure: true,
+            ..RegistryAuth::default()
+        };
+        let mut options = BuildOptions {
+            buildkitd_config: Some("debug = true".into()),
+            ..BuildOptions::default()
+        };
+        options
+            .mirrors
+            .insert("r.test".into(), vec!["a.test".into(), "b.test:1/team".into()]);
+        options.check().unwrap();
+        assert_eq!(
+            configuration(&[&insecure], &"r.test/x".parse().unwrap(), &options),
+            "debug = true\n[registry.\"r.test\"]\n  http = true\n  insecure = true\n  \
+             mirrors = [\"a.test\", \"b.test:1/team\"]\n"
+        );
+        for bad in ["", "https://a.test", "a\"]\n", "a/../b c", "a/"] {
+            options.mirrors = [("r.test".to_owned(), vec![bad.to_owned()])].into();
+            assert!(options.check().is_err(), "{bad:?}");
+        }
     }
 
     #[test]

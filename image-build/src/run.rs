@@ -121,9 +121,8 @@ struct Run<'a> {
 
 impl Run<'_> {
     async fn image(self, context: Option<ByteStream>) -> Result<BuildResult, BuildError> {
-        let (volumes, tar) = command::prepared(&self.build, self.volume);
-        for volume in volumes {
-            let tar = stream::iter([Ok(tar.clone())]).boxed();
+        for (volume, tar) in command::prepared(&self.build, self.volume) {
+            let tar = stream::iter([Ok(tar)]).boxed();
             self.job.driver().write_volume(volume, &VolumePath::root(), tar).await?;
         }
         let mut task = command::task(&self.build, self.volume)?.output(self.watched.clone());

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use orchestra::{ContainerPath, Error, Name, Result, Task, VolumeId};
 
-use crate::{ImageBuild, command};
+use crate::{CacheFrom, CacheTo, ImageBuild, command};
 
 /// What the output volume's name has more than the build's: odd, so that no artifact is called so.
 const OUT_SUFFIX: &str = "._build";
@@ -49,6 +49,7 @@ pub(crate) fn check(build: &ImageBuild) -> Result<()> {
         return Err(Error::invalid("a registry of base images has no hostname"));
     }
     build.options.check()?;
+    check_layers(build)?;
     if build.timeout.is_some_and(|timeout| timeout.is_zero()) {
         return Err(Error::invalid("the timeout is zero").with_hint("leave it out for a build without one"));
     }
@@ -158,6 +159,48 @@ fn check_platforms(build: &ImageBuild) -> Result<()> {
         .platforms
         .iter()
         .try_for_each(|platform| platform.to_string().parse::<orchestra::Platform>().map(|_| ()))
+}
+
+/// Where layers come from and go to has to be somewhere that is still there after the build.
+fn check_layers(build: &ImageBuild) -> Result<()> {
+    for from in &build.options.cache_from {
+        let CacheFrom::Local(path) = from else { continue };
+        let resolved = path.resolve(Task::WORKING_DIR);
+        let of_input = build.inputs.iter().any(|input| {
+            let rest = resolved.strip_prefix(&input.path.resolve(Task::WORKING_DIR));
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        });
+        if !of_input && command::in_cache(build, path).is_none() {
+            return Err(Error::invalid(format!("cache_from {path} is in no input and no cache"))
+                .with_hint("let its path begin with that of one of them"));
+        }
+    }
+    for to in &build.options.cache_to {
+        match to {
+            CacheTo::Inline if !build.push => {
+                return Err(Error::invalid("an inline cache is asked for without push")
+                    .with_hint("an archive that an engine loads has none: push to a registry"));
+            }
+            CacheTo::Local { path, .. } => match command::in_cache(build, path) {
+                None => {
+                    return Err(Error::invalid(format!("cache_to {path} is in no cache"))
+                        .with_hint("let its path begin with that of a cache: nothing else is kept"));
+                }
+                // Its root is root's.
+                Some((_, inner)) if inner.is_empty() && build.rootless => {
+                    return Err(Error::invalid(format!("cache_to {path} is a cache itself"))
+                        .with_hint("a rootless build can write to a directory in it: add one to the path"));
+                }
+                Some(_) => {}
+            },
+            CacheTo::Registry { reference, .. } if build.tags().any(|tag| tag.canonical() == reference.canonical()) => {
+                return Err(Error::invalid(format!("cache_to {reference} is the image's own name"))
+                    .with_hint("choose another tag, or type=inline, which puts it into the image"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn is_word(text: &str) -> bool {
@@ -289,6 +332,56 @@ mod tests {
             }),
             &["platform"],
         );
+    }
+
+    #[test]
+    fn layers_go_where_they_stay() {
+        let local = |path: &str| CacheTo::Local {
+            path: path.parse().unwrap(),
+            mode: crate::CacheMode::Min,
+        };
+        let cached = |build: &mut ImageBuild| {
+            build.caches.push(BuildCache {
+                volume: "c".parse().unwrap(),
+                path: "layers".parse().unwrap(),
+            });
+        };
+        contains(
+            &refused(|build| build.options.cache_to = vec![local("layers")]),
+            &["in no cache"],
+        );
+        contains(
+            &refused(|build| {
+                cached(build);
+                build.options.cache_to = vec![local("layers2")];
+            }),
+            &["layers2 is in no cache"],
+        );
+        contains(
+            &refused(|build| {
+                cached(build);
+                build.rootless = true;
+                build.options.cache_to = vec![local("layers")];
+            }),
+            &["is a cache itself", "add one to the path"],
+        );
+        contains(
+            &refused(|build| build.options.cache_from = vec![CacheFrom::Local("/etc".parse().unwrap())]),
+            &["cache_from /etc"],
+        );
+        contains(
+            &refused(|build| build.options.cache_to = vec![CacheTo::Inline]),
+            &["without push"],
+        );
+        contains(
+            &refused(|build| build.options.cache_to = vec!["r.example.com/app:1".parse().unwrap()]),
+            &["own name"],
+        );
+        let mut build = build();
+        cached(&mut build);
+        build.options.cache_from = vec![CacheFrom::Local("source/layers".parse().unwrap())];
+        build.options.cache_to = vec![local("layers")];
+        build.validate().unwrap();
     }
 
     #[test]

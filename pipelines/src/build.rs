@@ -8,7 +8,7 @@ use crate::BuildPlan;
 type Set = fn(&mut ImageBuild, &BuildPlan);
 
 /// Each key of a `build_image` step, and what it sets.
-const KEYS: [(&str, Set); 24] = [
+const KEYS: [(&str, Set); 28] = [
     ("tag", |build, plan| build.tag = plan.tag.clone()),
     ("dockerfile", |build, plan| {
         build.dockerfile.clone_from(&plan.dockerfile)
@@ -24,7 +24,10 @@ const KEYS: [(&str, Set); 24] = [
         plan.image.iter().for_each(|image| build.image = image.clone())
     }),
     ("env", |build, plan| build.env.clone_from(&plan.env)),
-    ("registry", |build, plan| build.registry.clone_from(&plan.registry)),
+    ("registry", |build, plan| {
+        build.registry.clone_from(&plan.registry);
+        build.base_registries.clone_from(&plan.registries);
+    }),
     ("network", |build, plan| build.network = plan.network),
     ("tags", |build, plan| build.options.tags.clone_from(&plan.options.tags)),
     ("labels", |build, plan| {
@@ -61,6 +64,21 @@ const KEYS: [(&str, Set); 24] = [
     }),
     ("provenance", |build, plan| {
         build.options.provenance = plan.options.provenance
+    }),
+    ("cache_from", |build, plan| {
+        build.options.cache_from.clone_from(&plan.options.cache_from)
+    }),
+    ("cache_to", |build, plan| {
+        build.options.cache_to.clone_from(&plan.options.cache_to)
+    }),
+    ("mirrors", |build, plan| {
+        build.options.mirrors.clone_from(&plan.options.mirrors)
+    }),
+    ("buildkitd_config", |build, plan| {
+        build
+            .options
+            .buildkitd_config
+            .clone_from(&plan.options.buildkitd_config)
     }),
 ];
 
@@ -106,6 +124,19 @@ impl BuildPlan {
         let of_base = std::iter::once(("name", base()));
         let of_keys = KEYS.iter().map(|(key, set)| {
             let mut build = base();
+            if key.starts_with("cache_") {
+                // Layers may be in a cache, and must not be under the image's name.
+                build.tag = self.tag.clone();
+                build.rootless = self.rootless.unwrap_or(false);
+                build.caches = self
+                    .caches
+                    .iter()
+                    .map(|cache| BuildCache {
+                        volume: volume.clone(),
+                        path: cache.path.clone(),
+                    })
+                    .collect();
+            }
             set(&mut build, self);
             (*key, build)
         });

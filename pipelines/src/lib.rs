@@ -41,6 +41,16 @@
 //! each attempt) and `attempts`. Artifacts and caches stand in the working directory,
 //! [`/workspace`](orchestra::Task::WORKING_DIR), and live as long as their job.
 //!
+//! | a step that holds others | |
+//! | --- | --- |
+//! | `do: [STEP, …]` | one after the other |
+//! | `in_parallel: [STEP, …]` | at the same time, at most 16; or a map: `steps`, `limit`, `fail_fast` (the first that does not succeed ends the others) |
+//! | `try: STEP` | succeeds if its step fails or errors |
+//! | `across: [{ var, values, max_in_flight }, …]` | beside the key of any step, which is run for each value of `((.:var))`; `fail_fast` |
+//!
+//! All steps, and jobs, may have `on_success`, `on_failure`, `on_abort`, `on_error` and `ensure` with a step each: see
+//! [`Hooks`]. A step may use what is made before it, and not what is made beside it or in another step's hook.
+//!
 //! | `task: NAME` | |
 //! | --- | --- |
 //! | `image` | wins over the `config`'s |
@@ -60,12 +70,14 @@
 //! | `tag`, `push` | where the image goes: into its registry, or without `push` into the engine |
 //! | `context`, `inputs` | without `inputs`, the artifact that `context` starts with |
 //! | `dockerfile`, `target`, `build_args`, `platforms` | `dockerfile` is relative to the context or to the working directory |
-//! | `registry` | `hostname`, `username`, `password`, `insecure` |
+//! | `registry` | `hostname`, `username`, `password`, `insecure`; a list of such where base images and caches have registries of their own |
 //! | `image`, `env`, `caches`, `network` | BuildKit's own |
 //! | `rootless` | whether it runs without privileges |
 //! | `tags`, `labels`, `annotations`, `provenance` | what else the image is called and carries |
 //! | `dockerfile_inline`, `build_contexts`, `frontend` | what it is built from |
 //! | `extra_hosts`, `ulimits`, `shm_size` | where `RUN` steps run |
+//! | `cache_from`, `cache_to` | where layers come from and go to, as `docker buildx` has it: `type=registry,ref=NAME,mode=max`, `type=inline`, `type=local,dest=PATH` in one of `caches` |
+//! | `mirrors`, `buildkitd_config` | `docker.io: [mirror.example.com]`, and whatever else BuildKit's daemon is told |
 //! | `no_cache`, `no_cache_filter`, `source_date_epoch` | what is done anew, and dated to when |
 //!
 //! | a cache, for example `- path: .cargo` | |

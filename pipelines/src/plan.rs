@@ -38,7 +38,7 @@ pub struct JobPlan {
 }
 
 impl JobPlan {
-    /// All tasks and builds, those of hooks included, in the order of the file.
+    /// All tasks and builds in the order of the file, those of hooks behind what they follow.
     #[must_use]
     pub fn leaves(&self) -> Vec<&Step> {
         let mut leaves = Vec::new();
@@ -69,7 +69,13 @@ pub struct Hooks {
 
 impl Hooks {
     fn steps(&self) -> impl Iterator<Item = &Step> {
-        let all = [&self.on_success, &self.on_failure, &self.on_abort, &self.on_error, &self.ensure];
+        let all = [
+            &self.on_success,
+            &self.on_failure,
+            &self.on_abort,
+            &self.on_error,
+            &self.ensure,
+        ];
         all.into_iter().flatten().map(AsRef::as_ref)
     }
 }
@@ -270,6 +276,8 @@ pub struct BuildPlan {
     pub env: Env,
     /// How to log in to the registry.
     pub registry: Option<RegistryAuth>,
+    /// How to log in to other registries, of base images and caches.
+    pub registries: Vec<RegistryAuth>,
     /// How the build container is connected.
     pub network: NetworkMode,
     /// Whether the builder runs without privileges; as the run says where `None`.

@@ -353,6 +353,15 @@ fn every_option_of_a_build_reaches_the_plan() {
     frontend: docker/dockerfile:1
     source_date_epoch: 1700000000
     provenance: max
+    caches: [{ path: layers }]
+    cache_from: [app:cache, 'type=local,src=layers/of']
+    cache_to: [type=inline, 'type=local,dest=layers/of,mode=max']
+    mirrors: { docker.io: [mirror.test, 'other.test:5000/hub'] }
+    buildkitd_config: |
+      debug = true
+    registry:
+    - { username: a, password: b }
+    - { hostname: base.test, insecure: true }
 ",
     );
     let options = &build(&steps[1]).options;
@@ -383,4 +392,15 @@ fn every_option_of_a_build_reaches_the_plan() {
     assert_eq!(options.frontend.as_ref().unwrap().as_str(), "docker/dockerfile:1");
     assert_eq!(options.source_date_epoch, Some(1_700_000_000));
     assert_eq!(options.provenance.unwrap().to_string(), "max");
+    assert_eq!((options.cache_from.len(), options.cache_to.len()), (2, 2));
+    assert_eq!(
+        options.cache_to[1],
+        "type=local,dest=layers/of,mode=max".parse().unwrap()
+    );
+    assert_eq!(options.mirrors["docker.io"], ["mirror.test", "other.test:5000/hub"]);
+    assert_eq!(options.buildkitd_config.as_deref(), Some("debug = true\n"));
+    let plan = build(&steps[1]);
+    assert!(plan.registry.as_ref().unwrap().credentials.is_some());
+    assert_eq!(plan.registries[0].hostname.as_deref(), Some("base.test"));
+    assert!(plan.registries[0].insecure);
 }

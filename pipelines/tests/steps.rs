@@ -50,12 +50,24 @@ async fn steps_and_hooks_end_as_in_concourse() {
     // A task whose image is nowhere fails; one that can't be mounted errors: see `errors`.
     let cases = [
         // Order.
-        ("plan: [{do: [{$a:true$}, {$b:exit 1$}, {$c:true$}]}, {$d:true$}]", "failed a:su b:fa c:sk d:sk"),
+        (
+            "plan: [{do: [{$a:true$}, {$b:exit 1$}, {$c:true$}]}, {$d:true$}]",
+            "failed a:su b:fa c:sk d:sk",
+        ),
         ("plan: [{do: [{do: [{$a:true$}]}, {$b:true$}]}]", "succeeded a:su b:su"),
         // In parallel, all run though one fails; with `fail_fast`, what runs is aborted and what waits is not begun.
-        ("plan: [{in_parallel: [{$a:exit 1$}, {$b:true$}]}, {$c:true$}]", "failed a:fa b:su c:sk"),
-        ("plan: [{in_parallel: {limit: 1, steps: [{$a:exit 1$}, {$b:true$}]}}]", "failed a:fa b:su"),
-        ("plan: [{in_parallel: {fail_fast: true, steps: [{$a:exit 1$}, {$b:sleep 60$}]}}]", "failed a:fa b:ab"),
+        (
+            "plan: [{in_parallel: [{$a:exit 1$}, {$b:true$}]}, {$c:true$}]",
+            "failed a:fa b:su c:sk",
+        ),
+        (
+            "plan: [{in_parallel: {limit: 1, steps: [{$a:exit 1$}, {$b:true$}]}}]",
+            "failed a:fa b:su",
+        ),
+        (
+            "plan: [{in_parallel: {fail_fast: true, steps: [{$a:exit 1$}, {$b:sleep 60$}]}}]",
+            "failed a:fa b:ab",
+        ),
         (
             "plan: [{in_parallel: {fail_fast: true, limit: 1, steps: [{$a:exit 1$}, {$b:sleep 60$}]}}]",
             "failed a:fa b:sk",
@@ -67,36 +79,75 @@ async fn steps_and_hooks_end_as_in_concourse() {
         ),
         // `try` succeeds, and hooks in it and on it see what they are on.
         ("plan: [{try: {$a:exit 1$}}, {$b:true$}]", "succeeded a:fa b:su"),
-        ("plan: [{try: {$a:exit 1$, on_failure: {$x:true$}}, on_success: {$y:true$}}]", "succeeded a:fa x:su y:su"),
-        ("plan: [{try: {$a:exit 1$}, on_failure: {$x:true$}}]", "succeeded a:fa x:sk"),
+        (
+            "plan: [{try: {$a:exit 1$, on_failure: {$x:true$}}, on_success: {$y:true$}}]",
+            "succeeded a:fa x:su y:su",
+        ),
+        (
+            "plan: [{try: {$a:exit 1$}, on_failure: {$x:true$}}]",
+            "succeeded a:fa x:sk",
+        ),
         // Hooks.
-        ("plan: [{$a:true$, on_success: {$x:true$}, on_failure: {$y:true$}}]", "succeeded a:su x:su y:sk"),
-        ("plan: [{$a:exit 1$, on_success: {$x:true$}, on_failure: {$y:true$}}]", "failed a:fa x:sk y:su"),
-        ("plan: [{$a:true$, on_success: {$x:exit 1$}, on_failure: {$y:true$}}]", "failed a:su x:fa y:su"),
-        ("plan: [{$a:exit 1$, on_failure: {$x:exit 1$}, ensure: {$y:true$}}]", "failed a:fa x:fa y:su"),
-        ("plan: [{$a:true$, ensure: {$x:exit 1$}}, {$b:true$}]", "failed a:su x:fa b:sk"),
+        (
+            "plan: [{$a:true$, on_success: {$x:true$}, on_failure: {$y:true$}}]",
+            "succeeded a:su x:su y:sk",
+        ),
+        (
+            "plan: [{$a:exit 1$, on_success: {$x:true$}, on_failure: {$y:true$}}]",
+            "failed a:fa x:sk y:su",
+        ),
+        (
+            "plan: [{$a:true$, on_success: {$x:exit 1$}, on_failure: {$y:true$}}]",
+            "failed a:su x:fa y:su",
+        ),
+        (
+            "plan: [{$a:exit 1$, on_failure: {$x:exit 1$}, ensure: {$y:true$}}]",
+            "failed a:fa x:fa y:su",
+        ),
+        (
+            "plan: [{$a:true$, ensure: {$x:exit 1$}}, {$b:true$}]",
+            "failed a:su x:fa b:sk",
+        ),
         ("plan: [{$a:exit 1$, ensure: {$x:true$}}]", "failed a:fa x:su"),
-        ("plan: [{$a:exit 1$, on_error: {$x:true$}, on_abort: {$y:true$}}]", "failed a:fa x:sk y:sk"),
+        (
+            "plan: [{$a:exit 1$, on_error: {$x:true$}, on_abort: {$y:true$}}]",
+            "failed a:fa y:sk x:sk",
+        ),
         // Hooks of hooks, of what holds steps, and of jobs.
         (
             "plan: [{$a:exit 1$, on_failure: {do: [{$x:true$, ensure: {$y:true$}}, {$z:true$}]}}]",
             "failed a:fa x:su y:su z:su",
         ),
-        ("plan: [{do: [{$a:exit 1$}], on_failure: {$x:true$}}]", "failed a:fa x:su"),
-        ("plan: [{$a:exit 1$}], on_failure: {$x:true$}, on_success: {$y:true$}, ensure: {$z:true$}", "failed a:fa y:sk x:su z:su"),
+        (
+            "plan: [{do: [{$a:exit 1$}], on_failure: {$x:true$}}]",
+            "failed a:fa x:su",
+        ),
+        (
+            "plan: [{$a:exit 1$}], on_failure: {$x:true$}, on_success: {$y:true$}, ensure: {$z:true$}",
+            "failed a:fa y:sk x:su z:su",
+        ),
         ("plan: [{$a:true$}], on_success: {$x:exit 1$}", "failed a:su x:fa"),
         // Tries and time.
-        ("plan: [{do: [{$a:true$}, {$b:exit 1$}], attempts: 3}]", "failed a:su b:fa"),
-        ("plan: [{do: [{$a:sleep 60$}], timeout: 300ms, on_failure: {$x:true$}}]", "failed a:ab x:su"),
+        (
+            "plan: [{do: [{$a:true$}, {$b:exit 1$}], attempts: 3}]",
+            "failed a:su b:fa",
+        ),
+        (
+            "plan: [{do: [{$a:sleep 60$}], timeout: 300ms, on_failure: {$x:true$}}]",
+            "failed a:ab x:su",
+        ),
         ("plan: [{try: {$a:sleep 60$, timeout: 300ms}}]", "succeeded a:fa"),
         // Across.
-        ("plan: [{across: [{var: v, values: [1, 2]}], $a:exit ((.:v))$}]", "failed a:fa a-2:fa"),
+        (
+            "plan: [{across: [{var: v, values: [1, 2]}], $a:exit ((.:v))$}]",
+            "failed a:fa a-2:fa",
+        ),
         (
             "plan: [{across: [{var: v, values: [1, 2]}], fail_fast: true, $a:exit ((.:v))$}, {$b:true$}]",
             "failed a:fa a-2:sk b:sk",
         ),
         (
-            "plan: [{across: [{var: v, values: [x, y]}, {var: w, values: [{n: 1}, {n: 2}]}], $a-((.:v))-((.:w.n)):true$, on_success: {$z:true$}}]",
+            "plan: [{across: [{var: v, values: [x, y]}, {var: w, values: [{n: 1}, {n: 2}]}], task: a-((.:v))-((.:w.n)), image: busybox, config: {run: {path: echo}}, on_success: {$z:true$}}]",
             "succeeded a-x-1:su a-x-2:su a-y-1:su a-y-2:su z:su",
         ),
     ];
@@ -114,7 +165,10 @@ async fn a_run_that_is_cancelled_runs_what_follows_an_abort_and_nothing_else() {
             "plan: [{do: [{$a:echo up; sleep 60$, on_abort: {$x:true$}, ensure: {$y:true$}}, {$b:true$}], on_failure: {$z:true$}}]",
             "aborted a:ab x:su y:su b:sk z:sk",
         ),
-        ("plan: [{try: {$a:echo up; sleep 60$}}, {$b:true$}]", "aborted a:ab b:sk"),
+        (
+            "plan: [{try: {$a:echo up; sleep 60$}}, {$b:true$}]",
+            "aborted a:ab b:sk",
+        ),
         ("plan: [{do: [{$a:echo up; sleep 60$}], attempts: 5}]", "aborted a:ab"),
         (
             "plan: [{in_parallel: [{$a:echo up; sleep 60$}, {$b:sleep 60$}]}], on_abort: {$x:true$}, ensure: {$y:true$}",
@@ -158,14 +212,19 @@ plan:
             while let Some(event) = received.recv().await {
                 match event.kind {
                     RunEventKind::StepStarted { step, .. } => started += step.as_str(),
-                    RunEventKind::Engine { step: Some(step), .. } => assert!(["a", "b"].contains(&step.as_str()), "{step}"),
+                    RunEventKind::Engine { step: Some(step), .. } => {
+                        assert!(["a", "b"].contains(&step.as_str()), "{step}")
+                    }
                     _ => {}
                 }
             }
             started
         });
         let report = run(&Pipeline::parse("ci.yml", text).unwrap(), engine.driver(), options).await;
-        assert_eq!((report.status, started.await.unwrap().as_str()), (Status::Failed, "ababab"));
+        assert_eq!(
+            (report.status, started.await.unwrap().as_str()),
+            (Status::Failed, "ababab")
+        );
         assert!(engine.driver().list(None).await.unwrap().is_empty());
     }
 }
@@ -211,8 +270,14 @@ fn what_a_step_may_not_use_is_told_before_anything_runs() {
     let task = |name: &str, io: &str| format!("{{task: {name}, image: busybox, config: {{{io}, run: {{path: sh}}}}}}");
     let (makes, uses) = (task("m", "outputs: [{name: x}]"), task("u", "inputs: [{name: x}]"));
     for (plan, words) in [
-        (format!("[{{in_parallel: [{makes}, {uses}]}}]"), "put both into one `do`"),
-        (format!("[{{in_parallel: [{uses}, {makes}]}}]"), "move the step that makes it up"),
+        (
+            format!("[{{in_parallel: [{makes}, {uses}]}}]"),
+            "put both into one `do`",
+        ),
+        (
+            format!("[{{in_parallel: [{uses}, {makes}]}}]"),
+            "move the step that makes it up",
+        ),
         (
             format!("[{{do: [{}], on_failure: {makes}}}, {uses}]", task("a", "caches: []")),
             "put both into one `do`",
@@ -223,12 +288,27 @@ fn what_a_step_may_not_use_is_told_before_anything_runs() {
         ),
         ("[{do: []}]".to_owned(), "has no step"),
         ("[{do: [], try: {}}]".to_owned(), "not both"),
-        (format!("[{{in_parallel: {{limit: 0, steps: [{makes}]}}}}]"), "from 1 to 256"),
-        (format!("[{{in_parallel: {{stesp: [{makes}]}}}}]"), "did you mean `steps`?"),
+        (
+            format!("[{{in_parallel: {{limit: 0, steps: [{makes}]}}}}]"),
+            "from 1 to 256",
+        ),
+        (
+            format!("[{{in_parallel: {{stesp: [{makes}]}}}}]"),
+            "did you mean `steps`?",
+        ),
         (format!("[{{try: [{makes}]}}]"), "a step is a map"),
-        (format!("[{{do: [{makes}], on_failre: {uses}}}]"), "did you mean `on_failure`?"),
-        ("[{across: [{var: v, values: []}], task: a, image: b, config: {run: {path: sh}}}]".to_owned(), "has no values"),
-        ("[{task: 'a', image: 'b:((.:v))', config: {run: {path: sh}}}]".to_owned(), "`((.:v))` has no value"),
+        (
+            format!("[{{do: [{makes}], on_failre: {uses}}}]"),
+            "did you mean `on_failure`?",
+        ),
+        (
+            "[{across: [{var: v, values: []}], task: a, image: b, config: {run: {path: sh}}}]".to_owned(),
+            "has no values",
+        ),
+        (
+            "[{task: 'a', image: 'b:((.:v))', config: {run: {path: sh}}}]".to_owned(),
+            "`((.:v))` has no value",
+        ),
         ("[{set_pipeline: self}]".to_owned(), "run that of the other file"),
         ("[{load_var: v, file: a/b}]".to_owned(), "--var NAME=VALUE"),
         ("[{put: image}]".to_owned(), "no resources in a local run"),
@@ -270,7 +350,11 @@ async fn an_error_is_told_from_a_failure() {
         ),
         ("plan: [{try: {$a:true$}}, {$b:true$}]", once(), "succeeded a:er b:su"),
         ("plan: [{do: [{$a:true$}], attempts: 2}]", once(), "succeeded a:su"),
-        ("plan: [{in_parallel: {limit: 1, steps: [{$a:true$}, {$b:exit 1$}]}}]", once(), "errored a:er b:fa"),
+        (
+            "plan: [{in_parallel: {limit: 1, steps: [{$a:true$}, {$b:exit 1$}]}}]",
+            once(),
+            "errored a:er b:fa",
+        ),
         (
             "plan: [{$a:exit 1$, on_failure: {$x:true$}, on_error: {$y:true$}}]",
             Faults::new().on_calls(Method::CreateContainer, 1, 1, Fault::Before(ErrorKind::Engine)),

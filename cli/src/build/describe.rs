@@ -80,6 +80,24 @@ fn options(args: &BuildArgs) -> Result<BuildOptions, Failure> {
     }
     options.source_date_epoch = args.source_date_epoch;
     options.provenance = args.provenance;
+    options.cache_from.clone_from(&args.cache_from);
+    options.cache_to.clone_from(&args.cache_to);
+    for mirror in &args.mirrors {
+        let (host, mirror) = mirror.split_once('=').ok_or_else(|| {
+            Failure::bad_input(format!("the mirror {mirror:?} has no registry")).with_hint("write it as REGISTRY=HOST")
+        })?;
+        options
+            .mirrors
+            .entry(host.to_owned())
+            .or_default()
+            .push(mirror.to_owned());
+    }
+    if let Some(file) = &args.buildkitd_config {
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            Failure::bad_input(format!("read BuildKit's configuration {}: {error}", file.display()))
+        })?;
+        options.buildkitd_config = Some(text);
+    }
     Ok(options)
 }
 

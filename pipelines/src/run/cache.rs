@@ -251,11 +251,18 @@ impl super::job::JobRun<'_> {
         let leaves = self.plan.leaves();
         for (cache, name) in step.caches().iter().zip(names) {
             let identity = cache.identity(&step.name);
-            let shares = |other: &&Step| other.caches().iter().any(|cache| cache.identity(&other.name) == identity);
+            let shares = |other: &&Step| {
+                other
+                    .caches()
+                    .iter()
+                    .any(|cache| cache.identity(&other.name) == identity)
+            };
             if leaves.iter().any(|other| shares(other) && self.is_pending(other)) {
                 continue;
             }
-            let Some(volume) = self.forget(name).await else { continue };
+            let Some(volume) = self.forget(name).await else {
+                continue;
+            };
             let driver = self.driver.clone();
             tokio::spawn(async move {
                 // In a run that can be carried on with, a container of the step is kept and uses it: then the job's end removes it.

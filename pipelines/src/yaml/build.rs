@@ -1,5 +1,6 @@
 //! `build_image` steps.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -9,14 +10,11 @@ use orchestra_image_build::{BuildContext, BuildOptions, RegistryAuth};
 use super::fields::{Fields, Known};
 use super::reader::{Reader, list};
 use super::step::{self, Read};
-use super::tree::{At, Node};
-use crate::{Action, Hooks, Artifact, BuildPlan, Step, units};
+use super::tree::{At, Node, Value};
+use crate::{Action, Artifact, BuildPlan, Hooks, Step, units};
 
 const STEP: Known = Known {
-    later: &[
-        "assert",
-        "tags",
-    ],
+    later: &["assert", "tags"],
     misplaced: &[
         "name",
         "context",
@@ -46,10 +44,22 @@ const STEP: Known = Known {
         "source_date_epoch",
         "provenance",
         "rootless",
-        "rootless",
+        "cache_from",
+        "cache_to",
+        "mirrors",
+        "buildkitd_config",
     ],
     belongs: "under `build_image`, indented by two more spaces",
-    ..Known::of(&["build_image", "timeout", "attempts", "on_success", "on_failure", "on_abort", "on_error", "ensure"])
+    ..Known::of(&[
+        "build_image",
+        "timeout",
+        "attempts",
+        "on_success",
+        "on_failure",
+        "on_abort",
+        "on_error",
+        "ensure",
+    ])
 };
 
 const BUILD: Known = Known::of(&[
@@ -82,6 +92,10 @@ const BUILD: Known = Known::of(&[
     "source_date_epoch",
     "provenance",
     "rootless",
+    "cache_from",
+    "cache_to",
+    "mirrors",
+    "buildkitd_config",
     "timeout",
     "attempts",
 ]);
@@ -134,7 +148,7 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
     step::mounts(reader, mounts.chain(caches.iter().map(|at| (&at.value.path, &at.spot))));
     read.inputs = step::names(&inputs);
     let env = Env(fields.texts("env"));
-    let registry = fields.get("registry").and_then(|node| registry(reader, node));
+    let (registry, registries) = registries(&fields, tag.as_ref().map(|tag| &tag.value));
     let network = step::network(&fields);
     let options = options(reader, &fields);
     if let (Some(context), Some(tag), true) = (context, tag, reader.count() == before) {
@@ -157,6 +171,7 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
             caches: step::values(caches),
             env,
             registry,
+            registries,
             network,
             rootless: fields.flag("rootless"),
             options,
@@ -210,6 +225,12 @@ fn options(reader: &Reader<'_>, fields: &Fields<'_, '_>) -> BuildOptions {
             .map_err(|_| "write a number, for example `source_date_epoch: 1700000000`")
     });
     options.provenance = fields.parse("provenance").map(|mode| mode.value);
+    options.cache_from = parsed(reader, fields, "cache_from");
+    options.cache_to = parsed(reader, fields, "cache_to");
+    if let Some(node) = fields.get("mirrors") {
+        options.mirrors = mirrors(reader, node);
+    }
+    options.buildkitd_config = fields.text("buildkitd_config").map(|text| text.value);
     options
 }
 
@@ -306,6 +327,56 @@ fn relative(fields: &Fields<'_, '_>, key: &str) -> Option<At<ContainerPath>> {
         return None;
     }
     Some(path)
+}
+
+/// For each registry a list of hosts.
+fn mirrors(reader: &Reader<'_>, node: &Node) -> BTreeMap<String, Vec<String>> {
+    let Value::Map(entries) = &node.value else {
+        reader.wrong(
+            &node.spot,
+            "`mirrors`",
+            "a map of registries and lists of hosts",
+            &node.value,
+        );
+        return BTreeMap::new();
+    };
+    let read = |(key, value): &(Node, Node)| {
+        let host = reader.text(key, "a registry in `mirrors`")?;
+        let items = reader.items(value, "a registry's mirrors").iter();
+        let mirrors = items.filter_map(|node| reader.text(node, "an item of a registry's mirrors"));
+        Some((host.value, mirrors.map(|mirror| mirror.value).collect()))
+    };
+    entries.iter().filter_map(read).collect()
+}
+
+/// The tag's registry, and all others: one alone, or a list.
+fn registries(fields: &Fields<'_, '_>, tag: Option<&ImageRef>) -> (Option<RegistryAuth>, Vec<RegistryAuth>) {
+    let Some(node) = fields.get("registry") else {
+        return (None, Vec::new());
+    };
+    let Value::List(nodes) = &node.value else {
+        return (registry(fields.reader, node), Vec::new());
+    };
+    let (mut own, mut others) = (None, Vec::new());
+    let mut seen = BTreeSet::new();
+    for node in nodes {
+        let Some(registry) = registry(fields.reader, node) else {
+            continue;
+        };
+        let host = registry.hostname.as_deref().or(tag.map(ImageRef::registry));
+        if !seen.insert(host.map(str::to_owned)) {
+            let message = format!("the registry {} is given twice", host.unwrap_or("of the tag"));
+            fields
+                .reader
+                .report(&node.spot, "", message, "keep one of the two".to_owned());
+        }
+        if host == tag.map(ImageRef::registry) {
+            own = Some(registry);
+        } else {
+            others.push(registry);
+        }
+    }
+    (own, others)
 }
 
 fn registry(reader: &Reader<'_>, node: &Node) -> Option<RegistryAuth> {

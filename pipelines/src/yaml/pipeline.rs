@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use orchestra::Name;
 
+use super::across;
 use super::fields::Known;
 use super::reader::Reader;
-use super::across;
 use super::steps::{self, Tree};
 use super::tree::{At, Node, Spot};
 use crate::{Hooks, JobPlan, Pipeline, Step};
@@ -39,7 +39,15 @@ const JOB: Known = Known {
         "old_name",
         "assert",
     ],
-    ..Known::of(&["name", "plan", "on_success", "on_failure", "on_abort", "on_error", "ensure"])
+    ..Known::of(&[
+        "name",
+        "plan",
+        "on_success",
+        "on_failure",
+        "on_abort",
+        "on_error",
+        "ensure",
+    ])
 };
 
 /// Reads a file's tree. The result counts only if the reader has no problems.

@@ -29,7 +29,14 @@ macro_rules! holds_steps {
             misplaced: &["config", "image", "params"],
             belongs: "in a task",
             ..Known::of(&[
-                $kind, "timeout", "attempts", "on_success", "on_failure", "on_abort", "on_error", "ensure",
+                $kind,
+                "timeout",
+                "attempts",
+                "on_success",
+                "on_failure",
+                "on_abort",
+                "on_error",
+                "ensure",
             ])
         }
     };

@@ -32,9 +32,11 @@ use tokio::sync::mpsc;
 mod options;
 
 use options::{
-    a_cache_is_left_aside_for_all_steps_or_those_of_a_stage, a_date_makes_the_same_context_the_same_image,
-    a_frontend_that_can_not_be_fetched_is_named, a_named_context_is_a_directory_of_the_inputs_and_nothing_else,
-    a_provenance_attestation_is_pushed_with_the_image, labels_annotations_and_further_tags_are_served,
+    a_base_image_comes_from_a_mirror, a_cache_is_left_aside_for_all_steps_or_those_of_a_stage,
+    a_date_makes_the_same_context_the_same_image, a_frontend_that_can_not_be_fetched_is_named,
+    a_named_context_is_a_directory_of_the_inputs_and_nothing_else, a_provenance_attestation_is_pushed_with_the_image,
+    labels_annotations_and_further_tags_are_served, layers_are_shared_by_a_directory_of_a_cache,
+    layers_are_shared_by_a_registry, layers_are_shared_by_the_image_itself,
     steps_run_with_the_hosts_limits_and_memory_that_were_asked_for,
 };
 
@@ -102,6 +104,10 @@ fn main() {
         a_cache_is_left_aside_for_all_steps_or_those_of_a_stage,
         a_provenance_attestation_is_pushed_with_the_image,
         a_frontend_that_can_not_be_fetched_is_named,
+        layers_are_shared_by_a_registry,
+        layers_are_shared_by_a_directory_of_a_cache,
+        layers_are_shared_by_the_image_itself,
+        a_base_image_comes_from_a_mirror,
     ];
     // The same builds, by a builder that may do nothing which a user may not.
     cases.extend(cases![
@@ -121,6 +127,9 @@ fn main() {
         steps_run_with_the_hosts_limits_and_memory_that_were_asked_for,
         a_named_context_is_a_directory_of_the_inputs_and_nothing_else,
         a_rootless_builder_has_no_privilege,
+        layers_are_shared_by_a_registry,
+        layers_are_shared_by_a_directory_of_a_cache,
+        a_base_image_comes_from_a_mirror,
     ]);
     libtest_mimic::run(&arguments, cases).exit();
 }

@@ -211,3 +211,79 @@ pub(crate) async fn a_frontend_that_can_not_be_fetched_is_named(site: &Site) -> 
     contains(&failed.to_string(), &["no/such-frontend"]);
     Ok(())
 }
+
+/// The same build twice, by daemons that know nothing of each other: the second takes all layers from where the first put
+/// them.
+async fn shared(site: &Site, change: impl Fn(&mut ImageBuild, &str) -> Outcome) -> Outcome {
+    let source = site
+        .source(
+            "FROM scratch AS made\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"sh\", \"-c\", \"echo x >/made\"]\n\
+             FROM scratch\nCOPY --from=made /made /made\n",
+        )
+        .await?;
+    for (name, cached) in [("cold", 0), ("warm", 3)] {
+        let mut build = site.pushed(name, &source);
+        change(&mut build, name)?;
+        let result = build.run(&site.job).await?;
+        assert_eq!(result.steps.cached, cached, "{name}: {}", result.stderr);
+    }
+    Ok(())
+}
+
+pub(crate) async fn layers_are_shared_by_a_registry(site: &Site) -> Outcome {
+    let reference = format!("{}/{}/layers:cache", site.fixture.registry, site.job.id());
+    shared(site, |build, _| {
+        build.options.cache_from = vec![reference.parse()?];
+        build.options.cache_to = vec![format!("type=registry,ref={reference},mode=max").parse()?];
+        Ok(())
+    })
+    .await
+}
+
+pub(crate) async fn layers_are_shared_by_a_directory_of_a_cache(site: &Site) -> Outcome {
+    let volume = site.job.create_volume("source-layers").await?;
+    shared(site, |build, _| {
+        build.caches.push(BuildCache {
+            volume: volume.clone(),
+            path: "layers".parse()?,
+        });
+        build.options.cache_from = vec!["type=local,src=layers/of app".parse()?];
+        build.options.cache_to = vec!["type=local,dest=layers/of app,mode=max".parse()?];
+        Ok(())
+    })
+    .await
+}
+
+pub(crate) async fn layers_are_shared_by_the_image_itself(site: &Site) -> Outcome {
+    let source = site
+        .source("FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"sh\", \"-c\", \"echo x >/made\"]\n")
+        .await?;
+    let mut build = site.pushed("first", &source);
+    build.options.cache_to = vec!["type=inline".parse()?];
+    let first = build.run(&site.job).await?;
+    let mut build = site.pushed("second", &source);
+    build.options.cache_from = vec![first.reference.as_str().parse()?];
+    let second = build.run(&site.job).await?;
+    assert_eq!(second.steps.cached, 2, "{}", second.stderr);
+    Ok(())
+}
+
+/// The registry of the base image is one that does not exist.
+pub(crate) async fn a_base_image_comes_from_a_mirror(site: &Site) -> Outcome {
+    let source = site.source("FROM scratch\nCOPY Dockerfile /base\n").await?;
+    site.pushed("base", &source).run(&site.job).await?;
+    let dockerfile = format!("FROM hub.invalid/{}/base:1\nCOPY Dockerfile /\n", site.job.id());
+    let source = site.source(&dockerfile).await?;
+    let mirror = &site.fixture.registry;
+    let mut build = site.pushed("mirrored", &source);
+    build.options.mirrors = [("hub.invalid".to_owned(), vec![mirror.clone()])].into();
+    build.run(&site.job).await?;
+    // The same in the daemon's own words.
+    let mut build = site.pushed("configured", &source);
+    build.options.buildkitd_config = Some(format!("[registry.\"hub.invalid\"]\n  mirrors = [\"{mirror}\"]"));
+    build.run(&site.job).await?;
+
+    let failed = failed(site.pushed("alone", &source).run(&site.job).await);
+    contains(&failed.to_string(), &["hub.invalid"]);
+    Ok(())
+}
