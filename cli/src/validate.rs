@@ -24,7 +24,7 @@ pub(crate) async fn run(args: &ValidateArgs) -> Result<Exit, Failure> {
             (answer.to_string(), Exit::BadInput)
         }
         Ok(pipeline) => {
-            let steps: usize = pipeline.jobs.iter().map(|job| job.plan.len()).sum();
+            let steps: usize = pipeline.jobs.iter().map(|job| job.leaves().len()).sum();
             let jobs = pipeline.jobs.len();
             let answer = if args.json {
                 serde_json::json!({"valid": true, "file": pipeline.name, "jobs": jobs, "steps": steps}).to_string()

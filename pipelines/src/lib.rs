@@ -41,6 +41,16 @@
 //! each attempt) and `attempts`. Artifacts and caches stand in the working directory,
 //! [`/workspace`](orchestra::Task::WORKING_DIR), and live as long as their job.
 //!
+//! | a step that holds others | |
+//! | --- | --- |
+//! | `do: [STEP, …]` | one after the other |
+//! | `in_parallel: [STEP, …]` | at the same time, at most 16; or a map: `steps`, `limit`, `fail_fast` (the first that does not succeed ends the others) |
+//! | `try: STEP` | succeeds if its step fails or errors |
+//! | `across: [{ var, values, max_in_flight }, …]` | beside the key of any step, which is run for each value of `((.:var))`; `fail_fast` |
+//!
+//! All steps, and jobs, may have `on_success`, `on_failure`, `on_abort`, `on_error` and `ensure` with a step each: see
+//! [`Hooks`]. A step may use what is made before it, and not what is made beside it or in another step's hook.
+//!
 //! | `task: NAME` | |
 //! | --- | --- |
 //! | `image` | wins over the `config`'s |
@@ -97,7 +107,7 @@ mod values;
 mod yaml;
 
 pub use cache::{CachePlan, CacheScope, KeyTemplate};
-pub use plan::{Action, Artifact, BuildPlan, JobPlan, Pipeline, Step, StepKind, TaskImage, TaskPlan};
+pub use plan::{Action, Artifact, BuildPlan, Hooks, JobPlan, Parallel, Pipeline, Step, StepKind, TaskImage, TaskPlan};
 pub use problem::{Invalid, Place, Problem};
 pub use run::{
     BuiltImage, Caches, Data, PlannedJob, PlannedStep, RunEvent, RunEventKind, RunOptions, RunReport, Status,

@@ -33,13 +33,58 @@ pub struct JobPlan {
     pub name: Name,
     /// At least one, in the order they run.
     pub plan: Vec<Step>,
+    /// What follows the plan's end.
+    pub hooks: Hooks,
+}
+
+impl JobPlan {
+    /// All tasks and builds in the order of the file, those of hooks behind what they follow.
+    #[must_use]
+    pub fn leaves(&self) -> Vec<&Step> {
+        let mut leaves = Vec::new();
+        self.plan.iter().for_each(|step| step.collect(&mut leaves));
+        self.hooks.steps().for_each(|step| step.collect(&mut leaves));
+        leaves
+    }
+}
+
+/// Steps that follow the end of another one, or of a job.
+///
+/// They apply from the inside out in the order of the fields: a step whose `on_success` fails has failed, and its
+/// `on_failure` runs.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Hooks {
+    /// After success; if it does not succeed, the whole has not.
+    pub on_success: Option<Box<Step>>,
+    /// After a failure, which it stays.
+    pub on_failure: Option<Box<Step>>,
+    /// After a cancellation; it is not cancelled itself.
+    pub on_abort: Option<Box<Step>>,
+    /// After an error, which it stays.
+    pub on_error: Option<Box<Step>>,
+    /// However it ended, and not cancelled itself.
+    pub ensure: Option<Box<Step>>,
+}
+
+impl Hooks {
+    fn steps(&self) -> impl Iterator<Item = &Step> {
+        let all = [
+            &self.on_success,
+            &self.on_failure,
+            &self.on_abort,
+            &self.on_error,
+            &self.ensure,
+        ];
+        all.into_iter().flatten().map(AsRef::as_ref)
+    }
 }
 
 /// One step with what applies to steps of all kinds.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Step {
-    /// Unique in the job.
+    /// Unique among the tasks and builds of the job; what holds other steps is called after its kind.
     pub name: Name,
     /// What it does.
     pub action: Action,
@@ -47,15 +92,32 @@ pub struct Step {
     pub timeout: Option<Duration>,
     /// How often it is tried until it succeeds, from 1.
     pub attempts: u32,
+    /// What follows its end.
+    pub hooks: Hooks,
 }
 
 impl Step {
+    /// Its tasks and builds in the order of the file: itself, if it holds no other steps, and those of its hooks.
+    fn collect<'s>(&'s self, leaves: &mut Vec<&'s Self>) {
+        match &self.action {
+            Action::Task(_) | Action::BuildImage(_) => leaves.push(self),
+            Action::Do(steps) | Action::InParallel(Parallel { steps, .. }) => {
+                steps.iter().for_each(|step| step.collect(leaves));
+            }
+            Action::Try(step) => step.collect(leaves),
+        }
+        self.hooks.steps().for_each(|step| step.collect(leaves));
+    }
+
     /// What kind of step it is, as users write it.
     #[must_use]
     pub fn kind(&self) -> StepKind {
         match self.action {
             Action::Task(_) => StepKind::Task,
             Action::BuildImage(_) => StepKind::BuildImage,
+            Action::Do(_) => StepKind::Do,
+            Action::InParallel(_) => StepKind::InParallel,
+            Action::Try(_) => StepKind::Try,
         }
     }
 
@@ -65,6 +127,7 @@ impl Step {
         match &self.action {
             Action::Task(plan) => &plan.caches,
             Action::BuildImage(plan) => &plan.caches,
+            Action::Do(_) | Action::InParallel(_) | Action::Try(_) => &[],
         }
     }
 }
@@ -78,6 +141,12 @@ pub enum StepKind {
     Task,
     /// `build_image`
     BuildImage,
+    /// `do`
+    Do,
+    /// `in_parallel`
+    InParallel,
+    /// `try`
+    Try,
 }
 
 impl std::fmt::Display for StepKind {
@@ -85,6 +154,9 @@ impl std::fmt::Display for StepKind {
         f.write_str(match self {
             Self::Task => "task",
             Self::BuildImage => "build_image",
+            Self::Do => "do",
+            Self::InParallel => "in_parallel",
+            Self::Try => "try",
         })
     }
 }
@@ -97,6 +169,24 @@ pub enum Action {
     Task(Box<TaskPlan>),
     /// Builds a container image.
     BuildImage(Box<BuildPlan>),
+    /// Runs steps one after the other, up to the first that does not succeed.
+    Do(Vec<Step>),
+    /// Runs steps at the same time.
+    InParallel(Parallel),
+    /// Succeeds whether its step fails or not; it is aborted with it.
+    Try(Box<Step>),
+}
+
+/// Steps that run at the same time. It errors if one does, else fails if one does.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Parallel {
+    /// At least one.
+    pub steps: Vec<Step>,
+    /// How many run at once, from 1.
+    pub limit: usize,
+    /// Whether the first that does not succeed ends the others.
+    pub fail_fast: bool,
 }
 
 /// A program in a container. `Debug` shows no arguments, as a secret may stand in one.

@@ -30,6 +30,10 @@ impl Variables {
         self.0.insert(name.into(), Value::Text(text.into()));
     }
 
+    pub(crate) fn set_value(&mut self, name: &str, value: Value) {
+        self.0.insert(name.to_owned(), value);
+    }
+
     /// Adds those of a YAML map, whose values may be of any kind; `name` is the file's, for messages. They replace those
     /// of their names.
     ///

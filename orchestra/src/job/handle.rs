@@ -86,7 +86,8 @@ impl JobBuilder {
     /// The job. Nothing is made in the engine yet.
     #[must_use]
     pub fn build(self) -> Job {
-        Job(Arc::new(Inner {
+        let scope = self.cancel.clone();
+        let inner = Inner {
             driver: self.driver,
             id: self.id.unwrap_or_else(JobId::unique),
             runner: Runner::current(),
@@ -99,7 +100,8 @@ impl JobBuilder {
             claimed: OnceCell::new(),
             running: TaskTracker::new(),
             ended: AtomicBool::new(false),
-        }))
+        };
+        Job(Arc::new(inner), scope)
     }
 }
 
@@ -108,7 +110,7 @@ impl JobBuilder {
 /// A clone is the same job. End it with [`end`](Self::end). When the last clone is dropped without that, the job is ended
 /// in the background, as far as the tokio runtime lives on; what is left then is for [`collect_garbage`](crate::collect_garbage).
 #[derive(Clone)]
-pub struct Job(Arc<Inner>);
+pub struct Job(Arc<Inner>, CancellationToken);
 
 pub(super) struct Inner {
     pub(super) driver: SharedDriver,
@@ -209,12 +211,27 @@ impl Job {
     /// Outside of a tokio runtime.
     #[must_use]
     pub fn start(&self, task: Task) -> TaskHandle {
-        let cancel = self.0.cancel.child_token();
+        let cancel = self.1.child_token();
         let life = Life::run(self.0.clone(), task, cancel.clone());
+        let (whole, own) = (self.0.cancel.clone(), cancel.clone());
+        let running = async move {
+            let mut life = std::pin::pin!(life);
+            tokio::select! {
+                result = &mut life => return result,
+                () = whole.cancelled() => own.cancel(),
+            }
+            life.await
+        };
         TaskHandle {
             cancel,
-            running: self.0.running.spawn(life),
+            running: self.0.running.spawn(running),
         }
+    }
+
+    /// The same job, whose tasks started from this handle are cancelled with `token`, and with the job as a whole.
+    #[must_use]
+    pub fn scope(&self, token: &CancellationToken) -> Self {
+        Self(self.0.clone(), token.clone())
     }
 
     /// Fetches an image now, whether or not the engine has it.

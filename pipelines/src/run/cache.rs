@@ -164,7 +164,7 @@ fn volume_name(told_by: impl AsRef<[u8]>) -> Result<Name> {
 impl super::job::JobRun<'_> {
     /// The caches of a step, each with its volume's name and labels. The volumes of `artifacts` are there.
     pub(super) async fn caches(
-        &mut self,
+        &self,
         step: &Step,
         artifacts: &[&Artifact],
         caches: &[CachePlan],
@@ -205,7 +205,7 @@ impl super::job::JobRun<'_> {
         Ok(found)
     }
 
-    async fn cache_spec(&mut self, step: &Step, artifacts: &[&Artifact], cache: &CachePlan) -> Result<CacheSpec> {
+    async fn cache_spec(&self, step: &Step, artifacts: &[&Artifact], cache: &CachePlan) -> Result<CacheSpec> {
         let mut checksums = HashMap::new();
         for file in cache.files() {
             if !checksums.contains_key(file) {
@@ -224,7 +224,7 @@ impl super::job::JobRun<'_> {
     }
 
     /// The checksum of a file of an artifact.
-    async fn checksum(&mut self, artifacts: &[&Artifact], file: &ContainerPath) -> Result<String> {
+    async fn checksum(&self, artifacts: &[&Artifact], file: &ContainerPath) -> Result<String> {
         let (artifact, path) = artifacts
             .iter()
             .find_map(|artifact| Some((*artifact, within(artifact, file)?)))
@@ -247,17 +247,22 @@ impl super::job::JobRun<'_> {
     }
 
     /// Lets caches go whose last user in this job was this step. They are persisted while later steps run.
-    pub(super) fn release(&mut self, at: usize, caches: &[CachePlan], names: &[Name]) {
-        let plan = &self.plan.plan;
-        for (cache, name) in caches.iter().zip(names) {
-            let identity = cache.identity(&plan[at].name);
-            let later = plan[at + 1..]
-                .iter()
-                .any(|step| step.caches().iter().any(|other| other.identity(&step.name) == identity));
-            if later {
+    pub(super) async fn release(&self, step: &Step, names: &[Name]) {
+        let leaves = self.plan.leaves();
+        for (cache, name) in step.caches().iter().zip(names) {
+            let identity = cache.identity(&step.name);
+            let shares = |other: &&Step| {
+                other
+                    .caches()
+                    .iter()
+                    .any(|cache| cache.identity(&other.name) == identity)
+            };
+            if leaves.iter().any(|other| shares(other) && self.is_pending(other)) {
                 continue;
             }
-            let Some(volume) = self.forget(name) else { continue };
+            let Some(volume) = self.forget(name).await else {
+                continue;
+            };
             let driver = self.driver.clone();
             tokio::spawn(async move {
                 // In a run that can be carried on with, a container of the step is kept and uses it: then the job's end removes it.

@@ -139,7 +139,7 @@ impl PlannedJob {
         };
         Self {
             name: job.name.clone(),
-            steps: job.plan.iter().map(step).collect(),
+            steps: job.leaves().into_iter().map(step).collect(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The executor: jobs in the order of the file, the steps of a job in order, up to the first that does not succeed.
+//! The executor: jobs in the order of the file, the [tree] of a job's steps as it says, up to what does not succeed.
 //!
 //! Each [`JobPlan`](crate::JobPlan) is one [`orchestra::Job`], its artifacts and caches are that job's volumes, its steps
 //! that job's tasks. All that a run keeps is in the engine, under names that follow from the run's id and the plan:
@@ -11,6 +11,7 @@ mod output;
 mod report;
 mod status;
 mod step;
+mod tree;
 
 use std::time::{Duration, Instant};
 
@@ -163,12 +164,6 @@ pub async fn run(pipeline: &Pipeline, driver: SharedDriver, options: RunOptions)
     }
     if let Some(events) = cache_events {
         report.warnings.extend(events.finish().await);
-    }
-    if report.status == Status::Succeeded
-        && options.cancel.is_cancelled()
-        && report.steps.iter().any(|step| step.status == Status::Skipped)
-    {
-        report.status = Status::Aborted;
     }
     report.duration = began.elapsed();
     teller

@@ -1,33 +1,41 @@
 //! Steps on a [`Job`](orchestra::Job): what the plan says in the core's terms, and what came of it in the report's.
 
 use orchestra::{
-    ContainerPath, Error, ErrorKind, ExitStatus, Labels, Mount, PullPolicy, Result, Task, TaskResult, VolumeId,
+    ContainerPath, Error, ErrorKind, ExitStatus, Labels, Mount, Name, PullPolicy, Result, Task, TaskResult, VolumeId,
 };
-use orchestra_image_build::{BuildError, BuildResult};
+use orchestra_image_build::{BuildError, BuildResult, ImageBuild};
 use orchestra_secrets::TaskSecrets;
 use tokio::sync::mpsc;
 
 use super::event::RunEventKind;
-use super::job::{EVENTS, JobRun, Pushed};
+use super::job::{EVENTS, JobRun};
 use super::output::{Output, Tail};
+use super::tree::Scope;
 use super::{BuiltImage, Status, StepReport};
 use crate::{Artifact, BuildPlan, CachePlan, Step, TaskPlan};
 
 impl JobRun<'_> {
     /// Runs a `task` step.
-    pub(super) async fn task(&mut self, step: &Step, plan: &TaskPlan) -> StepReport {
+    pub(super) async fn task(
+        &self,
+        step: &Step,
+        plan: &TaskPlan,
+        name: Name,
+        scope: &Scope,
+        used: &mut Vec<Name>,
+    ) -> StepReport {
         let tail = Tail::new();
         let mut report = StepReport::new(&self.plan.name, &step.name, step.kind(), Status::Errored);
         let task = match self
-            .mounts(step, plan.inputs.iter().chain(&plan.outputs), &plan.caches)
+            .mounts(step, plan.inputs.iter().chain(&plan.outputs), &plan.caches, used)
             .await
         {
-            Ok(mounts) => self.describe(step, plan, mounts, &tail),
+            Ok(mounts) => self.describe(step, plan, name, mounts, &tail),
             Err(error) => Err(error),
         };
         let result = match task {
             Ok(task) => {
-                let job = self.job.clone();
+                let job = self.job.scope(&scope.cancel);
                 self.watch(job.run(task)).await
             }
             Err(error) => Err(error),
@@ -46,11 +54,12 @@ impl JobRun<'_> {
         &self,
         step: &Step,
         plan: &TaskPlan,
+        name: Name,
         mounts: Vec<(VolumeId, ContainerPath)>,
         tail: &Tail,
     ) -> Result<Task> {
         let image = &plan.image;
-        let mut task = Task::with_image(step.name.clone(), image.reference.clone())
+        let mut task = Task::with_image(name, image.reference.clone())
             .command(plan.command.iter().cloned())
             .privileged(plan.privileged)
             .network(plan.network)
@@ -111,17 +120,18 @@ impl JobRun<'_> {
 
     /// The volumes of artifacts and caches, each with its place.
     async fn mounts<'p>(
-        &mut self,
+        &self,
         step: &Step,
         artifacts: impl IntoIterator<Item = &'p Artifact>,
         caches: &[CachePlan],
+        used: &mut Vec<Name>,
     ) -> Result<Vec<(VolumeId, ContainerPath)>> {
         let artifacts: Vec<&Artifact> = artifacts.into_iter().collect();
         let names = artifacts.iter().map(|artifact| (artifact.name.clone(), Labels::new()));
         let names: Vec<_> = names.collect();
         let mut volumes = self.volumes(&names).await?;
         let wanted = self.caches(step, &artifacts, caches).await?;
-        self.caches = wanted.iter().map(|(name, _)| name.clone()).collect();
+        used.extend(wanted.iter().map(|(name, _)| name.clone()));
         volumes.extend(self.volumes(&wanted).await?);
         let paths = artifacts.iter().map(|artifact| &artifact.path);
         let paths = paths.chain(caches.iter().map(|cache| &cache.path)).cloned();
@@ -129,13 +139,21 @@ impl JobRun<'_> {
     }
 
     /// Runs a `build_image` step.
-    pub(super) async fn build(&mut self, step: &Step, plan: &BuildPlan) -> StepReport {
+    pub(super) async fn build(
+        &self,
+        step: &Step,
+        plan: &BuildPlan,
+        name: &Name,
+        scope: &Scope,
+        used: &mut Vec<Name>,
+    ) -> StepReport {
         let tail = Tail::new();
         let mut report = StepReport::new(&self.plan.name, &step.name, step.kind(), Status::Errored);
-        let result = match self.mounts(step, plan.artifacts(), &plan.caches).await {
+        let result = match self.mounts(step, plan.artifacts(), &plan.caches, used).await {
             Ok(mounts) => {
-                self.run_build(step, plan, mounts.into_iter().map(|(volume, _)| volume), &tail)
-                    .await
+                let volumes = mounts.into_iter().map(|(volume, _)| volume);
+                let build = plan.image_build(name, volumes);
+                self.run_build(step, plan, build, scope, &tail).await
             }
             Err(error) => Err(error.into()),
         };
@@ -149,7 +167,7 @@ impl JobRun<'_> {
                     digest: built.digest,
                 });
                 if plan.push {
-                    self.pushed.insert(plan.tag.canonical(), Pushed::by(plan));
+                    self.push(plan);
                 }
                 for warning in built.warnings {
                     self.warn(format!("{}: {warning}", step.name)).await;
@@ -161,13 +179,13 @@ impl JobRun<'_> {
     }
 
     async fn run_build(
-        &mut self,
+        &self,
         step: &Step,
         plan: &BuildPlan,
-        volumes: impl Iterator<Item = VolumeId>,
+        mut build: ImageBuild,
+        scope: &Scope,
         tail: &Tail,
     ) -> Result<BuildResult, BuildError> {
-        let mut build = plan.image_build(&step.name, volumes);
         build.timeout = step.timeout;
         build.attempts = step.attempts;
         build.pull = self.options.pull;
@@ -189,7 +207,7 @@ impl JobRun<'_> {
         }
         let (events, mut received) = mpsc::channel(EVENTS);
         let build = build.output(self.output(step, tail)).events(events);
-        let (job, teller) = (self.job.clone(), self.teller.clone());
+        let (job, teller) = (self.job.scope(&scope.cancel), self.teller.clone());
         let tell = |detail| {
             let (job, step) = (self.plan.name.clone(), step.name.clone());
             teller.tell(RunEventKind::Build { job, step, detail })

@@ -11,18 +11,10 @@ use super::fields::{Fields, Known};
 use super::reader::{Reader, list};
 use super::step::{self, Read};
 use super::tree::{At, Node, Value};
-use crate::{Action, Artifact, BuildPlan, Step, StepKind, units};
+use crate::{Action, Artifact, BuildPlan, Hooks, Step, units};
 
 const STEP: Known = Known {
-    later: &[
-        "on_success",
-        "on_failure",
-        "on_error",
-        "on_abort",
-        "ensure",
-        "assert",
-        "tags",
-    ],
+    later: &["assert", "tags"],
     misplaced: &[
         "name",
         "context",
@@ -59,7 +51,16 @@ const STEP: Known = Known {
         "buildkitd_config",
     ],
     belongs: "under `build_image`, indented by two more spaces",
-    ..Known::of(&["build_image", "timeout", "attempts"])
+    ..Known::of(&[
+        "build_image",
+        "timeout",
+        "attempts",
+        "on_success",
+        "on_failure",
+        "on_abort",
+        "on_error",
+        "ensure",
+    ])
 };
 
 const BUILD: Known = Known::of(&[
@@ -110,7 +111,6 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
     let spot = outer.key("build_image").unwrap_or(outer.spot).clone();
     let mut read = Read {
         name: None,
-        kind: StepKind::BuildImage,
         spot,
         inputs: Vec::new(),
         outputs: Vec::new(),
@@ -198,6 +198,7 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
             action: Action::BuildImage(Box::new(plan)),
             timeout,
             attempts: attempts.unwrap_or(1),
+            hooks: Hooks::default(),
         });
     }
     Some(read)

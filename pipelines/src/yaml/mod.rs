@@ -3,11 +3,13 @@
 //! Text becomes a [tree](tree) in which every node knows its place; a [reader] takes typed values out of it, by the [fields]
 //! of its maps, and collects problems; [pipeline] reads jobs and follows artifacts from step to step, [task] and [build] read the steps.
 
+mod across;
 mod build;
 mod fields;
 mod pipeline;
 mod reader;
 mod step;
+mod steps;
 mod task;
 mod tree;
 mod variables;
@@ -140,6 +142,7 @@ fn finish(name: &str, text: &str, root: Node, variables: &Variables, fetched: &F
         variables,
         fetched,
         used: BTreeMap::new(),
+        local: false,
     };
     let root = interpolation.node(root);
     let used = interpolation.used;

@@ -17,7 +17,7 @@ const MAX_PROBLEMS: usize = 50;
 /// The text and what is wrong with it so far.
 pub(super) struct Reader<'t> {
     text: &'t str,
-    fetched: &'t Fetched,
+    pub(super) fetched: &'t Fetched,
     lines: Vec<usize>,
     problems: RefCell<Vec<Problem>>,
     count: Cell<usize>,

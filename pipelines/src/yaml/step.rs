@@ -10,14 +10,13 @@ use super::fields::{Fields, Known};
 use super::reader::Reader;
 use super::tree::{At, Node, Spot, Value};
 use crate::run::within;
-use crate::{Artifact, CachePlan, KeyTemplate, Step, StepKind, units};
+use crate::{Artifact, CachePlan, KeyTemplate, Step, units};
 
 /// A step as far as it could be read. What other steps need to know of it is kept even if the step itself is not valid,
 /// so that one mistake is told once.
 pub(super) struct Read {
     /// `None` where the name defaults, or is not valid.
     pub(super) name: Option<At<Name>>,
-    pub(super) kind: StepKind,
     pub(super) spot: Spot,
     pub(super) inputs: Vec<At<Name>>,
     pub(super) outputs: Vec<At<Name>>,

@@ -8,7 +8,7 @@ use super::fields::{Fields, Known, texts};
 use super::reader::Reader;
 use super::step::{self, Read};
 use super::tree::{At, Node, Value};
-use crate::{Action, Step, StepKind, TaskImage, TaskPlan, units};
+use crate::{Action, Hooks, Step, TaskImage, TaskPlan, units};
 
 const STEP: Known = Known {
     later: &[
@@ -20,11 +20,6 @@ const STEP: Known = Known {
         "tags",
         "container_limits",
         "limits",
-        "on_success",
-        "on_failure",
-        "on_error",
-        "on_abort",
-        "ensure",
         "assert",
         "parallelism",
         "security",
@@ -43,6 +38,11 @@ const STEP: Known = Known {
         "env",
         "secret_env",
         "secret_files",
+        "on_success",
+        "on_failure",
+        "on_abort",
+        "on_error",
+        "ensure",
     ])
 };
 
@@ -124,7 +124,6 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
     let outputs_named = step::names(&outputs);
     let mut read = Read {
         name,
-        kind: StepKind::Task,
         spot,
         inputs: Vec::new(),
         outputs: outputs_named,
@@ -173,6 +172,7 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
             action,
             timeout,
             attempts: attempts.unwrap_or(1),
+            hooks: Hooks::default(),
         });
     }
     Some(read)

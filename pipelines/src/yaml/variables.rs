@@ -16,6 +16,9 @@ pub(super) fn references(node: &Node, variables: &Variables, found: &mut BTreeSe
     match &node.value {
         Value::Text(text) => {
             for (_, name) in find(text) {
+                if name.starts_with(LOCAL) {
+                    continue;
+                }
                 if variables.get(name).is_none() {
                     found.extend(name.parse::<Reference>());
                 }
@@ -37,6 +40,14 @@ pub(super) fn references(node: &Node, variables: &Variables, found: &mut BTreeSe
     }
 }
 
+/// How names of variables of an `across` begin.
+const LOCAL: &str = ".:";
+
+/// The variables of an `across` in a text.
+pub(super) fn locals(text: &str) -> impl Iterator<Item = &str> {
+    find(text).filter_map(|(_, name)| name.strip_prefix(LOCAL))
+}
+
 fn whole(text: &str) -> Option<Reference> {
     SecretKey::of_reference(text).ok().flatten().map(Reference::of)
 }
@@ -48,6 +59,8 @@ pub(super) struct Interpolation<'r, 't> {
     pub(super) fetched: &'r Fetched,
     /// The secrets that stand in the tree now.
     pub(super) used: BTreeMap<Reference, SecretValue>,
+    /// Whether it is variables of an `across` that are put in, and no others.
+    pub(super) local: bool,
 }
 
 impl Interpolation<'_, '_> {
@@ -98,6 +111,11 @@ impl Interpolation<'_, '_> {
 
     /// The value of a variable or secret; `None` and a problem if there is none.
     fn value(&mut self, name: &str, place: &At<()>) -> Option<Value> {
+        match (self.local, name.strip_prefix(LOCAL)) {
+            (true, Some(name)) => return self.variables.get(name).cloned(),
+            (true, None) | (false, Some(_)) => return None,
+            (false, None) => {}
+        }
         if let Some(value) = self.variables.get(name) {
             return Some(value.clone());
         }

@@ -12,6 +12,7 @@ use crate::support::{assert_gone, assert_says, left_of, pipeline, run_id, task, 
 
 tests![
     an_interrupted_task_is_asked_to_end_and_is_removed,
+    what_follows_an_abort_runs_after_an_interrupt,
     an_interrupted_build_is_removed,
     a_task_that_does_not_end_is_killed_after_the_grace_period,
     a_second_interrupt_kills_at_once,
@@ -44,6 +45,30 @@ fn an_interrupted_task_is_asked_to_end_and_is_removed(fixture: &Fixture) {
         assert!(!finished.all().contains("not run"), "{finished}");
         assert_gone(fixture, &id, &finished);
     }
+}
+
+fn what_follows_an_abort_runs_after_an_interrupt(fixture: &Fixture) {
+    let id = run_id("onabort");
+    let of = |name: &str, script: &str| task(fixture, name, script);
+    let begun = "echo begun; while :; do sleep 0.1; done";
+    let dir = pipeline([json!({
+        "in_parallel": [of("long", begun), of("beside", begun)],
+        "on_abort": of("sorry", "echo so''rry"),
+        "on_failure": of("never", "echo not run"),
+        "ensure": of("always", "echo al''ways"),
+    })]);
+    let command = fixture
+        .orchestra(["run", "p.yml", "--run-id", &id])
+        .dir(dir.path())
+        .env("ORCHESTRA_GRACE", "1s");
+    let running = command.start();
+    let _ = running.line_with("long | begun");
+    running.signal("INT");
+    let finished = running.finish();
+    assert_eq!(finished.code, 130, "{finished}");
+    assert_says(&finished, &["sorry | sorry", "always | always", "aborted"]);
+    assert!(!finished.all().contains("not run"), "{finished}");
+    assert_gone(fixture, &id, &finished);
 }
 
 fn an_interrupted_build_is_removed(fixture: &Fixture) {

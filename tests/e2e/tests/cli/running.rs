@@ -13,6 +13,7 @@ use crate::support::{assert_gone, assert_says, left_of, pipeline, plan, producer
 tests![
     the_hello_example_runs,
     the_jobs_example_runs,
+    the_example_of_steps_within_steps_runs,
     the_image_build_example_prints_the_digest_that_the_registry_serves,
     artifacts_go_from_step_to_step,
     a_step_that_fails_ends_the_run_with_code_1_and_shows_its_output,
@@ -53,6 +54,22 @@ fn the_jobs_example_runs(fixture: &Fixture) {
             &[&format!("the engine lacks {}", lacks.join(", ")), "hint: leave out"],
         );
     }
+    assert_gone(fixture, &id, &finished);
+}
+
+fn the_example_of_steps_within_steps_runs(fixture: &Fixture) {
+    let id = run_id("steps");
+    let finished = fixture.orchestra(["run", "examples/steps.yml", "--run-id", &id]).run();
+    assert_eq!(finished.code, 0, "{finished}");
+    let said = [
+        "both | left",
+        "both | right",
+        "good | both are there",
+        "check-4 | 1.95 on debian",
+        "clean-up | always",
+    ];
+    assert_says(&finished, &said);
+    assert!(!finished.all().contains("one is missing"), "{finished}");
     assert_gone(fixture, &id, &finished);
 }
 

@@ -1,0 +1,188 @@
+//! The tree of a job's steps: order, parallelism, tries, and what follows an end. The rules are Concourse's.
+//!
+//! | | succeeds | fails, errors | is aborted |
+//! | --- | --- | --- | --- |
+//! | `do` | if all do | as the first that does | likewise |
+//! | `in_parallel` | if all do | errors if one does, else fails | if it is cancelled from outside |
+//! | `try` | if its step is not aborted | never | likewise |
+//! | `attempts` | if one of them does | as the last one | at once, with no further one |
+//! | `timeout` | | what takes longer has failed | |
+//!
+//! A hook after an abort runs outside of what was cancelled: else it could not run.
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream;
+use tokio_util::sync::CancellationToken;
+
+use super::Status;
+use super::job::JobRun;
+use crate::{Action, Hooks, Parallel, Step};
+
+/// What a step runs in.
+#[derive(Clone)]
+pub(super) struct Scope {
+    /// Ends it.
+    pub(super) cancel: CancellationToken,
+    /// Which tries of what holds it these are, where it is not the first: `try2`.
+    pub(super) tries: String,
+    /// Whether it may be run again after its end.
+    pub(super) tried_again: bool,
+}
+
+impl Scope {
+    /// For what has to run even though all else was cancelled.
+    fn detached(&self) -> Self {
+        Self {
+            cancel: CancellationToken::new(),
+            ..self.clone()
+        }
+    }
+
+    fn of_try(&self, number: u32, of: u32) -> Self {
+        let tries = match (number, self.tries.as_str()) {
+            (1, outer) => outer.to_owned(),
+            (_, "") => format!("try{number}"),
+            (_, outer) => format!("{outer}.try{number}"),
+        };
+        Self {
+            cancel: self.cancel.child_token(),
+            tries,
+            tried_again: self.tried_again || of > 1,
+        }
+    }
+}
+
+impl JobRun<'_> {
+    /// Runs the job's plan and what follows it.
+    pub(super) async fn whole(&self, cancel: &CancellationToken) -> Status {
+        let scope = Scope {
+            cancel: cancel.clone(),
+            tries: String::new(),
+            tried_again: false,
+        };
+        let status = self.sequence(&self.plan.plan, &scope).await;
+        self.hooks(&self.plan.hooks, status, &scope).await
+    }
+
+    fn tree<'s>(&'s self, step: &'s Step, scope: Scope) -> BoxFuture<'s, Status> {
+        Box::pin(async move {
+            let status = match &step.action {
+                // The core has the tries and the timeout of a single task.
+                Action::Task(_) | Action::BuildImage(_) => self.leaf(step, &scope).await,
+                _ => self.tries(step, &scope).await,
+            };
+            self.hooks(&step.hooks, status, &scope).await
+        })
+    }
+
+    async fn tries(&self, step: &Step, scope: &Scope) -> Status {
+        let mut status = Status::Succeeded;
+        for number in 1..=step.attempts {
+            status = self.once(step, scope.of_try(number, step.attempts)).await;
+            if scope.cancel.is_cancelled() || matches!(status, Status::Succeeded | Status::Aborted) {
+                break;
+            }
+        }
+        status
+    }
+
+    async fn once(&self, step: &Step, scope: Scope) -> Status {
+        let work = async {
+            match &step.action {
+                Action::Do(steps) => self.sequence(steps, &scope).await,
+                Action::InParallel(parallel) => self.parallel(parallel, &scope).await,
+                Action::Try(tried) => match self.tree(tried, scope.clone()).await {
+                    Status::Aborted => Status::Aborted,
+                    _ => Status::Succeeded,
+                },
+                Action::Task(_) | Action::BuildImage(_) => self.leaf(step, &scope).await,
+            }
+        };
+        let Some(timeout) = step.timeout else { return work.await };
+        let mut work = std::pin::pin!(work);
+        if let Ok(status) = tokio::time::timeout(timeout, &mut work).await {
+            return status;
+        }
+        let outside = scope.cancel.is_cancelled();
+        scope.cancel.cancel();
+        let status = work.await;
+        if outside {
+            return status;
+        }
+        let message = format!("`{}` did not end within its timeout of {timeout:?}", step.kind());
+        self.warn(message).await;
+        Status::Failed
+    }
+
+    async fn sequence(&self, steps: &[Step], scope: &Scope) -> Status {
+        for step in steps {
+            if scope.cancel.is_cancelled() {
+                return Status::Aborted;
+            }
+            let status = self.tree(step, scope.clone()).await;
+            if status != Status::Succeeded {
+                return status;
+            }
+        }
+        Status::Succeeded
+    }
+
+    async fn parallel(&self, parallel: &Parallel, scope: &Scope) -> Status {
+        let within = Scope {
+            cancel: scope.cancel.child_token(),
+            ..scope.clone()
+        };
+        let begin = |step| {
+            let scope = within.clone();
+            let stop = within.cancel.clone();
+            async move {
+                if stop.is_cancelled() {
+                    return Status::Aborted;
+                }
+                let status = self.tree(step, scope).await;
+                if parallel.fail_fast && status != Status::Succeeded {
+                    stop.cancel();
+                }
+                status
+            }
+        };
+        let running: Vec<_> = parallel.steps.iter().map(begin).collect();
+        let ended: Vec<Status> = stream::iter(running).buffer_unordered(parallel.limit).collect().await;
+        // What `fail_fast` has aborted is not why it ended.
+        let order = match scope.cancel.is_cancelled() {
+            true => [Status::Aborted, Status::Errored, Status::Failed],
+            false => [Status::Errored, Status::Failed, Status::Aborted],
+        };
+        let worst = order.into_iter().find(|status| ended.contains(status));
+        worst.unwrap_or(Status::Succeeded)
+    }
+
+    async fn hooks(&self, hooks: &Hooks, ended: Status, scope: &Scope) -> Status {
+        let mut status = ended;
+        if let (Status::Succeeded, Some(hook)) = (status, &hooks.on_success) {
+            status = self.tree(hook, scope.clone()).await;
+        }
+        if let (Status::Failed, Some(hook)) = (status, &hooks.on_failure) {
+            status = and(status, self.tree(hook, scope.clone()).await);
+        }
+        if let (Status::Aborted, Some(hook)) = (status, &hooks.on_abort) {
+            self.tree(hook, scope.detached()).await;
+        }
+        if let (Status::Errored, Some(hook)) = (status, &hooks.on_error) {
+            self.tree(hook, scope.clone()).await;
+        }
+        if let Some(hook) = &hooks.ensure {
+            status = and(status, self.tree(hook, scope.detached()).await);
+        }
+        status
+    }
+}
+
+/// What a step and its hook come to: an error of the hook is one of the whole, and nothing is better than its step.
+fn and(step: Status, hook: Status) -> Status {
+    match (step, hook) {
+        (Status::Succeeded, hook) | (Status::Failed, hook @ (Status::Errored | Status::Aborted)) => hook,
+        (step, _) => step,
+    }
+}

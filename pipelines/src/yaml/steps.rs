@@ -1,0 +1,486 @@
+//! Steps within steps: which kind each is, how they are called, and which artifacts each may use.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use orchestra::Name;
+
+use super::fields::Known;
+use super::reader::{Reader, closest, list};
+use super::step::{self, Read};
+use super::tree::{At, Node, Spot, Value};
+use super::{across, build, task};
+use crate::{Action, Hooks, Parallel, Step, StepKind};
+
+const STEPS: [&str; 5] = ["task", "build_image", "do", "in_parallel", "try"];
+const LATER: [&str; 4] = ["get", "put", "load_var", "set_pipeline"];
+
+/// From the inside out.
+pub(super) const HOOKS: [&str; 5] = ["on_success", "on_failure", "on_abort", "on_error", "ensure"];
+
+/// How many steps of one `in_parallel` run at once where nothing is said: what one engine does well.
+pub(super) const AT_ONCE: usize = 16;
+const MAX_AT_ONCE: usize = 256;
+
+macro_rules! holds_steps {
+    ($kind:literal) => {
+        Known {
+            later: &["tags"],
+            misplaced: &["config", "image", "params"],
+            belongs: "in a task",
+            ..Known::of(&[
+                $kind,
+                "timeout",
+                "attempts",
+                "on_success",
+                "on_failure",
+                "on_abort",
+                "on_error",
+                "ensure",
+            ])
+        }
+    };
+}
+
+/// A step as far as it could be read, with those in it.
+pub(super) struct Tree {
+    shape: Shape,
+    spot: Spot,
+    timeout: Option<Duration>,
+    attempts: u32,
+    /// In the order of [`HOOKS`].
+    hooks: Vec<Option<Tree>>,
+}
+
+enum Shape {
+    Leaf(Box<Read>),
+    Do(Vec<Tree>),
+    InParallel {
+        steps: Vec<Tree>,
+        limit: usize,
+        fail_fast: bool,
+    },
+    Try(Box<Tree>),
+    /// It could not be read, and was told.
+    Unknown,
+}
+
+impl Tree {
+    fn new(shape: Shape, spot: &Spot) -> Self {
+        Self {
+            shape,
+            spot: spot.clone(),
+            timeout: None,
+            attempts: 1,
+            hooks: Vec::new(),
+        }
+    }
+
+    /// A job's whole plan.
+    pub(super) fn job(plan: Vec<Self>, hooks: Vec<Option<Self>>, spot: &Spot) -> Self {
+        Self {
+            hooks,
+            ..Self::new(Shape::Do(plan), spot)
+        }
+    }
+
+    /// The steps and hooks, if all are valid.
+    pub(super) fn into_job(self) -> Option<(Vec<Step>, Hooks)> {
+        let Step { action, hooks, .. } = self.into_step()?;
+        match action {
+            Action::Do(steps) => Some((steps, hooks)),
+            _ => None,
+        }
+    }
+
+    fn into_step(self) -> Option<Step> {
+        let mut hooks = Hooks::default();
+        let places = [
+            &mut hooks.on_success,
+            &mut hooks.on_failure,
+            &mut hooks.on_abort,
+            &mut hooks.on_error,
+            &mut hooks.ensure,
+        ];
+        for (place, hook) in places.into_iter().zip(self.hooks) {
+            *place = match hook {
+                Some(hook) => Some(Box::new(hook.into_step()?)),
+                None => None,
+            };
+        }
+        let all = |steps: Vec<Self>| steps.into_iter().map(Self::into_step).collect::<Option<Vec<_>>>();
+        let (kind, action) = match self.shape {
+            Shape::Leaf(read) => return read.step.map(|step| Step { hooks, ..step }),
+            Shape::Do(steps) => (StepKind::Do, Action::Do(all(steps)?)),
+            Shape::InParallel {
+                steps,
+                limit,
+                fail_fast,
+            } => {
+                let steps = all(steps)?;
+                let parallel = Parallel {
+                    steps,
+                    limit,
+                    fail_fast,
+                };
+                (StepKind::InParallel, Action::InParallel(parallel))
+            }
+            Shape::Try(step) => (StepKind::Try, Action::Try(Box::new(step.into_step()?))),
+            Shape::Unknown => return None,
+        };
+        Some(Step {
+            name: Name::new(kind.to_string()).ok()?,
+            action,
+            timeout: self.timeout,
+            attempts: self.attempts,
+            hooks,
+        })
+    }
+
+    fn within(&self) -> &[Self] {
+        match &self.shape {
+            Shape::Do(steps) | Shape::InParallel { steps, .. } => steps,
+            Shape::Try(step) => std::slice::from_ref(step),
+            Shape::Leaf(_) | Shape::Unknown => &[],
+        }
+    }
+
+    /// All tasks and builds in the order of the file.
+    fn leaves<'t>(&'t self, found: &mut Vec<&'t Read>) {
+        if let Shape::Leaf(read) = &self.shape {
+            found.push(read);
+        }
+        let hooks = self.hooks.iter().flatten();
+        self.within().iter().chain(hooks).for_each(|tree| tree.leaves(found));
+    }
+
+    fn leaves_mut<'t>(&'t mut self, found: &mut Vec<&'t mut Read>) {
+        match &mut self.shape {
+            Shape::Leaf(read) => found.push(read),
+            Shape::Do(steps) | Shape::InParallel { steps, .. } => {
+                steps.iter_mut().for_each(|tree| tree.leaves_mut(found));
+            }
+            Shape::Try(step) => step.leaves_mut(found),
+            Shape::Unknown => {}
+        }
+        self.hooks.iter_mut().flatten().for_each(|tree| tree.leaves_mut(found));
+    }
+}
+
+/// Reads a step whose `across` is put out already.
+pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Tree {
+    let Value::Map(entries) = &node.value else {
+        reader.wrong(&node.spot, "a step", "a map of keys and values", &node.value);
+        return Tree::new(Shape::Unknown, &node.spot);
+    };
+    let keys: Vec<(&str, &Spot)> = entries
+        .iter()
+        .filter_map(|(key, _)| match &key.value {
+            Value::Text(name) => Some((name.as_str(), &key.spot)),
+            _ => None,
+        })
+        .collect();
+    let kinds: Vec<_> = keys.iter().filter(|(name, _)| STEPS.contains(name)).collect();
+    if let [first, second, ..] = kinds.as_slice()
+        && first.0 != second.0
+    {
+        let places = [(second.1, "this one"), (first.1, "and this one")];
+        reader.conflict(
+            places,
+            format!("a step is one of `{}` and `{}`, not both", first.0, second.0),
+            "make two steps of it",
+        );
+        return Tree::new(Shape::Unknown, &node.spot);
+    }
+    let Some((kind, spot)) = kinds.first() else {
+        no_kind(reader, &node.spot, &keys);
+        return Tree::new(Shape::Unknown, &node.spot);
+    };
+    let mut tree = match *kind {
+        "task" => leaf(reader, node, task::read(reader, node)),
+        "build_image" => leaf(reader, node, build::read(reader, node)),
+        kind => holding(reader, node, kind),
+    };
+    tree.spot = (*spot).clone();
+    // A second key of the same name is told where the step's own keys are read.
+    let hook = |hook: &str| {
+        let found = entries
+            .iter()
+            .find(|(key, _)| matches!(&key.value, Value::Text(name) if name == hook));
+        found.map(|(_, value)| read(reader, value))
+    };
+    tree.hooks = HOOKS.iter().map(|name| hook(name)).collect();
+    tree
+}
+
+fn leaf(reader: &Reader<'_>, node: &Node, read: Option<Read>) -> Tree {
+    across::unset(reader, node);
+    let shape = read.map_or(Shape::Unknown, |read| Shape::Leaf(Box::new(read)));
+    Tree::new(shape, &node.spot)
+}
+
+fn holding(reader: &Reader<'_>, node: &Node, kind: &str) -> Tree {
+    let unknown = || Tree::new(Shape::Unknown, &node.spot);
+    let (what, known) = match kind {
+        "do" => ("a `do` step", const { holds_steps!("do") }),
+        "in_parallel" => ("an `in_parallel` step", const { holds_steps!("in_parallel") }),
+        _ => ("a `try` step", const { holds_steps!("try") }),
+    };
+    let Some(fields) = reader.fields(node, what, known) else {
+        return unknown();
+    };
+    let (timeout, attempts) = step::modifiers(&fields);
+    let Some(value) = fields.required(kind, "do: [{ task: test, … }]") else {
+        return unknown();
+    };
+    let shape = match kind {
+        "try" => Shape::Try(Box::new(read(reader, value))),
+        "do" => Shape::Do(list_of(reader, value, "`do`")),
+        _ => parallel(reader, value),
+    };
+    Tree {
+        timeout,
+        attempts: attempts.unwrap_or(1),
+        ..Tree::new(shape, &node.spot)
+    }
+}
+
+fn list_of(reader: &Reader<'_>, node: &Node, what: &str) -> Vec<Tree> {
+    let before = reader.count();
+    let items = reader.items(node, what);
+    if items.is_empty() && reader.count() == before {
+        let help = "add one: `- task: test`, with its `config`".to_owned();
+        reader.report(&node.spot, "empty", format!("{what} has no step"), help);
+    }
+    items.iter().map(|item| read(reader, item)).collect()
+}
+
+/// A list of steps, or a map with what else there is to say.
+fn parallel(reader: &Reader<'_>, node: &Node) -> Shape {
+    const KEYS: Known = Known::of(&["steps", "limit", "fail_fast"]);
+    if !matches!(node.value, Value::Map(_)) {
+        return Shape::InParallel {
+            steps: list_of(reader, node, "`in_parallel`"),
+            limit: AT_ONCE,
+            fail_fast: false,
+        };
+    }
+    let Some(fields) = reader.fields(node, "`in_parallel`", KEYS) else {
+        return Shape::Unknown;
+    };
+    let limit = fields.read("limit", "number of steps", at_once).unwrap_or(AT_ONCE);
+    let fail_fast = fields.flag("fail_fast").unwrap_or(false);
+    let Some(steps) = fields.required("steps", "steps: [{ task: test, … }]") else {
+        return Shape::Unknown;
+    };
+    Shape::InParallel {
+        steps: list_of(reader, steps, "`steps`"),
+        limit,
+        fail_fast,
+    }
+}
+
+/// How many at once.
+pub(super) fn at_once(text: &str) -> Result<usize, &'static str> {
+    match text.parse() {
+        Ok(number @ 1..=MAX_AT_ONCE) => Ok(number),
+        _ => Err("write a whole number from 1 to 256"),
+    }
+}
+
+fn no_kind(reader: &Reader<'_>, spot: &Spot, keys: &[(&str, &Spot)]) {
+    if let Some((name, spot)) = keys.iter().find(|(name, _)| LATER.contains(name)) {
+        let help = match *name {
+            "set_pipeline" => "a run has the pipeline of its file: run that of the other file",
+            "load_var" => "give the value with `--var NAME=VALUE` or `--vars-from FILE`, or read the file in the task",
+            _ => "there are no resources in a local run: let a task fetch or push with its own tools",
+        };
+        let help = help.to_owned();
+        return reader.report(
+            spot,
+            "not supported yet",
+            format!("`{name}` steps are not supported yet"),
+            help,
+        );
+    }
+    let close = keys
+        .iter()
+        .find_map(|(name, spot)| Some((name, spot, closest(name, &STEPS)?)));
+    match close {
+        Some((name, spot, close)) => reader.report(
+            spot,
+            "unknown key",
+            format!("unknown step `{name}`"),
+            format!("did you mean `{close}`?"),
+        ),
+        None => {
+            let spot = keys.first().map_or(spot, |(_, spot)| spot);
+            reader.report(
+                spot,
+                "",
+                "a step has neither `task` nor `build_image`, nor does it hold other steps",
+                "start it with `- task: NAME`, `- build_image:`, `- do:`, `- in_parallel:` or `- try:`".to_owned(),
+            );
+        }
+    }
+}
+
+/// Gives names to builds that have none, numbers those that an `across` makes of one step, and refuses other steps of one
+/// name: containers are called after their steps.
+pub(super) fn names(reader: &Reader<'_>, whole: &mut Tree) {
+    let mut leaves = Vec::new();
+    whole.leaves_mut(&mut leaves);
+    let mut taken: BTreeMap<Name, Spot> = BTreeMap::new();
+    let mut unnamed = Vec::new();
+    for (at, read) in leaves.iter().enumerate() {
+        let Some(At { value, spot }) = &read.name else {
+            unnamed.push(at);
+            continue;
+        };
+        match taken.get(value) {
+            // The same place in the file: there is one step, of which an `across` makes several.
+            Some(first) if first == spot => unnamed.push(at),
+            Some(first) => {
+                let places = [(spot, "again here"), (first, "first here")];
+                reader.conflict(
+                    places,
+                    format!("two steps are called `{value}`"),
+                    "rename one of them: a step's name is unique in its job",
+                );
+            }
+            None => _ = taken.insert(value.clone(), spot.clone()),
+        }
+    }
+    for at in unnamed {
+        let Some(read) = leaves.get_mut(at) else { continue };
+        let Some(step) = &mut read.step else { continue };
+        let numbered = (2..).map(|number| Name::new(format!("{}-{number}", step.name)));
+        // A name that is too long to be numbered has no free one.
+        let free = std::iter::once(Ok(step.name.clone()))
+            .chain(numbered)
+            .take_while(Result::is_ok)
+            .flatten()
+            .find(|name| !taken.contains_key(name));
+        match free {
+            Some(name) => {
+                taken.insert(name.clone(), read.spot.clone());
+                step.name = name;
+            }
+            None => {
+                let help = "give it a shorter name".to_owned();
+                reader.report(&read.spot, "", "the step's name is too long to be numbered", help);
+            }
+        }
+    }
+}
+
+/// Follows artifacts through the steps: each is made once, before it is used, and not by a step that runs beside.
+pub(super) fn artifacts(reader: &Reader<'_>, whole: &Tree) {
+    let mut all = Vec::new();
+    whole.leaves(&mut all);
+    let mut flow = Flow {
+        reader,
+        all,
+        known: true,
+        outputs: BTreeMap::new(),
+    };
+    flow.tree(whole, &mut BTreeMap::new());
+}
+
+type Made<'t> = BTreeMap<&'t Name, &'t Spot>;
+
+struct Flow<'r, 't> {
+    reader: &'r Reader<'r>,
+    all: Vec<&'t Read>,
+    /// Whether all outputs so far are known: where a step could not be read, nobody knows what it makes.
+    known: bool,
+    /// Every output so far, wherever it can be used.
+    outputs: Made<'t>,
+}
+
+impl<'t> Flow<'_, 't> {
+    fn tree(&mut self, tree: &'t Tree, made: &mut Made<'t>) {
+        match &tree.shape {
+            Shape::Leaf(read) => self.leaf(read, made),
+            Shape::Do(steps) => steps.iter().for_each(|step| self.tree(step, made)),
+            Shape::InParallel { steps, .. } => {
+                let before = made.clone();
+                for step in steps {
+                    let mut own = before.clone();
+                    self.tree(step, &mut own);
+                    made.extend(own);
+                }
+            }
+            Shape::Try(step) => self.tree(step, made),
+            Shape::Unknown => self.known = false,
+        }
+        for (name, hook) in HOOKS.iter().zip(&tree.hooks) {
+            let Some(hook) = hook else { continue };
+            if ["on_success", "ensure"].contains(name) {
+                self.tree(hook, made);
+            } else {
+                // What it makes is not there when the step succeeds.
+                self.tree(hook, &mut made.clone());
+            }
+        }
+    }
+
+    fn leaf(&mut self, read: &'t Read, made: &mut Made<'t>) {
+        let reader = self.reader;
+        let mut inputs: BTreeMap<&Name, &Spot> = BTreeMap::new();
+        for At { value: name, spot } in &read.inputs {
+            if let Some(first) = inputs.insert(name, spot) {
+                let places = [(spot, "again here"), (first, "first here")];
+                reader.conflict(
+                    places,
+                    format!("the input `{name}` is listed twice in one step"),
+                    "keep one of the two",
+                );
+            }
+            if !made.contains_key(name) && self.known {
+                self.missing(name, spot, made);
+            }
+        }
+        for At { value: name, spot } in &read.outputs {
+            if let Some(input) = inputs.get(name) {
+                let message = format!("`{name}` is both an input and an output of one step");
+                let help = "an artifact is made once: give the output another name (its `path` may stay)";
+                reader.conflict([(spot, "the output"), (input, "the input")], message, help);
+            } else if let Some(first) = self.outputs.get(name) {
+                let message = format!("two outputs are called `{name}`");
+                let help = if *first == spot {
+                    "an artifact is made once: let the name have a variable of the `across`, as in `out-((.:version))`"
+                } else {
+                    "an artifact is made once, by one step: rename one of them (its `path` may stay)"
+                };
+                reader.conflict([(spot, "again here"), (first, "first here")], message, help);
+            }
+        }
+        self.known &= read.complete;
+        let outputs = read.outputs.iter().map(|at| (&at.value, &at.spot));
+        made.extend(outputs.clone());
+        self.outputs.extend(outputs);
+    }
+
+    fn missing(&self, name: &Name, spot: &Spot, made: &Made<'_>) {
+        let reader = self.reader;
+        let message = format!("no earlier step makes the artifact `{name}`");
+        let outputs = self.all.iter().flat_map(|read| &read.outputs);
+        if let Some(maker) = outputs.clone().find(|output| output.value == *name) {
+            let help = if self.outputs.contains_key(name) {
+                "it is made beside this step, or where a step has failed: put both into one `do`"
+            } else {
+                "move the step that makes it up"
+            };
+            return reader.conflict([(spot, "used here"), (&maker.spot, "made here")], message, help);
+        }
+        let known: BTreeSet<&str> = made.keys().map(|name| name.as_str()).collect();
+        let known: Vec<&str> = known.into_iter().collect();
+        let help = match closest(name.as_str(), &known) {
+            Some(close) => format!("did you mean `{close}`?"),
+            None if known.is_empty() => format!("add `outputs: [{{ name: {name} }}]` to a task before it"),
+            None => format!("made so far: {}", list(&known)),
+        };
+        reader.report(spot, "made by no step", message, help);
+    }
+}
