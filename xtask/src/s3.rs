@@ -43,7 +43,7 @@ pub(crate) fn program() -> Result<PathBuf> {
 /// The server as a daemon of a sandbox.
 pub(crate) fn daemon(folders: &Folders, password: &str) -> Result<Daemon> {
     let data = folders.data().join("s3");
-    fs::create_dir_all(data.join(BUCKET))?;
+    fs::create_dir_all(folders.disk.join("s3").join(BUCKET))?;
     let program = program()?;
     let argv = [
         "env".into(),
