@@ -200,7 +200,9 @@ fn read_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, 
     }
     match Size::deserialize(deserializer)? {
         Size::Bytes(bytes) => Ok(Some(bytes)),
-        Size::Text(text) => parse_size(&text).map(Some).map_err(serde::de::Error::custom),
+        Size::Text(text) => parse_size(&text)
+            .map(Some)
+            .map_err(|why| serde::de::Error::custom(format!("{text:?} is not a size: {why}"))),
     }
 }
 

@@ -186,12 +186,14 @@ mod tests {
             let order = in_order(&config, |name| variables.contains(&name));
             order.into_iter().map(Known::name).collect::<Vec<_>>()
         };
-        assert_eq!(order("", &[]), ["docker", "podman"]);
-        assert_eq!(order("", &["CONTAINER_HOST"]), ["podman", "docker"]);
-        assert_eq!(order("[podman]\nhost = 'unix:///p'", &[]), ["podman", "docker"]);
+        assert_eq!(order("", &[]), ["docker", "podman", "containerd"]);
+        assert_eq!(order("", &["CONTAINER_HOST"]), ["podman", "docker", "containerd"]);
+        let placed = "[podman]\nhost = 'unix:///p'";
+        assert_eq!(order(placed, &[]), ["podman", "docker", "containerd"]);
+        assert_eq!(order(placed, &["DOCKER_HOST"]), ["docker", "podman", "containerd"]);
         assert_eq!(
-            order("[podman]\nhost = 'unix:///p'", &["DOCKER_HOST"]),
-            ["docker", "podman"]
+            order("[containerd]\naddress = '/c'", &[]),
+            ["containerd", "docker", "podman"]
         );
     }
 }

@@ -71,7 +71,7 @@ impl ContainerdConfig {
             return Err(Error::invalid(format!(
                 "containerd's address {address:?} is not one that this driver can reach"
             ))
-            .with_hint("write the absolute path of its socket"));
+            .with_hint("write the absolute path of its socket, as /PATH or unix:///PATH"));
         }
         Ok(path.into())
     }

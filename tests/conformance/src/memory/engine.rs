@@ -88,6 +88,7 @@ impl MemoryEngine {
         capabilities.exec = true;
         capabilities.import_image = true;
         capabilities.exact_volumes = true;
+        capabilities.any_file = true;
         capabilities.insecure_pull = true;
         capabilities
     };
