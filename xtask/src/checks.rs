@@ -48,28 +48,32 @@ pub(crate) fn run() -> Result<ExitCode> {
         .iter()
         .try_for_each(|(driver, engine)| packages::prepare_tests(*driver, *engine))?;
 
-    let mut stages = Vec::new();
+    let (mut stages, mut built) = (Vec::new(), None);
     for (name, args) in STATIC {
         stages.push(stage(name, || {
             process::run(&mut cargo(args)).map(|()| Outcome::default())
         })?);
     }
-    // What needs an engine is for the stages with one.
-    let mut tests = cargo("test --workspace --no-fail-fast --exclude=orchestra-e2e");
-    for (driver, _) in &tested {
-        tests.arg(format!("--exclude={}", driver.package()));
+    stages.push(stage("build", || {
+        built = Some(e2e::Programs::build()?);
+        Ok(Outcome::default())
+    })?);
+    if let Some(programs) = &built {
+        stages.push(stage("unit tests", || programs.run_without_engine(&tested))?);
     }
-    stages.push(stage("unit and doc tests", || results::run_tests(&mut tests))?);
+    stages.push(stage("examples in documentation", || {
+        results::run_tests(&mut cargo("test --workspace --doc --no-fail-fast"))
+    })?);
     stages.push(stage("documentation", || {
         let mut doc = cargo("doc --workspace --no-deps");
         process::run(doc.env("RUSTDOCFLAGS", "--deny=warnings")).map(|()| Outcome::default())
     })?);
-    for (driver, engine) in tested {
-        stages.push(stage(&format!("{driver} of {engine}"), || {
-            let orchestra = e2e::build(driver)?;
-            let environment = Environment::start(driver, engine)?;
-            e2e::run(&environment, driver, &orchestra, &[])
-        })?);
+    if let Some(programs) = &built {
+        for (driver, engine) in tested {
+            stages.push(stage(&format!("{driver} of {engine}"), || {
+                programs.run(&Environment::start(driver, engine)?, driver, &[])
+            })?);
+        }
     }
     Ok(report(&stages))
 }

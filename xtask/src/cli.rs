@@ -133,8 +133,8 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         Command::Test => return checks::run(),
         Command::E2e { target, args } => {
             packages::prepare_tests(target.driver, target.engine())?;
-            let orchestra = e2e::build(target.driver)?;
-            e2e::run(&target.start()?, target.driver, &orchestra, &args)?.into_result()?;
+            let programs = e2e::Programs::build()?;
+            programs.run(&target.start()?, target.driver, &args)?.into_result()?;
         }
         Command::Matrix { drivers, args } => return matrix::run(&drivers, &args),
         Command::Bench { target, args } => {

@@ -1,41 +1,63 @@
 //! The conformance suite, the end-to-end tests of the binary and the driver's own tests, on one engine.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
 
 use crate::{
-    cargo::{self, cargo},
-    engine::Driver,
+    cargo::{Built, TestProgram},
+    engine::{Driver, Engine},
     environment::Environment,
-    fixtures, process,
+    process,
     results::{self, Outcome},
     term,
 };
 
-/// The packages whose tests need an engine.
-fn packages(driver: Driver) -> [String; 2] {
-    ["orchestra-e2e", driver.package()].map(|package| format!("--package={package}"))
+/// The package of the tests that any engine is put to.
+pub(crate) const PACKAGE: &str = "orchestra-e2e";
+/// That of the suite among its tests.
+pub(crate) const SUITE: &str = "tests/conformance.rs";
+
+/// What runs on an engine.
+#[derive(Debug)]
+pub(crate) struct Programs {
+    built: Built,
 }
 
-/// Builds the tests and the binary, and returns the binary. That is done outside of the environment, whose
-/// network has no package registry.
-pub(crate) fn build(driver: Driver) -> Result<PathBuf> {
-    term::step("build orchestra and its end-to-end tests", || {
-        process::run(cargo("test --no-run").args(packages(driver)))?;
-        cargo::executable("build --package=orchestra-cli")
-    })
-}
+impl Programs {
+    /// Builds the tests and the binary. That is done outside of the environment, whose network has no package registry.
+    pub(crate) fn build() -> Result<Self> {
+        term::step("build orchestra and its tests", Built::make).map(|built| Self { built })
+    }
 
-/// Runs the tests against the environment's engine.
-pub(crate) fn run(environment: &Environment, driver: Driver, orchestra: &Path, args: &[String]) -> Result<Outcome> {
-    let mut command = environment.command("cargo");
-    command
-        .args(["test", "--offline", "--no-fail-fast"])
-        .args(packages(driver))
-        .arg("--")
-        .args(args)
-        .current_dir(fixtures::repository())
-        .env("ORCHESTRA_BIN", orchestra);
-    results::run_tests(&mut command)
+    /// The command itself.
+    pub(crate) fn orchestra(&self) -> Result<&Path> {
+        self.built.program("orchestra")
+    }
+
+    /// The tests of the driver and of all engines.
+    pub(crate) fn tests(&self, driver: Driver) -> Vec<TestProgram> {
+        self.built
+            .tests_of(|package| package == PACKAGE || package == driver.package())
+    }
+
+    /// Runs the tests of the workspace that need no engine, as those do that are [run](Self::run) on one of these.
+    pub(crate) fn run_without_engine(&self, tested: &[(Driver, Engine)]) -> Result<Outcome> {
+        let on_engine = |package: &str| {
+            let mut drivers = tested.iter().map(|(driver, _)| driver.package());
+            package == PACKAGE || drivers.any(|driver| driver == package)
+        };
+        let tests = self.built.tests_of(|package| !on_engine(package));
+        results::run_programs(&tests, &[], |program| process::command(program))
+    }
+
+    /// Runs all of them against the environment's engine.
+    pub(crate) fn run(&self, environment: &Environment, driver: Driver, args: &[String]) -> Result<Outcome> {
+        let orchestra = self.orchestra()?;
+        results::run_programs(&self.tests(driver), args, |program| {
+            let mut command = environment.command(program);
+            command.env("ORCHESTRA_BIN", orchestra);
+            command
+        })
+    }
 }

@@ -58,23 +58,18 @@ struct Cell {
 
 fn cell(driver: Driver, engine: Engine, args: &[String]) -> Result<Cell> {
     packages::prepare(driver, engine)?;
-    let orchestra = e2e::build(driver)?;
+    let programs = e2e::Programs::build()?;
+    let orchestra = programs.orchestra()?;
     let environment = Environment::start(driver, engine)?;
     let mut doctor = environment.command(&orchestra.display().to_string());
     let told = process::output(doctor.args(["doctor", "--json", "--driver", driver.name()]))?;
     let told: Value = serde_json::from_str(&told).context("the doctor's answer is no JSON")?;
     let version = told["engine"]["engine_version"].as_str().unwrap_or("?");
-    let mut suite = environment.command("cargo");
-    suite
-        .args([
-            "test",
-            "--offline",
-            "--package=orchestra-e2e",
-            "--test=conformance",
-            "--",
-        ])
-        .args(args)
-        .current_dir(crate::fixtures::repository());
+    let tests = programs.tests(driver);
+    let suite = tests.iter().find(|test| test.is_of(e2e::SUITE));
+    let suite = suite.context("the workspace has no conformance suite")?;
+    let mut suite = suite.command(|program| environment.command(program));
+    suite.args(args);
     let (outcome, output) = results::run_tests_and_tell(&mut suite)?;
     Ok(Cell {
         text: summary(version, &outcome, &output),

@@ -4,7 +4,7 @@ use std::{fmt, iter::Sum, ops::Add, process::Command};
 
 use anyhow::{Result, bail};
 
-use crate::process;
+use crate::{cargo::TestProgram, process, term};
 
 /// How many tests passed, failed and were skipped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,7 +88,26 @@ pub(crate) fn run_tests(command: &mut Command) -> Result<Outcome> {
     run_tests_and_tell(command).map(|(outcome, _)| outcome)
 }
 
-/// The same, with what was written to standard output.
+/// Runs each of the programs with these arguments, whatever came of the others. `start` makes the command of a program.
+pub(crate) fn run_programs(
+    programs: &[TestProgram],
+    args: &[String],
+    start: impl Fn(&str) -> Command,
+) -> Result<Outcome> {
+    let (mut counts, mut failures) = (Counts::default(), Vec::new());
+    for program in programs {
+        term::note(&format!("tests of {}", program.name()));
+        let (status, output) = process::tee(program.command(&start).args(args))?;
+        counts = counts + Counts::parse(&output);
+        if !status.success() {
+            failures.push(format!("{}: {status}", program.name()));
+        }
+    }
+    let failure = (!failures.is_empty()).then(|| failures.join(", "));
+    Ok(judge(counts, failure))
+}
+
+/// As [`run_tests`], with what was written to standard output.
 pub(crate) fn run_tests_and_tell(command: &mut Command) -> Result<(Outcome, String)> {
     let (status, output) = process::tee(command)?;
     let failure = process::succeeded(command, status).err().map(|error| error.to_string());
