@@ -127,6 +127,9 @@ pub(crate) fn checked(source: ByteStream, devices: bool) -> ByteStream {
 }
 
 #[cfg(test)]
+mod hostile;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use futures_util::TryStreamExt;

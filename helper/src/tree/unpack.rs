@@ -165,18 +165,18 @@ impl Member {
                 b'g' => global.extend(format::parse_records(&input.extension(header.size)?)?),
                 b'L' => long_name = Some(text(input.extension(header.size)?)),
                 b'K' => long_link = Some(text(input.extension(header.size)?)),
-                // The volume's label.
-                b'V' => input.skip(header.size.next_multiple_of(BLOCK as u64))?,
+                // The volume's label. What was said of it ends with it.
+                b'V' => {
+                    let mut label = Self::of(header);
+                    label.apply(std::mem::take(&mut records).into_iter())?;
+                    input.skip(label.header.size.next_multiple_of(BLOCK as u64))?;
+                    (long_name, long_link) = (None, None);
+                }
                 b'M' => return Err(TreeError::invalid("it goes on in another volume")),
                 _ => {
                     header.name = long_name.unwrap_or(header.name);
                     header.link = long_link.unwrap_or(header.link);
-                    let mut member = Self {
-                        header,
-                        nanoseconds: 0,
-                        xattrs: Vec::new(),
-                        sparse: None,
-                    };
+                    let mut member = Self::of(header);
                     member.apply(global.iter().cloned().chain(records))?;
                     if member.header.kind == b'S' {
                         member.old_sparse(&block, input)?;
@@ -184,6 +184,16 @@ impl Member {
                     return member.settled().map(Some);
                 }
             }
+        }
+    }
+
+    /// One of which its header says all.
+    fn of(header: Header) -> Self {
+        Self {
+            header,
+            nanoseconds: 0,
+            xattrs: Vec::new(),
+            sparse: None,
         }
     }
 
@@ -222,6 +232,9 @@ impl Member {
                     }
                 }
             }
+        }
+        if i64::try_from(self.header.size).is_err() {
+            return Err(TreeError::invalid("a member's size is none that a file can have"));
         }
         self.header.name = real_name.unwrap_or_else(|| std::mem::take(&mut self.header.name));
         if is_sparse {

@@ -25,6 +25,9 @@ const SPARSE_NAME: &[u8] = b"GNU.sparse.name";
 /// Largest extension that is taken into memory; Go's `archive/tar`, with which docker reads tars, has the same bound.
 const MAX_EXTENSION: u64 = 1 << 20;
 
+/// Largest size that a file can have.
+const MAX_SIZE: u64 = i64::MAX as u64;
+
 /// Pieces that wait in a [`pipe`].
 const PIECES: usize = 4;
 
@@ -265,7 +268,9 @@ impl TarReader {
             let kind = header.entry_type();
             head.push(block);
             if kind.is_pax_global_extensions() {
-                head.extend(self.extension(size).await?.1);
+                let (body, blocks) = self.extension(size).await?;
+                self.check_global(&body)?;
+                head.extend(blocks);
                 continue;
             }
             if kind.is_pax_local_extensions() || kind.is_gnu_longname() || kind.is_gnu_longlink() {
@@ -281,9 +286,11 @@ impl TarReader {
                 continue;
             }
             // Sparse maps of GNU's old form go on in further blocks, which no size counts.
-            let mut more = header
-                .as_gnu()
-                .is_some_and(|gnu| kind.is_gnu_sparse() && gnu.is_extended());
+            let mut more = kind.is_gnu_sparse()
+                && header
+                    .as_gnu()
+                    .ok_or_else(|| self.broken("a sparse member is not of GNU's form"))?
+                    .is_extended();
             while more {
                 let block = self
                     .block(false)
@@ -306,6 +313,9 @@ impl TarReader {
                     .ok_or_else(|| self.broken("a member's size can't be read"))?,
                 None => size,
             };
+            if size > MAX_SIZE {
+                return Err(self.broken("a member's size is none that a file can have"));
+            }
             // As Go's `archive/tar` has it: these have no content, whatever their size says.
             let size = match kind {
                 EntryType::Link
@@ -398,6 +408,18 @@ impl TarReader {
             bytes.extend_from_slice(&self.piece.split_to(part));
         }
         Ok(bytes.freeze())
+    }
+
+    /// Refuses records for all members that change where one ends or what it is called: some readers heed them, Go's
+    /// `archive/tar` does not, and what one takes for content is a member to the other.
+    fn check_global(&self, body: &[u8]) -> Result<()> {
+        let records = parse_records(body).ok_or_else(|| self.broken("an extended header can't be read"))?;
+        let of_one_member =
+            |key: &[u8]| matches!(key, b"size" | b"path" | b"linkpath") || key.starts_with(b"GNU.sparse.");
+        if records.iter().any(|(key, _)| of_one_member(key)) {
+            return Err(self.broken("a global header has a record that is of one member alone"));
+        }
+        Ok(())
     }
 
     /// An extension's body, and the blocks that it came in.
@@ -671,6 +693,34 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::InvalidInput);
             assert!(error.message().contains(why), "{error}");
         }
+        let global = |key: &[u8]| {
+            let body = record(key, b"0");
+            let head = Head {
+                kind: EntryType::XGlobalHeader,
+                ..Head::file(body.len() as u64)
+            };
+            [
+                head.blocks("g"),
+                vec![padded(&body)],
+                Head::file(0).blocks("f"),
+                vec![END],
+            ]
+            .concat()
+            .concat()
+        };
+        assert_eq!(members(&global(b"comment")).await.unwrap().len(), 1);
+        for key in [&b"size"[..], b"path", b"linkpath", b"GNU.sparse.name"] {
+            let error = members(&global(key)).await.unwrap_err();
+            assert!(error.message().contains("of one member alone"), "{error}");
+        }
+        let endless = [Head::file(u64::MAX).blocks("endless"), vec![END]].concat().concat();
+        assert!(
+            members(&endless)
+                .await
+                .unwrap_err()
+                .message()
+                .contains("none that a file can have")
+        );
         let mut huge = Head {
             kind: EntryType::XHeader,
             ..Head::file(2 << 20)
