@@ -15,6 +15,8 @@ const MIN_CHUNK: usize = 4 << 10;
 const AVERAGE_CHUNK: usize = 16 << 10;
 /// How much is cut at once.
 const WINDOW: usize = 1 << 20;
+/// How much more than a window there is room for: what the last one left, and a piece.
+const ROOM: usize = 1 << 20;
 
 /// Most chunks that are looked up: 32 MiB of table. What is beyond is sent again.
 pub(super) const MAX_KNOWN: usize = 1 << 19;
@@ -25,6 +27,8 @@ struct Place {
     segment: u32,
     offset: u32,
     length: u32,
+    /// Where it is among [`Known::expected`]; beyond its end if it is not.
+    expected: u32,
 }
 
 /// Where the segments of a [`Place`] are: those that were known before, then the new ones.
@@ -35,9 +39,23 @@ const NEW: u32 = 1 << 31;
 pub(super) struct Known {
     places: HashMap<Hash, Place>,
     segments: Vec<((Hash, u64), Segment)>,
+    /// The chunks of the cache as it was, in their order: most of them are likely to come again.
+    expected: Vec<(Hash, u32)>,
 }
 
 impl Known {
+    /// Takes up the chunks of the cache as it was; those that follow one another are expected to do so again.
+    pub(super) fn expect(&mut self, manifest: &Manifest, usable: impl Fn(&Hash, u64) -> bool) {
+        let chunks = manifest.chunks.iter().take(MAX_KNOWN);
+        self.expected = chunks.map(|chunk| (chunk.hash, chunk.length)).collect();
+        self.add(manifest, usable);
+        for (at, (hash, _)) in self.expected.iter().enumerate().rev() {
+            if let Some(place) = self.places.get_mut(hash) {
+                place.expected = number(at);
+            }
+        }
+    }
+
     /// Takes up the chunks of a manifest, those in packs that `usable` refuses excepted; false when it is full.
     pub(super) fn add(&mut self, manifest: &Manifest, usable: impl Fn(&Hash, u64) -> bool) -> bool {
         let usable: Vec<bool> = manifest.packs.iter().map(|(pack, size)| usable(pack, *size)).collect();
@@ -55,6 +73,7 @@ impl Known {
                     segment: first + chunk.segment,
                     offset: chunk.offset,
                     length: chunk.length,
+                    expected: u32::MAX,
                 });
             }
         }
@@ -97,12 +116,13 @@ pub(super) fn chunk(
     let mut work = Work {
         chunks: Vec::new(),
         known,
+        next: 0,
         segment: Vec::with_capacity(MAX_SEGMENT),
         sent: 0,
         size: 0,
         new: 0,
     };
-    let mut window: Vec<u8> = Vec::with_capacity(2 * WINDOW);
+    let mut window: Vec<u8> = Vec::with_capacity(WINDOW + ROOM);
     loop {
         let piece = pieces.blocking_recv();
         if let Some(piece) = &piece {
@@ -111,14 +131,22 @@ pub(super) fn chunk(
                 continue;
             }
         }
+        let cutter = FastCDC::new(&window, MIN_CHUNK, AVERAGE_CHUNK, MAX_CHUNK);
         let mut done = 0;
-        for chunk in FastCDC::new(&window, MIN_CHUNK, AVERAGE_CHUNK, MAX_CHUNK) {
-            let end = chunk.offset + chunk.length;
+        loop {
+            let left = window.len() - done;
             // Where the window ends is no place to cut, unless the content ends there.
-            if piece.is_some() && end == window.len() {
+            if left == 0 || (left < MAX_CHUNK && piece.is_some()) {
                 break;
             }
-            work.take(&window[chunk.offset..end], segments)?;
+            let end = match work.expected(&window[done..]) {
+                Some(length) => done + length,
+                None => {
+                    let (_, end) = cutter.cut(done, left);
+                    work.take(&window[done..end], segments)?;
+                    end
+                }
+            };
             done = end;
         }
         window.drain(..done);
@@ -137,6 +165,8 @@ pub(super) fn chunk(
 struct Work {
     chunks: Vec<(Hash, Place)>,
     known: Known,
+    /// Which of the expected chunks comes next, if it goes on as before.
+    next: usize,
     segment: Vec<u8>,
     sent: u32,
     size: u64,
@@ -144,11 +174,29 @@ struct Work {
 }
 
 impl Work {
+    /// Takes the chunk that came at this place before, if it is there again, and says how long it is: where its end is
+    /// need not be looked for, which is most of the work.
+    fn expected(&mut self, content: &[u8]) -> Option<usize> {
+        let (hash, length) = *self.known.expected.get(self.next)?;
+        let chunk = content.get(..length as usize)?;
+        let place = self.known.places.get(&hash).filter(|place| place.length == length);
+        let Some(place) = place.filter(|_| Hash::of(chunk) == hash) else {
+            // Until a chunk comes that was there before.
+            self.next = usize::MAX;
+            return None;
+        };
+        self.chunks.push((hash, *place));
+        self.size += u64::from(length);
+        self.next += 1;
+        Some(chunk.len())
+    }
+
     fn take(&mut self, chunk: &[u8], segments: &mpsc::Sender<Vec<u8>>) -> Option<()> {
         let (hash, length) = (Hash::of(chunk), number(chunk.len()));
         self.size += u64::from(length);
         if let Some(place) = self.known.places.get(&hash).filter(|place| place.length == length) {
             self.chunks.push((hash, *place));
+            self.next = (place.expected as usize).saturating_add(1);
             return Some(());
         }
         if self.segment.len() + chunk.len() > MAX_SEGMENT {
@@ -158,6 +206,7 @@ impl Work {
             segment: NEW | self.sent,
             offset: number(self.segment.len()),
             length,
+            expected: u32::MAX,
         };
         self.segment.extend_from_slice(chunk);
         self.new += u64::from(length);

@@ -6,6 +6,7 @@
 mod chunker;
 mod error;
 mod open;
+mod packs;
 mod persist;
 mod prune;
 mod restore;

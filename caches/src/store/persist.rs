@@ -3,13 +3,12 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::{Bytes, BytesMut};
-use futures_util::{StreamExt, TryFutureExt, TryStreamExt};
+use bytes::Bytes;
+use futures_util::TryFutureExt;
 use object_store::path::Path;
 use orchestra::tar;
 use orchestra::{ByteStream, Error, ErrorKind, Result};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::chunker::{Known, chunk};
@@ -17,14 +16,8 @@ use super::error::missing;
 use super::{CONDEMNED, ENTRIES, PACKS, Store, blocking, manifest_path, name_of, pack_path};
 use crate::CacheKey;
 use crate::archive::{Checked, Devices};
-use crate::format::{Entry, Hash, Manifest, Segment, number};
+use crate::format::{Entry, Hash, Manifest};
 
-/// A pack is sent when it is this large: few requests, and few of it in memory.
-const PACK: usize = 8 << 20;
-/// How many packs are on their way at once.
-const UPLOADS: usize = 2;
-/// How many segments are compressed at once.
-const COMPRESSORS: usize = 2;
 /// Pieces of the tar that wait for the chunker.
 const PIECES: usize = 4;
 /// How many other caches are looked at for chunks that they share.
@@ -66,13 +59,6 @@ pub struct Persisted {
 struct Fed {
     left_out: u64,
     waited: Duration,
-}
-
-/// What was sent: for each new segment its pack and place, and the bytes of all packs.
-#[derive(Default)]
-struct Sent {
-    segments: Vec<((Hash, u64), Segment)>,
-    bytes: u64,
 }
 
 impl Store {
@@ -183,7 +169,7 @@ impl Store {
             match self.load_manifest(&old.manifest).await {
                 Ok(manifest) => {
                     whole = manifest.packs.iter().all(|(pack, size)| usable(pack, *size));
-                    known.add(&manifest, usable);
+                    known.expect(&manifest, usable);
                 }
                 Err(error) if error.kind() == ErrorKind::Protocol => {}
                 Err(error) => return Err(error),
@@ -214,72 +200,6 @@ impl Store {
             }
         }
         Ok((known, whole))
-    }
-
-    /// Compresses segments and sends them in packs.
-    async fn send_packs(&self, segments: mpsc::Receiver<Vec<u8>>, packs: &HashMap<Hash, u64>) -> Result<Sent> {
-        let level = self.0.level;
-        let segments = futures_util::stream::unfold(segments, |mut segments| async {
-            segments.recv().await.map(|segment| (segment, segments))
-        });
-        let mut compressed = segments
-            .map(|segment| async move {
-                let work =
-                    blocking(move || zstd::bulk::compress(&segment, level).map(|packed| (packed, segment.len())));
-                work.await?.map_err(|error| Error::io("compress a segment", error))
-            })
-            .buffered(COMPRESSORS)
-            .boxed();
-        let mut sent = Sent::default();
-        let mut uploads: JoinSet<Result<()>> = JoinSet::new();
-        let mut pack = BytesMut::with_capacity(PACK);
-        let mut waiting = Vec::new();
-        loop {
-            let next = compressed.try_next().await?;
-            let full = next.as_ref().is_none_or(|(packed, _)| pack.len() + packed.len() > PACK);
-            if full && !pack.is_empty() {
-                let bytes = std::mem::replace(&mut pack, BytesMut::with_capacity(PACK)).freeze();
-                let name = self.upload(bytes.clone(), &mut uploads, packs).await?;
-                let size = bytes.len() as u64;
-                sent.bytes += size;
-                sent.segments
-                    .extend(waiting.drain(..).map(|segment| ((name, size), segment)));
-            }
-            let Some((packed, raw)) = next else { break };
-            waiting.push(Segment {
-                pack: 0,
-                offset: pack.len() as u64,
-                stored: number(packed.len()),
-                raw: number(raw),
-            });
-            pack.extend_from_slice(&packed);
-        }
-        while let Some(done) = uploads.join_next().await {
-            finished(done)?;
-        }
-        Ok(sent)
-    }
-
-    /// Begins to send a pack, once there is room; returns its name.
-    async fn upload(
-        &self,
-        bytes: Bytes,
-        uploads: &mut JoinSet<Result<()>>,
-        packs: &HashMap<Hash, u64>,
-    ) -> Result<Hash> {
-        while uploads.len() >= UPLOADS {
-            if let Some(done) = uploads.join_next().await {
-                finished(done)?;
-            }
-        }
-        let hashed = bytes.clone();
-        let name = blocking(move || Hash::of(&hashed)).await?;
-        // Someone else sent the same content at the same time.
-        if packs.get(&name) != Some(&(bytes.len() as u64)) || self.bad_packs().contains(&name) {
-            let store = self.clone();
-            uploads.spawn(async move { store.put(&pack_path(&name), bytes).await });
-        }
-        Ok(name)
     }
 
     /// Takes back the condemnation of what this cache relies on, as long as nothing of it is gone.
@@ -330,10 +250,6 @@ fn gone(object: &Path) -> Error {
     )
     .retryable(true)
     .with_hint("the next persist sends it again")
-}
-
-fn finished(done: Result<Result<()>, tokio::task::JoinError>) -> Result<()> {
-    done.map_err(|error| Error::new(ErrorKind::Cancelled, format!("the runtime ended the upload: {error}")))?
 }
 
 fn now() -> u64 {

@@ -52,8 +52,8 @@ impl Store {
                 .boxed();
             let mut waiting = VecDeque::new();
             let mut kept = Kept::default();
-            for chunk in &plan.manifest.chunks {
-                while kept.use_again(chunk.segment).is_none() {
+            for (segment, range) in plan.pieces() {
+                while !kept.has(segment) {
                     while waiting.is_empty() {
                         let next = loaded.try_next().await;
                         let next = next.map_err(|error| error.with("key", &key))?;
@@ -63,9 +63,8 @@ impl Store {
                         kept.keep(segment, bytes);
                     }
                 }
-                if let Some(bytes) = kept.use_again(chunk.segment) {
-                    let end = (chunk.offset + chunk.length) as usize;
-                    sink.send(bytes.slice(chunk.offset as usize..end)).await?;
+                if let Some(bytes) = kept.use_again(segment) {
+                    sink.send(bytes.slice(range)).await?;
                 }
             }
             Ok(())
@@ -142,12 +141,12 @@ impl Plan {
     pub(super) fn loads(&self) -> Vec<Load> {
         let mut loads: Vec<Load> = Vec::new();
         let mut kept = Kept::default();
-        for chunk in &self.manifest.chunks {
-            if kept.use_again(chunk.segment).is_some() {
+        for (number, _) in self.pieces() {
+            if kept.use_again(number).is_some() {
                 continue;
             }
-            kept.keep(chunk.segment, Bytes::new());
-            let segment = &self.manifest.segments[chunk.segment as usize];
+            kept.keep(number, Bytes::new());
+            let segment = &self.manifest.segments[number as usize];
             let (pack, _) = self.manifest.packs[segment.pack as usize];
             let range = segment.offset..segment.offset + u64::from(segment.stored);
             match loads.last_mut() {
@@ -159,17 +158,30 @@ impl Plan {
                 {
                     last.range.end = range.end;
                     last.raw += u64::from(segment.raw);
-                    last.segments.push(chunk.segment);
+                    last.segments.push(number);
                 }
                 _ => loads.push(Load {
                     pack,
                     range,
-                    segments: vec![chunk.segment],
+                    segments: vec![number],
                     raw: segment.raw.into(),
                 }),
             }
         }
         loads
+    }
+
+    /// The content in its order: segments, and what of them. Chunks that are neighbours there are one piece.
+    fn pieces(&self) -> impl Iterator<Item = (u32, Range<usize>)> {
+        let mut chunks = self.manifest.chunks.iter().peekable();
+        std::iter::from_fn(move || {
+            let first = chunks.next()?;
+            let mut end = first.offset + first.length;
+            while let Some(next) = chunks.next_if(|next| next.segment == first.segment && next.offset == end) {
+                end += next.length;
+            }
+            Some((first.segment, first.offset as usize..end as usize))
+        })
     }
 
     fn unpack(&self, load: &Load, bytes: &Bytes) -> Result<Vec<(u32, Bytes)>> {
@@ -213,6 +225,10 @@ struct Kept {
 }
 
 impl Kept {
+    fn has(&self, segment: u32) -> bool {
+        self.segments.contains_key(&segment)
+    }
+
     fn use_again(&mut self, segment: u32) -> Option<Bytes> {
         let (bytes, used) = self.segments.get_mut(&segment)?;
         self.uses += 1;
