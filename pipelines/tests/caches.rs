@@ -201,3 +201,78 @@ async fn a_step_that_fails_leaves_the_cache_that_was_there() {
     let (output, _, _) = run_with(COUNT, engine().driver(), options(folder.path())).await;
     assert_eq!(output, "x\nx\n");
 }
+
+/// A step with this cache at `state`: it lists what it finds, adds a line to `keep/who` there, shows it, and makes `drop`.
+fn with_cache(settings: &str) -> String {
+    format!(
+        "
+plan:
+  - task: count
+    image: busybox
+    config:
+      caches: [{{ path: state, {settings} }}]
+      run: {{ path: sh, args: [-c, 'ls state; mkdir -p state/keep; echo x >> state/keep/who; echo y > state/drop; cat state/keep/who'] }}
+"
+    )
+}
+
+async fn run_in(folder: &Path, settings: &str) -> (String, Vec<String>, RunReport) {
+    let (output, caches, report) = run_with(&with_cache(settings), engine().driver(), options(folder)).await;
+    assert_eq!(report.status, Status::Succeeded, "{report:#?}");
+    (output.split_whitespace().collect::<Vec<_>>().join(" "), caches, report)
+}
+
+#[tokio::test]
+async fn a_policy_of_a_cache_restores_or_persists_it_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (output, caches, _) = run_in(folder.path(), "policy: pull").await;
+    assert_eq!((output.as_str(), &caches[1..]), ("x", &["count missed".to_owned()][..]));
+    run_in(folder.path(), "policy: push").await;
+    let (output, caches, _) = run_in(folder.path(), "policy: push").await;
+    assert_eq!(output, "x");
+    assert!(caches[1..] == ["count unchanged"], "{caches:?}");
+    for _ in 0..2 {
+        let (output, caches, _) = run_in(folder.path(), "policy: pull").await;
+        assert_eq!(output, "drop keep x x");
+        assert_eq!(caches[1..], ["count restored ci.yml/ci/-/workspace/state true"]);
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_is_not_trusted_restores_whatever_its_pipeline_says() {
+    let folder = tempfile::tempdir().unwrap();
+    run_in(folder.path(), "policy: pull-push").await;
+    let mut options = options(folder.path());
+    options.caches.as_mut().unwrap().options.policy = orchestra_caches::Policy::Pull;
+    for policy in ["pull-push", "push"] {
+        let text = with_cache(&format!("policy: {policy}"));
+        let (_, caches, report) = run_with(&text, engine().driver(), options.clone()).await;
+        assert_eq!(report.status, Status::Succeeded);
+        assert!(
+            !caches
+                .iter()
+                .any(|what| what.ends_with("persisted") || what.ends_with("unchanged")),
+            "{caches:?}"
+        );
+    }
+    let (output, ..) = run_in(folder.path(), "policy: pull").await;
+    assert_eq!(output, "drop keep x x");
+}
+
+#[tokio::test]
+async fn only_the_paths_of_a_cache_are_persisted_and_none_that_is_too_large() {
+    let folder = tempfile::tempdir().unwrap();
+    run_in(folder.path(), "paths: [keep]").await;
+    let (output, _, report) = run_in(folder.path(), "policy: pull").await;
+    assert_eq!(output, "keep x x", "{report:#?}");
+    let (_, caches, report) = run_in(folder.path(), "size_limit: 1KB").await;
+    assert!(caches.last().unwrap().contains("limit of 1000 bytes"), "{caches:?}");
+    assert!(
+        report.warnings[0].contains("count: the cache state was not persisted; the one in the store stays"),
+        "{:?}",
+        report.warnings
+    );
+    // It is the old one still.
+    let (output, ..) = run_in(folder.path(), "policy: pull").await;
+    assert_eq!(output, "keep x x");
+}

@@ -41,7 +41,21 @@ impl S3 {
         options
     }
 
-    async fn proxy(&self) -> FaultProxy {
+    /// What tells `orchestra` of a store of its own.
+    pub(crate) fn environment(&self, prefix: &str) -> Vec<(String, String)> {
+        let settings = [
+            ("STORE", self.options(prefix).url),
+            ("ENDPOINT", self.endpoint.clone()),
+            ("REGION", "us-east-1".to_owned()),
+            ("ACCESS_KEY_ID", self.user.clone()),
+            ("SECRET_ACCESS_KEY", self.password.clone()),
+        ];
+        settings
+            .map(|(name, value)| (format!("ORCHESTRA_CACHES__{name}"), value))
+            .into()
+    }
+
+    pub(crate) async fn proxy(&self) -> FaultProxy {
         FaultProxy::start(self.endpoint.trim_start_matches("http://"))
             .await
             .unwrap()
@@ -206,14 +220,8 @@ pub(crate) async fn a_slow_server_is_waited_for(_: &Fixture) {
 pub(crate) async fn a_cache_goes_through_a_bucket(fixture: &Fixture) {
     let s3 = S3::from_env().unwrap();
     let dir = Dir::with([("ci.yml", counting(fixture))]);
-    let store = s3.options("run").url;
-    let environment = [
-        ("ORCHESTRA_CACHES__STORE", store.as_str()),
-        ("ORCHESTRA_CACHES__ENDPOINT", s3.endpoint.as_str()),
-        ("ORCHESTRA_CACHES__REGION", "us-east-1"),
-        ("ORCHESTRA_CACHES__ACCESS_KEY_ID", s3.user.as_str()),
-        ("ORCHESTRA_CACHES__SECRET_ACCESS_KEY", s3.password.as_str()),
-    ];
+    let environment = s3.environment("run");
+    let environment: Vec<(&str, &str)> = environment.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
     says(&run(fixture, &dir, &environment, &["run", "ci.yml"]), &["count | 1"]);
     let second = run(fixture, &dir, &environment, &["run", "ci.yml"]);
     says(&second, &["count cache state: hit", "count | 2"]);

@@ -10,6 +10,7 @@ mod bucket;
 mod builds;
 mod engines;
 mod runs;
+mod trouble;
 
 use std::future::Future;
 
@@ -20,6 +21,7 @@ use bucket::*;
 use builds::*;
 use engines::*;
 use runs::*;
+use trouble::*;
 
 fn main() {
     let arguments = Arguments::from_args();
@@ -40,6 +42,7 @@ fn main() {
         a_run_without_caches_leaves_the_store_alone,
         the_store_is_looked_after_by_the_command,
         a_store_that_does_not_work_leaves_a_green_run,
+        a_store_that_is_full_or_read_only_keeps_what_it_has,
         a_builds_layers_come_back_exactly,
     ];
     if S3::from_env().is_some() {
@@ -52,6 +55,9 @@ fn main() {
             a_slow_server_is_waited_for,
             a_cache_goes_through_a_bucket,
             credentials_of_a_bucket_may_be_secrets,
+            whatever_a_bucket_does_costs_a_run_a_bounded_delay,
+            two_runs_persist_one_key_at_once,
+            a_run_that_is_killed_while_it_persists_leaves_the_old_cache_or_the_new,
         ]);
     } else {
         println!("no S3 server is given: its cases are left out");

@@ -98,7 +98,35 @@ pub(crate) async fn the_store_is_looked_after_by_the_command(fixture: &Fixture) 
     );
     std::fs::write(dir.file("no.tar"), "this is no tar").unwrap();
     assert_eq!(caches(&["import", "copy", "no.tar"]).code, 2);
+    let listed = caches(&["list", "--json"]);
+    let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!(listed[0]["key"], "copy");
+    assert_eq!(
+        (&listed[1]["key"], &listed[1]["size"]),
+        (&json!(name), &listed[0]["size"])
+    );
+    says(&caches(&["list", "co"]), &["copy"]);
+    // Through pipes, and into a store of another place.
+    let piped = caches(&["export", name, "-"]);
+    assert!(
+        piped.code == 0 && piped.stdout.windows(5).any(|part| part == b"ustar"),
+        "{piped}"
+    );
+    let elsewhere = format!("--store=file://{}", dir.file("elsewhere").display());
+    let command = fixture
+        .orchestra(["caches", "import", "piped", "-", &elsewhere])
+        .dir(dir.path());
+    let imported = command.input(std::fs::read(dir.file("state.tar")).unwrap()).run();
+    says(&imported, &["imported piped"]);
+    says(&caches(&["verify", &elsewhere]), &["1 whole cache"]);
+    let young = caches(&["prune", "--older-than", "1h", "--json", "--dry-run"]);
+    let young: serde_json::Value = serde_json::from_slice(&young.stdout).unwrap();
+    assert_eq!(young["caches"], json!([]));
+    says(&caches(&["prune", "--keep-size", "1B", &elsewhere]), &["removed piped"]);
+    says(&caches(&["list", &elsewhere]), &["there are no caches"]);
+    says(&caches(&["prune", "--grace", "0s", &elsewhere]), &["removed 2 objects"]);
     says(&caches(&["rm", "copy"]), &["removed copy"]);
+    assert_eq!(caches(&["rm", "copy"]).code, 2);
     says(&caches(&["prune", "--dry-run"]), &["would remove 0 objects"]);
     assert_eq!(caches(&["prune"]).code, 0);
     for pack in std::fs::read_dir(dir.file("store/packs")).unwrap().flatten() {
@@ -106,7 +134,7 @@ pub(crate) async fn the_store_is_looked_after_by_the_command(fixture: &Fixture) 
     }
     let damaged = caches(&["verify"]);
     assert_eq!(damaged.code, 1, "{damaged}");
-    says(&damaged, &["damaged: ci.yml/ci/-/workspace/state"]);
+    says(&damaged, &["damaged: ci.yml/ci/-/workspace/state", "--repair"]);
     let again = run(fixture, &dir, &[], &["run", "ci.yml"]);
     assert_eq!(again.code, 0, "{again}");
     says(
@@ -117,6 +145,16 @@ pub(crate) async fn the_store_is_looked_after_by_the_command(fixture: &Fixture) 
             "count | 1",
             "cache state: persisted",
         ],
+    );
+    says(&caches(&["verify"]), &["1 whole cache"]);
+    for entry in std::fs::read_dir(dir.file("store/manifests")).unwrap().flatten() {
+        std::fs::write(entry.path(), "damaged").unwrap();
+    }
+    let repaired = caches(&["verify", "--repair"]);
+    assert_eq!(repaired.code, 1, "{repaired}");
+    says(
+        &run(fixture, &dir, &[], &["run", "ci.yml"]),
+        &["count | 1", "cache state: persisted"],
     );
     says(&caches(&["verify"]), &["1 whole cache"]);
     std::fs::write(dir.file("store/orchestra-caches.json"), "{\"version\": 99}").unwrap();
