@@ -46,6 +46,28 @@ impl Table {
         other: &str,
         target: &'static str,
         rounds: usize,
+        ours: A,
+        theirs: B,
+    ) -> Outcome<()>
+    where
+        A: FnMut() -> FA,
+        B: FnMut() -> FB,
+        FA: Future<Output = Outcome<()>>,
+        FB: Future<Output = Outcome<()>>,
+    {
+        self.compare_with(what, other, target, rounds, || Ok(()), ours, theirs)
+            .await
+    }
+
+    /// The same, where something has to be done before each pair, unmeasured.
+    #[expect(clippy::too_many_arguments, reason = "the two sides, and what is said of them")]
+    pub(crate) async fn compare_with<A, B, FA, FB>(
+        &mut self,
+        what: &str,
+        other: &str,
+        target: &'static str,
+        rounds: usize,
+        mut before: impl FnMut() -> Outcome<()>,
         mut ours: A,
         mut theirs: B,
     ) -> Outcome<()>
@@ -55,10 +77,12 @@ impl Table {
         FA: Future<Output = Outcome<()>>,
         FB: Future<Output = Outcome<()>>,
     {
+        before()?;
         ours().await?;
         theirs().await?;
         let (mut a, mut b) = (Vec::new(), Vec::new());
         for round in 0..rounds {
+            before()?;
             // What runs second may profit from the first: the order changes with each pair.
             if round % 2 == 0 {
                 a.push(time(ours()).await?);
