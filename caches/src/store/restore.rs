@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
@@ -12,7 +12,7 @@ use orchestra::{ByteStream, ErrorKind, Result};
 
 use super::error::missing;
 use super::{Store, blocking, pack_path};
-use crate::format::{Chunk, Entry, Hash, Manifest, damaged, number};
+use crate::format::{Chunk, Entry, Hash, MAX_SEGMENT, Manifest, damaged, number};
 
 /// Most that one request asks for, and what it may decompress to.
 const FETCH: u64 = 2 << 20;
@@ -122,6 +122,7 @@ pub(super) struct Plan {
     pub(super) manifest: Manifest,
     /// Chunks by segment and place.
     sorted: Vec<u32>,
+    buffers: Buffers,
 }
 
 impl Plan {
@@ -134,7 +135,11 @@ impl Plan {
         sorted.sort_unstable_by_key(place);
         // A chunk that comes more than once is verified once; two that claim the same place are told apart by their hash.
         sorted.dedup_by(|a, b| manifest.chunks[*a as usize] == manifest.chunks[*b as usize]);
-        Self { manifest, sorted }
+        Self {
+            manifest,
+            sorted,
+            buffers: Buffers::default(),
+        }
     }
 
     /// What has to be fetched, in the order in which chunks need it. What [`Kept`] will have dropped by then is fetched again.
@@ -191,18 +196,20 @@ impl Plan {
             let segment = &self.manifest.segments[*number as usize];
             let start = usize::try_from(segment.offset - load.range.start).map_err(|_| wrong())?;
             let frame = bytes.get(start..start + segment.stored as usize).ok_or_else(wrong)?;
+            let mut raw = self.buffers.lend(segment.raw as usize);
             // A frame that decompresses to more than this fails.
-            let raw = zstd::bulk::decompress(frame, segment.raw as usize).map_err(|_| wrong())?;
-            if raw.len() != segment.raw as usize {
+            let length = zstd::bulk::decompress_to_buffer(frame, &mut raw.bytes).map_err(|_| wrong())?;
+            if length != raw.bytes.len() {
                 return Err(wrong());
             }
+            let raw = Bytes::from_owner(raw);
             for chunk in self.chunks_in(*number) {
                 let content = &raw[chunk.offset as usize..(chunk.offset + chunk.length) as usize];
                 if Hash::of(content) != chunk.hash {
                     return Err(wrong());
                 }
             }
-            unpacked.push((*number, raw.into()));
+            unpacked.push((*number, raw));
         }
         Ok(unpacked)
     }
@@ -214,6 +221,46 @@ impl Plan {
             .iter()
             .map(chunk)
             .take_while(move |chunk| chunk.segment == segment)
+    }
+}
+
+/// Buffers for segments, which are used again when nobody has a piece of them any more: an allocator keeps what was freed
+/// for each of the threads that decompress.
+#[derive(Clone, Default)]
+struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
+
+struct Lent {
+    bytes: Vec<u8>,
+    home: Buffers,
+}
+
+impl Buffers {
+    fn idle(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One of this length, with anything in it.
+    fn lend(&self, length: usize) -> Lent {
+        let idle = self.idle().pop();
+        let mut bytes = idle.unwrap_or_else(|| Vec::with_capacity(MAX_SEGMENT));
+        bytes.resize(length, 0);
+        Lent {
+            bytes,
+            home: self.clone(),
+        }
+    }
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        self.home.idle().push(bytes);
     }
 }
 
