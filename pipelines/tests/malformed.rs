@@ -1,5 +1,7 @@
 //! 300 files that are no pipelines: each ends in an error with a place, after little work, and none in a panic.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::time::Duration;
 
 use orchestra_pipelines::Pipeline;
