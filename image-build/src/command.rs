@@ -6,7 +6,7 @@ use orchestra::{
     ContainerPath, ExposeSecret, ImageRef, InjectedFile, Mount, Profile, Result, Task, VolumeId, VolumePath, labels,
 };
 
-use crate::{BuildCache, BuildOutput, CacheTo, ImageBuild, OutputFormat, registry};
+use crate::{BuildCache, BuildOutput, CacheTo, ImageBuild, OutputFormat, RegistryAuth, registry};
 
 /// What runs in the container. Its exit codes are those below, else `buildctl`'s.
 const SCRIPT: &str = include_str!("build.sh");
@@ -44,10 +44,7 @@ const RETRIES: (&str, &str) = ("BUILDCTL_CONNECT_RETRIES_MAX", "60");
 pub(crate) fn task(build: &ImageBuild, out: Option<&VolumeId>) -> Result<Task> {
     let registries: Vec<_> = build.registry.iter().chain(&build.base_registries).collect();
     let mut task = Task::with_image(build.name.clone(), build.image.clone())
-        .command(argv(
-            build,
-            &registry::configuration(&registries, &build.tag, &build.options),
-        )?)
+        .command(argv(build, &configuration(build, &registries))?)
         .working_dir(Task::WORKING_DIR)?
         .privileged(!build.rootless)
         .network(build.network)
@@ -116,6 +113,18 @@ pub(crate) fn task(build: &ImageBuild, out: Option<&VolumeId>) -> Result<Task> {
         task = task.timeout(timeout);
     }
     Ok(task)
+}
+
+/// The daemon's `buildkitd.toml`; empty if it has nothing to be told.
+fn configuration(build: &ImageBuild, registries: &[&RegistryAuth]) -> String {
+    let mut configuration = registry::configuration(registries, &build.tag, &build.options);
+    let keeps_state = ContainerPath::new(STATE).is_ok_and(|state| in_cache(build, &state).is_some());
+    if keeps_state && !configuration.contains("[history]") {
+        // The record of a build has all that its steps have written, with every secret among it. It would stay in the
+        // cache, as it was written.
+        configuration.push_str("[history]\n  maxEntries = 0\n");
+    }
+    configuration
 }
 
 /// Where the image comes out, from the output volume's root.
@@ -281,7 +290,6 @@ fn csv(field: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::RegistryAuth;
     use orchestra::{Credentials, ExposeSecret};
 
     fn build() -> ImageBuild {
@@ -376,6 +384,19 @@ mod tests {
         let encoded = "cm9ib3Q6aHVudGVyMg";
         let shown = format!("{task:?} {:?} {:?} {build:?}", task.spec.env.0, task.spec.entrypoint);
         assert!(!shown.contains("hunter2") && !shown.contains(encoded), "{shown}");
+    }
+
+    #[test]
+    fn state_that_is_kept_holds_no_record_of_what_steps_have_written() {
+        let mut build = build();
+        assert_eq!(configuration(&build, &[]), "");
+        build.caches.push(BuildCache {
+            volume: "state".parse().unwrap(),
+            path: STATE.parse().unwrap(),
+        });
+        assert_eq!(configuration(&build, &[]), "[history]\n  maxEntries = 0\n");
+        build.options.buildkitd_config = Some("[history]\n  maxEntries = 7".to_owned());
+        assert_eq!(configuration(&build, &[]), "[history]\n  maxEntries = 7\n");
     }
 
     #[test]

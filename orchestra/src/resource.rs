@@ -19,10 +19,12 @@ pub mod labels {
     pub const CREATED: &str = "dev.orchestra.created";
     /// The spec's fingerprint: a container that exists is taken over only by the same spec.
     pub const SPEC: &str = "dev.orchestra.spec";
-    /// What a container writes, where a layer has to know: [`OUTPUT_RAWJSON`] or nothing.
+    /// What a container writes, where a layer has to know: [`OUTPUT_RAWJSON`], [`OUTPUT_CONTENT`] or nothing.
     pub const OUTPUT: &str = "dev.orchestra.output";
     /// Standard error is BuildKit's progress as lines of JSON (`--progress=rawjson`).
     pub const OUTPUT_RAWJSON: &str = "buildkit.rawjson";
+    /// What is executed in it writes a volume's content to standard output, which no layer may change.
+    pub const OUTPUT_CONTENT: &str = "volume.content";
 }
 
 /// What sort of thing a [`Resource`] is.

@@ -27,8 +27,8 @@ const PROGRAM: &str = "/.orchestra-init";
 
 /// What a task says of its secrets.
 pub trait TaskSecrets: Sized {
-    /// Hides variables that are `secret:KEY` from the engine: they reach the process alone, and `inspect` does not show
-    /// them. The task has to say its command, since it is started by a program of ours; an image that lacks the program it
+    /// Hides variables that are `secret:KEY`, or hold a secret of the job, from the engine: they reach the process alone, and
+    /// `inspect` does not show them. The task has to say its command, since it is started by a program of ours; an image that lacks the program it
     /// names then exits with 127 instead of being refused.
     #[must_use]
     fn hide_secret_env(self) -> Self;
@@ -165,10 +165,15 @@ impl Hidden {
     }
 }
 
-/// Makes the spec start by our program, if it says that it has something to hide; `resolved` are the variables that were
-/// references.
-pub(crate) fn prepare(spec: &mut ContainerSpec, resolved: &[String], info: &DriverInfo) -> Result<Option<Hidden>> {
-    let hides_env = spec.labels.get(ENV).is_some_and(|how| how == HIDDEN) && !resolved.is_empty();
+/// Whether variables that hold secrets are to be hidden.
+pub(crate) fn hides_env(spec: &ContainerSpec) -> bool {
+    spec.labels.get(ENV).is_some_and(|how| how == HIDDEN)
+}
+
+/// Makes the spec start by our program, if it says that it has something to hide; `secret` are the variables that hold
+/// secrets.
+pub(crate) fn prepare(spec: &mut ContainerSpec, secret: &[String], info: &DriverInfo) -> Result<Option<Hidden>> {
+    let hides_env = hides_env(spec) && !secret.is_empty();
     let paths = spec
         .labels
         .get(FILES)
@@ -199,7 +204,7 @@ pub(crate) fn prepare(spec: &mut ContainerSpec, resolved: &[String], info: &Driv
         hidden.paths = paths;
     }
     if hides_env {
-        for name in resolved {
+        for name in secret {
             if let Some(value) = spec.env.0.remove(name) {
                 hidden.entry(b'e', name, Zeroizing::new(value).as_bytes());
             }

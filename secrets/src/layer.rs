@@ -24,7 +24,8 @@ use crate::{JobSecrets, Reference, SecretKey, Secrets, files, hide, stream};
 /// | `write_files` | files that are `secret:KEY` as a whole; in files called `.json`, texts that are |
 /// | `pull_image` | user name and password |
 ///
-/// What a container or an exec writes, and every error, is redacted by the list of the job it belongs to. Put it next to
+/// What a container or an exec writes, and every error, is redacted by the list of the job it belongs to; a volume's content
+/// is not, on its way in and out. Put it next to
 /// the driver, with [`orchestra::layer::standard`] around it, so that what is traced and reported is redacted too.
 ///
 /// ```
@@ -60,6 +61,8 @@ struct Container {
     job: JobSecrets,
     /// Whether its standard error is BuildKit's progress.
     progress: bool,
+    /// Whether what is executed in it writes a volume's content, which is nobody's output.
+    content: bool,
     hidden: Option<Arc<Mutex<Hidden>>>,
     /// The numbers of its user, where they are known.
     owner: Option<(u32, u32)>,
@@ -91,6 +94,7 @@ impl SecretsLayer {
         known.unwrap_or_else(|| Container {
             job: self.secrets.job(owner(id.as_str())),
             progress: false,
+            content: false,
             hidden: None,
             owner: None,
         })
@@ -107,7 +111,7 @@ fn owner(id: &str) -> &str {
     job.unwrap_or(id)
 }
 
-/// Replaces references; the keys of those there were.
+/// Replaces references; the names of the variables that were some.
 async fn resolve_env(env: &mut Env, job: &JobSecrets) -> Result<Vec<String>> {
     let mut resolved = Vec::new();
     for (name, value) in &mut env.0 {
@@ -208,16 +212,20 @@ impl Driver for SecretsLayer {
                 .map_or_else(|| owner(id.as_str()), String::as_str),
         );
         let mut spec = spec.clone();
-        let resolved = resolve_env(&mut spec.env, &job)
+        let mut secret = resolve_env(&mut spec.env, &job)
             .await
             .map_err(|error| job.redact_error(error))?;
-        let hidden = hide::prepare(&mut spec, &resolved, self.inner.info())?;
+        if hide::hides_env(&spec) {
+            // A front end may have put a secret into a longer text.
+            let holds = spec.env.0.iter().filter(|(_, value)| job.redact(value) != **value);
+            secret = holds.map(|(name, _)| name.clone()).chain(secret).collect();
+        }
+        let hidden = hide::prepare(&mut spec, &secret, self.inner.info())?;
+        let writes = |what: &str| spec.labels.get(labels::OUTPUT).is_some_and(|output| output == what);
         let mut container = Container {
             job: job.clone(),
-            progress: spec
-                .labels
-                .get(labels::OUTPUT)
-                .is_some_and(|output| output == labels::OUTPUT_RAWJSON),
+            progress: writes(labels::OUTPUT_RAWJSON),
+            content: writes(labels::OUTPUT_CONTENT),
             hidden: hidden.map(|hidden| Arc::new(Mutex::new(hidden))),
             owner: spec.user.as_ref().and_then(|user| hide::numbers(user.as_str())),
         };
@@ -307,14 +315,18 @@ impl Driver for SecretsLayer {
     }
 
     async fn exec(&self, id: &ContainerId, spec: &ExecSpec, stdin: Option<ByteStream>) -> Result<ExecStream> {
-        let job = self.container(id).job;
+        let Container { job, content, .. } = self.container(id);
         let mut spec = spec.clone();
         resolve_env(&mut spec.env, &job)
             .await
             .map_err(|error| job.redact_error(error))?;
         let events = self.inner.exec(id, &spec, stdin).await;
         spec.env.0.values_mut().for_each(Zeroize::zeroize);
-        Ok(stream::exec(events.map_err(|error| job.redact_error(error))?, job))
+        Ok(stream::exec(
+            events.map_err(|error| job.redact_error(error))?,
+            job,
+            content,
+        ))
     }
 
     async fn signal_container(&self, id: &ContainerId, signal: Signal) -> Result<()> {

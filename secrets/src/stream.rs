@@ -15,7 +15,7 @@ use crate::redact::{LONG_MOMENT, MOMENT};
 /// A container's output, redacted. `progress` says that its standard error is BuildKit's progress.
 pub(crate) fn logs(logs: LogStream, job: JobSecrets, progress: bool) -> LogStream {
     let items = logs.map(|chunk| chunk.map(ExecEvent::Output)).boxed();
-    let redacted = redacted(items, job, progress).filter_map(|item| async move {
+    let redacted = redacted(items, job, progress, false).filter_map(|item| async move {
         match item {
             Ok(ExecEvent::Output(chunk)) => Some(Ok(chunk)),
             Ok(_) => None,
@@ -25,16 +25,18 @@ pub(crate) fn logs(logs: LogStream, job: JobSecrets, progress: bool) -> LogStrea
     redacted.boxed()
 }
 
-/// An exec's output, redacted; its exit comes behind all of it.
-pub(crate) fn exec(events: ExecStream, job: JobSecrets) -> ExecStream {
-    redacted(events, job, false)
+/// An exec's output, redacted; its exit comes behind all of it. `content` says that its standard output is a volume's
+/// content, which stays as it is: changed, it would be damaged.
+pub(crate) fn exec(events: ExecStream, job: JobSecrets, content: bool) -> ExecStream {
+    redacted(events, job, false, content)
 }
 
-fn redacted(inner: ExecStream, job: JobSecrets, progress: bool) -> ExecStream {
+fn redacted(inner: ExecStream, job: JobSecrets, progress: bool, content: bool) -> ExecStream {
     let state = State {
         inner,
         stdout: Channel::new(false),
         stderr: Channel::new(progress),
+        content,
         job,
         queue: VecDeque::new(),
         since: None,
@@ -50,6 +52,7 @@ struct State {
     inner: BoxStream<'static, Result<ExecEvent>>,
     stdout: Channel,
     stderr: Channel,
+    content: bool,
     job: JobSecrets,
     queue: VecDeque<Result<ExecEvent>>,
     /// Since when nothing has come, while something is held.
@@ -84,6 +87,9 @@ impl State {
                 },
             };
             match item {
+                Some(Ok(ExecEvent::Output(chunk))) if self.content && chunk.stream == OutputStream::Stdout => {
+                    return Some(Ok(ExecEvent::Output(chunk)));
+                }
                 Some(Ok(ExecEvent::Output(LogChunk { stream, bytes }))) => {
                     let channel = match stream {
                         OutputStream::Stdout => &mut self.stdout,

@@ -11,7 +11,8 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::StreamExt;
 use orchestra::layer::{Fault, Faults, Layered, Method};
 use orchestra::{
-    Credentials, ErrorKind, ExecEvent, ExecSpec, InjectedFile, Job, PullImage, Result, SharedDriver, Task,
+    Credentials, ErrorKind, ExecEvent, ExecSpec, InjectedFile, Job, OutputStream, PullImage, Result, SharedDriver,
+    Task, labels,
 };
 use orchestra_conformance::memory::{MemoryEngine, MemoryImage};
 use orchestra_secrets::{
@@ -208,6 +209,39 @@ async fn an_execs_output_is_redacted_and_its_variables_are_resolved() {
         .collect();
     assert_eq!(String::from_utf8(text).unwrap(), format!("exec {MARKER}\n"));
     assert!(matches!(events.last(), Some(ExecEvent::Exit(exit)) if exit.success()));
+    running.cancel();
+    running.wait().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_volumes_content_stays_as_it_is_though_a_secret_is_in_it() {
+    let driver = stack();
+    let job = job(&driver);
+    let mut waits = task("sleep 60").env("TOKEN", "secret:TOKEN");
+    let content = labels::OUTPUT_CONTENT.to_owned();
+    waits.spec.labels.insert(labels::OUTPUT.to_owned(), content);
+    let mut running = job.start(waits);
+    let id = job.id().container(&"t".parse().unwrap(), 1);
+    let spec = ExecSpec::new(["sh", "-c", "echo tar hunter2-token; echo warning hunter2-token >&2"]);
+    let events = loop {
+        match driver.exec(&id, &spec, None).await {
+            Ok(events) => break events,
+            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
+        }
+    };
+    let (mut content, mut said) = (Vec::new(), Vec::new());
+    for event in events.map(Result::unwrap).collect::<Vec<_>>().await {
+        if let ExecEvent::Output(chunk) = event {
+            let of = if chunk.stream == OutputStream::Stdout {
+                &mut content
+            } else {
+                &mut said
+            };
+            of.extend_from_slice(&chunk.bytes);
+        }
+    }
+    assert_eq!(String::from_utf8(content).unwrap(), "tar hunter2-token\n");
+    assert_eq!(String::from_utf8(said).unwrap(), format!("warning {MARKER}\n"));
     running.cancel();
     running.wait().await.unwrap();
 }

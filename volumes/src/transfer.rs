@@ -242,6 +242,7 @@ impl ExactVolumes {
             (labels::NAME.to_owned(), name.to_string()),
             (labels::RUNNER.to_owned(), Runner::current().to_string()),
             (labels::CREATED.to_owned(), created.as_secs().to_string()),
+            (labels::OUTPUT.to_owned(), labels::OUTPUT_CONTENT.to_owned()),
         ]);
         Ok(spec)
     }
