@@ -143,7 +143,8 @@ pub(crate) async fn run(args: SecretsArgs) -> Result<Exit, Failure> {
                 None => SqliteKey::Passphrase(input::new_passphrase()?),
             };
             let count = store.rekey(key).await?;
-            writeln!(std::io::stderr(), "{count} secrets are sealed anew").ok();
+            let what = if count == 1 { "secret is" } else { "secrets are" };
+            writeln!(std::io::stderr(), "{count} {what} sealed anew").ok();
         }
     }
     Ok(Exit::Success)

@@ -74,9 +74,10 @@ fn typed(prompt: &str) -> Result<SecretValue, Failure> {
     let before = tcgetattr(&terminal).map_err(|error| failed(error.into()))?;
     let mut silent = before.clone();
     silent.local_modes.remove(LocalModes::ECHO);
-    write!(terminal, "{prompt}: ").map_err(failed)?;
     tcsetattr(&terminal, OptionalActions::Flush, &silent).map_err(|error| failed(error.into()))?;
     let quiet = Quiet(terminal.try_clone().map_err(failed)?, before);
+    // Only now: what is typed in answer to it must be neither shown nor flushed.
+    write!(terminal, "{prompt}: ").map_err(failed)?;
     let mut line = Zeroizing::new(Vec::with_capacity(SecretValue::MAX));
     let mut byte = [0];
     while line.len() < SecretValue::MAX && terminal.read(&mut byte).map_err(failed)? == 1 && byte[0] != b'\n' {

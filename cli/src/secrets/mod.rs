@@ -75,12 +75,24 @@ impl std::fmt::Debug for Pair {
 }
 
 impl std::str::FromStr for Pair {
-    type Err = String;
-    /// The value is not repeated in the message: it may be a secret.
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once('=') {
-            Some((name, value)) if !name.is_empty() => Ok(Self(name.to_owned(), value.to_owned())),
-            _ => Err("write NAME=VALUE".to_owned()),
+    type Err = std::convert::Infallible;
+    /// Never fails: the parser of arguments would show what it refuses, which may be a secret. [`check`](Self::check) does.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, value) = text.split_once('=').unwrap_or(("", text));
+        Ok(Self(name.to_owned(), value.to_owned()))
+    }
+}
+
+impl Pair {
+    /// Refuses what has no name, without showing it.
+    fn check(&self, option: &str) -> Result<(), Failure> {
+        match self.0.is_empty() {
+            true => Err(
+                Failure::bad_input(format!("a value of {option} names nothing")).with_hint(format!(
+                    "write {option} NAME=VALUE; the value is not shown here, as it may be a secret"
+                )),
+            ),
+            false => Ok(()),
         }
     }
 }
@@ -191,6 +203,9 @@ fn given(args: &SecretArgs) -> Result<Vec<(SecretKey, SecretValue)>, Failure> {
         }
         input::piped(std::io::stdin())
     };
+    let options = args.secrets.iter().map(|pair| (pair, "--secret"));
+    let options = options.chain(args.secret_files.iter().map(|pair| (pair, "--secret-file")));
+    options.into_iter().try_for_each(|(pair, option)| pair.check(option))?;
     let mut given = Vec::new();
     for (Pair(key, value), is_file) in args
         .secrets
@@ -219,7 +234,9 @@ pub(crate) fn values(secrets: &Secrets, args: &VariableArgs) -> Result<Values, F
             .map_err(|error| Failure::bad_input(format!("read the variables in {name}: {error}")))?;
         variables.load(&name, &text).map_err(Failure::invalid)?;
     }
-    for Pair(name, value) in &args.vars {
+    for pair in &args.vars {
+        pair.check("--var")?;
+        let Pair(name, value) = pair;
         variables.set(name, value);
     }
     let mut values = Values::default();
@@ -272,7 +289,17 @@ mod tests {
 
     #[test]
     fn a_pair_that_is_none_is_refused_without_its_value() {
-        assert_eq!("hunter2".parse::<Pair>().unwrap_err(), "write NAME=VALUE");
+        for bad in ["hunter2", "=hunter2"] {
+            let args = SecretArgs {
+                secrets: vec![bad.parse().unwrap()],
+                ..SecretArgs::default()
+            };
+            let refused = format!("{:?}", given(&args).unwrap_err());
+            assert!(
+                refused.contains("--secret names nothing") && !refused.contains("hunter2"),
+                "{refused}"
+            );
+        }
         assert!(!format!("{:?}", "K=hunter2".parse::<Pair>().unwrap()).contains("hunter2"));
         let args = SecretArgs {
             secrets: vec![Pair("a b".into(), "hunter2".into())],

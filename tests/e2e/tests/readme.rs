@@ -34,7 +34,7 @@ fn without_header(text: &str) -> &str {
 #[test]
 fn the_readme_shows_the_examples_as_they_are() {
     let readme = read("README.md");
-    for path in ["examples/hello.yml", "examples/embed.rs"] {
+    for path in ["examples/hello.yml", "examples/secrets.yml", "examples/embed.rs"] {
         let file = read(path);
         assert_eq!(
             shown(&readme, path),
@@ -45,28 +45,29 @@ fn the_readme_shows_the_examples_as_they_are() {
 }
 
 #[test]
-fn the_embedding_example_runs_and_leaves_nothing() {
+fn the_embedding_examples_run_and_leave_nothing() {
     let Ok(driver) = std::env::var("ORCHESTRA_TEST_DRIVER") else {
         return println!("skipped: needs an engine, see `cargo xtask e2e`");
     };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let run = [
-        "run",
-        "--quiet",
-        "--offline",
-        "-p",
-        "orchestra-examples",
-        "--bin",
-        "embed",
-        "--",
-        &driver,
-    ];
-    let output = Command::new(cargo).args(run).current_dir(root()).output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{stderr}");
-    assert_eq!(
-        String::from_utf8_lossy(&output.stdout),
-        "hello from another task\n",
-        "{stderr}"
-    );
+    for (example, said) in [
+        ("embed", "hello from another task\n"),
+        ("store", "as ***REDACTED*** with 23 bytes: ***REDACTED***\n23\n"),
+    ] {
+        let run = [
+            "run",
+            "--quiet",
+            "--offline",
+            "-p",
+            "orchestra-examples",
+            "--bin",
+            example,
+            "--",
+            &driver,
+        ];
+        let output = Command::new(&cargo).args(run).current_dir(root()).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{example}: {stderr}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), said, "{example}: {stderr}");
+    }
 }

@@ -16,6 +16,8 @@ mod interrupting;
 mod resuming;
 mod running;
 mod secrets;
+mod secrets_left;
+mod secrets_typed;
 mod support;
 
 use std::process::ExitCode;
@@ -42,6 +44,8 @@ fn main() -> ExitCode {
         building::tests(),
         engines::tests(),
         secrets::tests(),
+        secrets_left::tests(),
+        secrets_typed::tests(),
     ]
     .concat();
     let Some(fixture) = fixture else {

@@ -15,6 +15,7 @@ use crate::building::base_image;
 use crate::support::{assert_gone, assert_says, left_of, pipeline, plan, run_id, task, tests, until};
 
 tests![
+    the_example_shows_no_secret,
     a_task_that_prints_its_secret_in_every_form_shows_none_of_them,
     a_secret_that_is_missing_is_told_with_its_place_and_nothing_is_made,
     a_hidden_secret_is_not_in_what_the_engine_shows,
@@ -62,6 +63,33 @@ fn secret_run(fixture: &Fixture, steps: impl IntoIterator<Item = Value>, args: &
     left.sort();
     assert_eq!(left, ["p.yml", "value"], "it leaves no file");
     finished
+}
+
+fn the_example_shows_no_secret(fixture: &Fixture) {
+    let dir = Dir::with([("git.json", r#"{"user": "ci", "password": "hunter2-git"}"#)]);
+    let git = format!("git={}", dir.file("git.json").display());
+    let given = [
+        "run",
+        "examples/secrets.yml",
+        "--secret-file",
+        &git,
+        "--var",
+        "region=eu",
+    ];
+    let finished = fixture.orchestra(given).run();
+    assert_eq!(finished.code, 2, "{finished}");
+    assert_says(&finished, &["no secret DEPLOY_TOKEN", "examples/secrets.yml:"]);
+    let token = ["--secret", "DEPLOY_TOKEN=hunter2-token"];
+    let finished = fixture.orchestra(given.iter().chain(&token)).run();
+    assert_eq!(finished.code, 0, "{finished}");
+    assert_says(
+        &finished,
+        &[
+            "deploy | https://ci:***REDACTED***@git.example.com in eu, 13 bytes: ***REDACTED***\n",
+            "deploy | 13\n",
+        ],
+    );
+    assert!(!finished.all().contains("hunter2"), "{finished}");
 }
 
 const PRINTS: &str = r#"
@@ -128,10 +156,10 @@ fn a_secret_that_is_missing_is_told_with_its_place_and_nothing_is_made(fixture: 
 
 fn a_hidden_secret_is_not_in_what_the_engine_shows(fixture: &Fixture) {
     let id = run_id("hidden");
-    let script = "[ \"$TOKEN\" = \"$(cat /run/secrets/token)\" ] || exit 4; stat -c '%a %u' /run/secrets/token; \
+    let script = "[ \"$TOKEN\" = \"$(cat /run/secrets/token)\" ] && [ \"$URL\" = \"https://ci:$TOKEN@git.test\" ] || exit 4; stat -c '%a %u' /run/secrets/token; \
         grep -c ' /run/secrets tmpfs ' /proc/mounts; cat; echo ready; sleep 60";
     let mut hidden = task(fixture, "hidden", script);
-    hidden["env"] = json!({"TOKEN": "secret:TOKEN"});
+    hidden["env"] = json!({"TOKEN": "secret:TOKEN", "URL": "https://ci:((TOKEN))@git.test"});
     hidden["secret_env"] = json!("hidden");
     hidden["secret_files"] = json!({"/run/secrets/token": "secret:TOKEN"});
     hidden["config"]["run"]["user"] = json!("1000:1000");
@@ -141,8 +169,8 @@ fn a_hidden_secret_is_not_in_what_the_engine_shows(fixture: &Fixture) {
         .dir(dir.path())
         .start();
     _ = running.line_with("ready");
-    let path = format!("/containers/orchestra.{id}.1.hidden/json");
-    let shown = fixture.engine.endpoint().get(&path).expect("the engine answers").text();
+    let told = fixture.engine.inspect(&format!("orchestra.{id}.1.hidden"));
+    let shown = told.expect("the engine answers").texts.join("\n");
     assert!(shown.contains("orchestra-init") && !shown.contains("s3cr3t"), "{shown}");
     running.signal("INT");
     let finished = running.finish();
