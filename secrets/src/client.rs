@@ -4,7 +4,7 @@
 //! clients share: a helper is a program `docker-credential-NAME`, which is asked with `get` and the registry on its input.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -16,9 +16,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 use zeroize::Zeroizing;
 
+use crate::SecretValue;
+use crate::files::zero;
+
 /// What a helper may take, and say.
 const DEADLINE: Duration = Duration::from_secs(30);
-const LIMIT: u64 = 256 << 10;
+const LIMIT: usize = 256 << 10;
 /// A file that is larger is something else.
 const MAX_FILE: usize = 4 << 20;
 /// The key of docker.io, since its first registry.
@@ -29,7 +32,16 @@ const PROGRAM: &str = "docker-credential-";
 #[derive(Clone)]
 pub struct ClientConfig {
     path: PathBuf,
-    config: Value,
+    text: SecretValue,
+}
+
+/// What is in the file, for as long as it is asked.
+struct Config(Value);
+
+impl Drop for Config {
+    fn drop(&mut self) {
+        zero(&mut self.0);
+    }
 }
 
 impl fmt::Debug for ClientConfig {
@@ -46,17 +58,22 @@ impl ClientConfig {
     pub fn read(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let shown = path.display();
-        let text = Zeroizing::new(
-            std::fs::read(&path)
-                .map_err(|error| Error::io(format!("read the registries' credentials in {shown}"), error))?,
-        );
-        let config = Some(&text)
-            .filter(|text| text.len() <= MAX_FILE)
-            .and_then(|text| serde_json::from_slice::<Value>(text).ok());
-        match config {
-            Some(config) if config.is_object() => Ok(Self { path, config }),
-            _ => Err(Error::invalid(format!("{shown} is no configuration of a client"))
-                .with_hint("it is a JSON object with `auths`")),
+        let text = std::fs::read(&path)
+            .map_err(|error| Error::io(format!("read the registries' credentials in {shown}"), error))?;
+        if text.len() > MAX_FILE {
+            return Err(no_config(&path));
+        }
+        let config = Self {
+            text: SecretValue::new(text),
+            path,
+        };
+        config.config().map(|_| config)
+    }
+
+    fn config(&self) -> Result<Config> {
+        match serde_json::from_slice(self.text.expose()).map(Config) {
+            Ok(config) if config.0.is_object() => Ok(config),
+            _ => Err(no_config(&self.path)),
         }
     }
 
@@ -94,47 +111,59 @@ impl ClientConfig {
             "docker.io" => vec![DOCKER_IO, "docker.io", "index.docker.io"],
             host => vec![host],
         };
+        // Not held while a helper is asked.
+        let found = self.config().and_then(|config| self.find(&config.0, host, &keys))?;
+        match found {
+            Found::Credentials(credentials) => Ok(Some(credentials)),
+            Found::Helper(helper, key) => self.ask(&helper, key).await,
+            Found::Nothing => Ok(None),
+        }
+    }
+
+    /// As clients look: the host's own helper, what the file holds, the helper for all.
+    fn find<'k>(&self, config: &Value, host: &str, keys: &[&'k str]) -> Result<Found<'k>> {
         let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
-        for key in &keys {
-            let of_host = self
-                .config
-                .get("credHelpers")
-                .and_then(|helpers| text(helpers.get(*key)?));
-            if let Some(helper) = of_host {
-                return self.ask(&helper, key).await;
+        let helpers = config.get("credHelpers");
+        for key in keys {
+            if let Some(helper) = helpers.and_then(|helpers| text(helpers.get(*key)?)) {
+                return Ok(Found::Helper(helper, key));
             }
         }
-        for key in &keys {
-            let auth = |name: &str| {
-                self.config
-                    .get("auths")?
-                    .get(*key)
-                    .or_else(|| self.config.get("auths")?.get(format!("https://{key}")))?
-                    .get(name)
-                    .and_then(text)
-            };
+        let auths = config.get("auths").and_then(Value::as_object);
+        for key in keys {
+            let of_key = auths.and_then(|auths| {
+                // Older clients wrote an address, of which only the host counts.
+                let of_host = || auths.iter().find(|(address, _)| host_of(address) == *key);
+                auths.get(*key).or_else(|| of_host().map(|(_, auth)| auth))
+            });
+            let auth = |name: &str| of_key?.get(name).and_then(text).map(Zeroizing::new);
             if let Some(encoded) = auth("auth") {
                 let pair = STANDARD
-                    .decode(&encoded)
+                    .decode(encoded.as_bytes())
                     .ok()
                     .and_then(|pair| String::from_utf8(pair).ok())
                     .map(Zeroizing::new);
                 return match pair.as_ref().and_then(|pair| pair.split_once(':')) {
-                    Some((username, password)) => Ok(Some(Credentials::new(username, password.trim_end_matches('\0')))),
+                    Some((username, password)) => Ok(Found::Credentials(Credentials::new(
+                        username,
+                        password.trim_end_matches('\0'),
+                    ))),
                     None => Err(Error::invalid(format!(
                         "the credentials for {host} in {} can't be read",
                         self.path.display()
-                    ))),
+                    ))
+                    .with_hint("log in to the registry again")),
                 };
             }
             if let (Some(username), Some(password)) = (auth("username"), auth("password")) {
-                return Ok(Some(Credentials::new(username, password)));
+                return Ok(Found::Credentials(Credentials::new(
+                    username.as_str(),
+                    password.as_str(),
+                )));
             }
         }
-        match self.config.get("credsStore").and_then(text) {
-            Some(helper) => self.ask(&helper, keys[0]).await,
-            None => Ok(None),
-        }
+        let of_all = config.get("credsStore").and_then(text);
+        Ok(of_all.map_or(Found::Nothing, |helper| Found::Helper(helper, keys[0])))
     }
 
     async fn ask(&self, helper: &str, server: &str) -> Result<Option<Credentials>> {
@@ -163,9 +192,10 @@ impl ClientConfig {
                 // A helper that does not read has its own way to know.
                 stdin.write_all(format!("{server}\n").as_bytes()).await.ok();
             }
-            let mut answer = Zeroizing::new(Vec::new());
+            // With room for all of it: what a growing vector leaves is not zeroed.
+            let mut answer = Zeroizing::new(Vec::with_capacity(LIMIT + 64));
             if let Some(stdout) = child.stdout.take() {
-                stdout.take(LIMIT).read_to_end(&mut answer).await?;
+                stdout.take(LIMIT as u64).read_to_end(&mut answer).await?;
             }
             Ok::<_, std::io::Error>((answer, child.wait().await?))
         };
@@ -186,9 +216,10 @@ impl ClientConfig {
                 format!("{program} failed for {server}: {status}"),
             ));
         }
-        let answer: Value = serde_json::from_slice(&answer)
-            .map_err(|_| Error::new(ErrorKind::Io, format!("{program} answered something that is no JSON")))?;
-        let field = |name: &str| answer.get(name).and_then(Value::as_str).unwrap_or_default();
+        let answer = serde_json::from_slice(&answer).map(Config);
+        let answer =
+            answer.map_err(|_| Error::new(ErrorKind::Io, format!("{program} answered something that is no JSON")))?;
+        let field = |name: &str| answer.0.get(name).and_then(Value::as_str).unwrap_or_default();
         match field("Username") {
             "<token>" => Err(Error::new(
                 ErrorKind::Unsupported,
@@ -197,6 +228,27 @@ impl ClientConfig {
             username => Ok(Some(Credentials::new(username, field("Secret")))),
         }
     }
+}
+
+/// What a configuration says of a registry.
+enum Found<'k> {
+    Credentials(Credentials),
+    /// The program to ask, and what for.
+    Helper(String, &'k str),
+    Nothing,
+}
+
+fn no_config(path: &Path) -> Error {
+    Error::invalid(format!("{} is no configuration of a client", path.display()))
+        .with_hint("it is a JSON object with `auths`")
+}
+
+/// The host of an address that an older client wrote: `https://registry.example.com/v2/`.
+fn host_of(address: &str) -> &str {
+    let host = ["https://", "http://"]
+        .iter()
+        .find_map(|scheme| address.strip_prefix(scheme));
+    host.map_or(address, |rest| rest.split('/').next().unwrap_or(rest))
 }
 
 #[cfg(test)]
@@ -215,7 +267,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pair = STANDARD.encode("robot:pa:ss");
         let text = format!(
-            r#"{{"auths": {{"r.example.com:5000": {{"auth": "{pair}"}}, "{DOCKER_IO}": {{"username": "u", "password": "p"}}, "empty": {{}}}}}}"#
+            r#"{{"auths": {{"r.example.com:5000": {{"auth": "{pair}"}}, "{DOCKER_IO}": {{"username": "u", "password": "p"}}, "https://old.example.com/v2/": {{"auth": "{pair}"}}, "empty": {{}}}}}}"#
         );
         let config = config(&dir, &text).unwrap();
         let found = async |host: &str| {
@@ -228,6 +280,7 @@ mod tests {
         };
         assert_eq!(found("r.example.com:5000").await.unwrap(), "robot|pa:ss");
         assert_eq!(found("docker.io").await.unwrap(), "u|p");
+        assert_eq!(found("old.example.com").await.unwrap(), "robot|pa:ss");
         assert_eq!(found("r.example.com").await, None);
         assert_eq!(found("empty").await, None);
         assert!(!format!("{config:?}").contains("pa:ss"));

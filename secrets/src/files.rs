@@ -88,7 +88,8 @@ fn credentials(json: &Value, job: &JobSecrets) -> Result<()> {
     Ok(())
 }
 
-fn zero(json: &mut Value) {
+/// Overwrites every text below.
+pub(crate) fn zero(json: &mut Value) {
     match json {
         Value::String(text) => text.zeroize(),
         Value::Array(items) => items.iter_mut().for_each(zero),

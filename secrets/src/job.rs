@@ -9,7 +9,7 @@ use bytes::Bytes;
 use orchestra::{Credentials, Error, ExposeSecret, Result, SecretString};
 
 use crate::redact::{Form, LONGEST, Patterns, Redactor, SHORTEST, forms};
-use crate::{Reference, SecretKey, SecretValue, Secrets};
+use crate::{Reference, SecretKey, SecretValue, Secrets, StreamRedactor};
 
 /// More is not redacted for one job: a task that announces more values is ended.
 const MAX_FORMS: usize = 400_000;
@@ -30,7 +30,7 @@ struct Inner {
 }
 
 struct List {
-    forms: BTreeSet<Form>,
+    forms: BTreeSet<Arc<Form>>,
     bytes: usize,
     patterns: Arc<Patterns>,
     /// The version that the patterns are of.
@@ -101,9 +101,10 @@ impl JobSecrets {
             )));
         }
         let mut list = lock(&self.0.list);
-        let new: Vec<Form> = forms(value.expose())
+        let new: Vec<Arc<Form>> = forms(value.expose())
             .into_iter()
             .filter(|form| !list.forms.contains(form))
+            .map(Arc::new)
             .collect();
         if new.is_empty() {
             return Ok(());
@@ -117,6 +118,13 @@ impl JobSecrets {
         list.bytes = bytes;
         self.0.version.fetch_add(1, Ordering::Release);
         Ok(())
+    }
+
+    /// All texts that are looked for; for measurements.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn forms(&self) -> Vec<Vec<u8>> {
+        lock(&self.0.list).forms.iter().map(|form| form.bytes.clone()).collect()
     }
 
     /// Resolves a registry's credentials where they are references, and redacts them, the password and `user:password`
@@ -150,6 +158,12 @@ impl JobSecrets {
                 Ok(value.text(&format!("the secret {key} for {what}"))?.into())
             }
         }
+    }
+
+    /// Redacts a stream that does not come from an engine.
+    #[must_use]
+    pub fn stream(&self) -> StreamRedactor {
+        StreamRedactor::new(self.clone())
     }
 
     /// A text with what is secret in it replaced.
@@ -191,7 +205,7 @@ impl JobSecrets {
         let mut list = lock(&self.0.list);
         let version = self.version();
         if list.built != version {
-            list.patterns = Arc::new(Patterns::new(list.forms.iter())?);
+            list.patterns = Arc::new(Patterns::new(list.forms.iter().cloned())?);
             list.built = version;
         }
         Ok((version, list.patterns.clone()))

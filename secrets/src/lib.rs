@@ -36,11 +36,11 @@
 //! | --- | --- |
 //! | the task | its secrets; what it writes to volumes and over the network is its own matter |
 //! | who reads output, events, errors, reports | none |
-//! | who may ask the engine | the environment of a container while it exists, unless it is [hidden](TaskSecrets::hide_secret_env); arguments that a pipeline puts a secret into |
+//! | who may ask the engine | the environment of a container while it exists, unless it is [hidden](TaskSecrets::hide_secret_env); arguments that a pipeline puts a secret into; what the task prints, in the engine's own log |
 //! | root on the engine's host | everything in a container's memory and files |
 //!
-//! Values are held in [`secrecy`] types and zeroed; what finds them (an automaton) is made of them, and is freed at the
-//! job's end, not zeroed.
+//! Values are held in [`secrecy`] types and zeroed; what finds them (an automaton) is made of their first bytes, and is freed
+//! at the job's end, not zeroed.
 
 mod channel;
 mod client;
@@ -49,6 +49,7 @@ mod hide;
 mod job;
 mod key;
 mod layer;
+mod live;
 mod progress;
 mod redact;
 mod secrets;
@@ -61,6 +62,7 @@ pub use hide::{TaskSecrets, check_path};
 pub use job::JobSecrets;
 pub use key::{Reference, Scope, SecretKey};
 pub use layer::SecretsLayer;
+pub use live::StreamRedactor;
 pub use redact::{LONGEST, MARKER, SHORTEST};
 pub use secrets::Secrets;
 pub use store::{

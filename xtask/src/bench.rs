@@ -4,7 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::{cargo, environment::Environment, fixtures, process, term};
+use crate::{
+    cargo::{self, cargo},
+    environment::Environment,
+    fixtures, process, term,
+};
 
 /// The programs that a measurement needs, as they are released.
 #[derive(Debug)]
@@ -33,4 +37,17 @@ pub(crate) fn run(environment: &Environment, programs: &Programs, args: &[String
             .current_dir(fixtures::repository())
             .env("ORCHESTRA_BIN", &programs.orchestra),
     )
+}
+
+/// Whether redaction is all that is to be measured, which needs no engine.
+pub(crate) fn is_redact(args: &[String]) -> bool {
+    let mut names = args.iter().filter(|arg| !arg.starts_with('-')).peekable();
+    names.peek().is_some() && names.all(|name| name == "redact")
+}
+
+/// Measures redaction.
+pub(crate) fn redact(args: &[String]) -> Result<()> {
+    let options = args.iter().filter(|arg| arg.starts_with('-'));
+    let bench = "bench --package=orchestra-secrets --bench=redact --";
+    process::run(cargo(bench).args(options))
 }

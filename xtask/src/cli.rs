@@ -74,7 +74,7 @@ enum Command {
         #[arg(last = true)]
         args: Vec<String>,
     },
-    /// Measure orchestra against the engine's own client
+    /// Measure orchestra against the engine's own client, or by `redact` alone the redaction of logs, without an engine
     Bench {
         #[command(flatten)]
         target: Target,
@@ -137,6 +137,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
             programs.run(&target.start()?, target.driver, &args)?.into_result()?;
         }
         Command::Matrix { drivers, args } => return matrix::run(&drivers, &args),
+        Command::Bench { args, .. } if bench::is_redact(&args) => bench::redact(&args)?,
         Command::Bench { target, args } => {
             target.prepare()?;
             let programs = bench::build()?;
@@ -180,6 +181,9 @@ mod tests {
         };
         assert_eq!(target.engine(), Engine::Sid);
         assert_eq!(args, ["--only", "logs"]);
+        assert!(!bench::is_redact(&args));
+        assert!(bench::is_redact(&["redact".into(), "--rounds=3".into()]));
+        assert!(!bench::is_redact(&["redact".into(), "logs".into()]) && !bench::is_redact(&[]));
     }
 
     #[test]

@@ -1,6 +1,11 @@
 //! All forms of all values of a list, found in one pass.
+//!
+//! An automaton finds how forms begin, and what it finds is compared with the forms that begin so. That keeps it small,
+//! however long the values are.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use aho_corasick::automaton::{Automaton, OverlappingState, StateID};
 use aho_corasick::nfa::{contiguous, noncontiguous};
@@ -8,22 +13,26 @@ use aho_corasick::{Anchored, Input, MatchKind, StartKind, dfa};
 use orchestra::{Error, ErrorKind, Result};
 
 use super::Form;
-use super::forms::{How, is_digit};
+use super::forms::is_digit;
 
-/// Up to so many bytes of forms, a table of every state and byte is small enough to stay in the processor's cache.
+/// How much of a form the automaton knows. Hardly any other text begins as a secret does for so long.
+const BEGINNING: usize = 16;
+/// Up to so many bytes of beginnings, a table of every state and byte is small enough to stay in the processor's cache.
 const TABLE: usize = 8 << 10;
 
-/// An automaton over forms. Overlapping matches are all found: no fragment of one value is left behind another.
+/// A list of forms. Overlapping matches are all found: no fragment of one value is left behind another.
 pub(crate) struct Patterns {
     automaton: Option<Box<dyn Automaton + Send + Sync>>,
-    hows: Vec<How>,
+    /// The forms with each beginning.
+    forms: Vec<Vec<Arc<Form>>>,
+    /// The longest beginning's length.
     longest: usize,
     leads: bool,
 }
 
 impl fmt::Debug for Patterns {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Patterns({})", self.hows.len())
+        write!(f, "Patterns({})", self.forms.iter().map(Vec::len).sum::<usize>())
     }
 }
 
@@ -45,20 +54,27 @@ impl Patterns {
     pub(crate) fn none() -> Self {
         Self {
             automaton: None,
-            hows: Vec::new(),
+            forms: Vec::new(),
             longest: 0,
             leads: false,
         }
     }
 
     /// Of these forms.
-    pub(crate) fn new<'f>(forms: impl Iterator<Item = &'f Form>) -> Result<Self> {
-        let forms: Vec<&Form> = forms.collect();
-        if forms.is_empty() {
+    pub(crate) fn new(forms: impl IntoIterator<Item = Arc<Form>>) -> Result<Self> {
+        let mut by_beginning: BTreeMap<Vec<u8>, Vec<Arc<Form>>> = BTreeMap::new();
+        for form in forms {
+            let beginning = &form.bytes[..form.bytes.len().min(BEGINNING)];
+            match by_beginning.get_mut(beginning) {
+                Some(same) => same.push(form),
+                None => _ = by_beginning.insert(beginning.to_vec(), vec![form]),
+            }
+        }
+        if by_beginning.is_empty() {
             return Ok(Self::none());
         }
         let failed = |error| Error::new(ErrorKind::InvalidInput, format!("too much is to be redacted: {error}"));
-        let texts = || forms.iter().map(|form| form.bytes.as_slice());
+        let texts = || by_beginning.keys().map(Vec::as_slice);
         let nfa = noncontiguous::Builder::new()
             .match_kind(MatchKind::Standard)
             .build(texts())
@@ -78,11 +94,13 @@ impl Patterns {
                     .map_err(failed)?,
             )
         };
+        let longest = texts().map(<[u8]>::len).max().unwrap_or_default();
+        let forms: Vec<Vec<Arc<Form>>> = by_beginning.into_values().collect();
         Ok(Self {
             automaton: Some(automaton),
-            hows: forms.iter().map(|form| form.how).collect(),
-            longest: texts().map(<[u8]>::len).max().unwrap_or_default(),
-            leads: forms.iter().any(|form| form.how.lead),
+            leads: forms.iter().flatten().any(|form| form.how.lead),
+            forms,
+            longest,
         })
     }
 
@@ -94,33 +112,16 @@ impl Patterns {
             ..Found::default()
         };
         let Some(automaton) = &self.automaton else { return found };
+        found.partial = self.partial(automaton.as_ref(), text);
         let input = Input::new(text);
         let mut state = OverlappingState::start();
         // The search can't fail: the automaton has the start and the kind that are asked for.
         while automaton.try_find_overlapping(&input, &mut state).is_ok() {
-            let Some(matched) = state.get_match() else { break };
-            let how = self.hows[matched.pattern().as_usize()];
-            let (mut start, mut end) = (matched.start(), matched.end());
-            let previous = start.checked_sub(1).map_or(before, |at| Some(text[at]));
-            if how.line {
-                if previous.is_some_and(|byte| byte != b'\n') {
-                    continue;
-                }
-                end -= 1;
+            let Some(begins) = state.get_match() else { break };
+            for form in &self.forms[begins.pattern().as_usize()] {
+                found.compare(form, text, begins.start(), before);
             }
-            if how.lead && start > 0 && previous.is_some_and(is_digit) {
-                start -= 1;
-            }
-            if how.tail {
-                match text.get(end) {
-                    Some(next) if is_digit(*next) => end += 1,
-                    Some(_) => {}
-                    None => found.eat = true,
-                }
-            }
-            add(&mut found.spans, start, end);
         }
-        found.partial = self.partial(automaton.as_ref(), text);
         let before_partial = found
             .partial
             .checked_sub(1)
@@ -129,7 +130,7 @@ impl Patterns {
         found
     }
 
-    /// Where the longest end of the text begins that more text could make a form of.
+    /// Where the longest end of the text begins that more text could make the beginning of a form of.
     fn partial(&self, automaton: &dyn Automaton, text: &[u8]) -> usize {
         let Ok(first) = automaton.start_state(Anchored::Yes) else {
             return text.len();
@@ -151,8 +152,42 @@ impl Patterns {
     }
 }
 
-/// Adds a span to spans that are in order, joining what overlaps or touches. Spans come with growing ends, but for what a
-/// digit more or a line end less changes.
+impl Found {
+    /// Notes a form if the text has it at `start`, or ends before it could tell.
+    fn compare(&mut self, form: &Form, text: &[u8], mut start: usize, before: Option<u8>) {
+        let rest = &text[start..];
+        if rest.len() < form.bytes.len() {
+            if form.bytes.starts_with(rest) {
+                self.partial = self.partial.min(start);
+            }
+            return;
+        }
+        if !rest.starts_with(&form.bytes) {
+            return;
+        }
+        let mut end = start + form.bytes.len();
+        let previous = start.checked_sub(1).map_or(before, |at| Some(text[at]));
+        if form.how.line {
+            if previous.is_some_and(|byte| byte != b'\n') {
+                return;
+            }
+            end -= 1;
+        }
+        if form.how.lead && start > 0 && previous.is_some_and(is_digit) {
+            start -= 1;
+        }
+        if form.how.tail {
+            match text.get(end) {
+                Some(next) if is_digit(*next) => end += 1,
+                Some(_) => {}
+                None => self.eat = true,
+            }
+        }
+        add(&mut self.spans, start, end);
+    }
+}
+
+/// Adds a span to spans that are in order, joining what overlaps or touches. It belongs at the end, or not far from it.
 fn add(spans: &mut Vec<(usize, usize)>, mut start: usize, mut end: usize) {
     let mut later = Vec::new();
     while let Some(last) = spans.last().copied() {
@@ -177,14 +212,27 @@ mod tests {
     use crate::redact::forms;
 
     fn patterns(values: &[&str]) -> Patterns {
-        let forms: Vec<Form> = values.iter().flat_map(|value| forms(value.as_bytes())).collect();
-        Patterns::new(forms.iter()).unwrap()
+        let forms = values.iter().flat_map(|value| forms(value.as_bytes()));
+        Patterns::new(forms.map(Arc::new)).unwrap()
     }
 
     #[test]
     fn overlapping_values_are_one_span() {
         let found = patterns(&["abcdef", "defghi", "ghij"]).find(b"x abcdefghij y", None);
         assert_eq!(found.spans, [(2, 12)]);
+    }
+
+    #[test]
+    fn values_that_begin_alike_are_told_apart_and_a_long_one_is_held_to_its_end() {
+        let begin = "-----BEGIN KEY-----";
+        let long = format!("{begin}{}", "x".repeat(60_000));
+        let patterns = patterns(&[&format!("{begin}aaaa"), &format!("{begin}bbbb"), &long]);
+        let text = format!("{begin}aaaa {begin}cccc {begin}bbbb");
+        assert_eq!(patterns.find(text.as_bytes(), None).spans, [(0, 23), (48, 71)]);
+        let cut = format!("a{}", &long[..59_000]);
+        assert_eq!(patterns.find(cut.as_bytes(), None).partial, 1);
+        assert_eq!(patterns.find(format!("{cut}y").as_bytes(), None).partial, cut.len() + 1);
+        assert_eq!(patterns.find(long.as_bytes(), None).spans, [(0, long.len())]);
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use orchestra::{Error, ErrorKind, Result};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::{Child, Command};
+use tokio::process::Command;
+use zeroize::Zeroizing;
 
 use super::{Listed, SecretStore, read_only};
 use crate::{Scope, SecretKey, SecretValue};
@@ -69,13 +70,20 @@ impl CommandStore {
         let group = Group(child.id());
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let limit = SecretValue::MAX as u64 + 2;
+        // With room for all of it, so that it does not grow: what a growing vector leaves is not zeroed.
+        let mut value = Zeroizing::new(Vec::with_capacity(SecretValue::MAX + 64));
+        let mut said = Vec::new();
         let asked = async {
-            let (value, said, status) = tokio::join!(read(stdout, limit), read(stderr, SAID), end(&mut child));
-            Ok::<_, std::io::Error>((value?, said?, status?))
+            let (value, said, status) = tokio::join!(
+                read(stdout, limit, &mut value),
+                read(stderr, SAID, &mut said),
+                child.wait()
+            );
+            value.and(said).and(status)
         };
         let answered = tokio::time::timeout(self.deadline, asked).await;
         drop(group);
-        let (value, said, status) = match answered {
+        let status = match answered {
             Ok(answered) => answered.map_err(failed)?,
             Err(_) => {
                 let message = format!("{program} did not give the secret {key} within {:?}", self.deadline);
@@ -94,7 +102,7 @@ impl CommandStore {
             )
             .with_hint("run it by hand; list the codes that mean `no such secret` under `missing`"));
         }
-        let value = SecretValue::from_input(value);
+        let value = SecretValue::from_input(std::mem::take(&mut value));
         value.check(key)?;
         Ok(Some(value))
     }
@@ -117,16 +125,11 @@ impl Drop for Group {
 }
 
 /// All of it up to `limit` bytes; what is more is read and forgotten, so that the program is not stopped by it.
-async fn read(from: Option<impl AsyncRead + Unpin>, limit: u64) -> std::io::Result<Vec<u8>> {
-    let Some(mut from) = from else { return Ok(Vec::new()) };
-    let mut kept = Vec::new();
-    (&mut from).take(limit).read_to_end(&mut kept).await?;
+async fn read(from: Option<impl AsyncRead + Unpin>, limit: u64, into: &mut Vec<u8>) -> std::io::Result<()> {
+    let Some(mut from) = from else { return Ok(()) };
+    (&mut from).take(limit).read_to_end(into).await?;
     tokio::io::copy(&mut from, &mut tokio::io::sink()).await?;
-    Ok(kept)
-}
-
-async fn end(child: &mut Child) -> std::io::Result<std::process::ExitStatus> {
-    child.wait().await
+    Ok(())
 }
 
 #[async_trait]

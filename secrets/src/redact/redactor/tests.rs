@@ -10,7 +10,7 @@ fn all_forms(values: &[Vec<u8>]) -> Vec<Form> {
 }
 
 fn redactor(forms: &[Form]) -> Redactor {
-    Redactor::new(Arc::new(Patterns::new(forms.iter()).unwrap()))
+    Redactor::new(Arc::new(Patterns::new(forms.iter().cloned().map(Arc::new)).unwrap()))
 }
 
 fn stream(forms: &[Form], pieces: &[&[u8]]) -> Vec<u8> {
