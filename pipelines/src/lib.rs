@@ -41,6 +41,12 @@
 //! each attempt) and `attempts`. Artifacts and caches stand in the working directory,
 //! [`/workspace`](orchestra::Task::WORKING_DIR), and live as long as their job.
 //!
+//! Jobs run in the order of the file, up to the first that does not succeed. Where a `get` says by `passed` which jobs a version
+//! has to have passed, they are a graph instead: each runs when those before it have succeeded, beside all others but those
+//! of its `serial_groups`. What has no meaning in a run of one's own (`trigger`, `serial`, `check_every` and others) is in
+//! [`Pipeline::notes`]; `set_pipeline` is refused. `assert: { execution: [NAME, …] }` fails a job that ran other steps than these
+//! in this order and, at the top of a file, a run that ran other jobs.
+//!
 //! | a step that holds others | |
 //! | --- | --- |
 //! | `do: [STEP, …]` | one after the other |
@@ -53,16 +59,40 @@
 //!
 //! | `task: NAME` | |
 //! | --- | --- |
-//! | `image` | wins over the `config`'s |
+//! | `image` | wins over the `config`'s; the name of an artifact that was made stands for its `image.tar` |
+//! | `file`, `vars` | the `config` is in a file of an artifact, `source/ci/task.yml`, and is read when the step runs; `((name))` in it is one of `vars`, or a secret |
+//! | `input_mapping`, `output_mapping` | what the pipeline calls an artifact that the `config` calls otherwise |
 //! | `privileged`, `network` | `network` is `default`, `none` or `host` |
+//! | `security` | `seccomp` and `apparmor`: `default`, `unconfined` or a profile; `no_new_privileges` |
+//! | `limits` | as the `config`'s, over which they win |
+//! | `parallelism` | how many of it run at once, called `NAME-1` and so on; `CI_TASK_INDEX` (from 1) and `CI_TASK_COUNT` tell them apart |
+//! | `assert` | `code`, and texts that are in `stdout` and `stderr`: it fails if one does not hold. A code other than 0 is a failure also where it is what was expected |
 //! | `params`, `env` | one by either name; wins over the `config`'s |
 //! | `config.platform` | `linux`, or with a processor: `linux/arm64` |
 //! | `config.image`, `config.image_resource` | one of them; `source` has `repository`, `tag`, `digest`, `username`, `password`, `insecure` |
-//! | `config.inputs`, `config.outputs` | `name` and `path`, which is the name where not given. An artifact is made once, by one output |
+//! | `config.inputs`, `config.outputs` | `name` and `path`, which is the name where not given. An artifact is made once, by one output. An `optional` input may be missing |
 //! | `config.caches` | see below |
 //! | `config.run` | `path`, `args`, `dir` (relative to the working directory), `user` |
 //! | `config.params`, `config.env` | text; a number is passed on as it is written |
 //! | `config.limits`, `config.container_limits` | `cpu` (or `cpus`): processors, a quota, where Concourse has shares; `memory`: `512MB`, in powers of 1024 |
+//!
+//! | `load_var: NAME` | `((.:NAME))`, and `((.:NAME.field))`, in later steps; it may stand for a value of any kind |
+//! | --- | --- |
+//! | `file` | a file of an artifact, of at most 1 MiB |
+//! | `format` | `trim` (default), `raw`, `yaml` or `json`; as the file's name says where not given |
+//! | `reveal` | `false` to redact what was read from then on |
+//!
+//! | `get: NAME`, `put: NAME` | |
+//! | --- | --- |
+//! | `resource` | one of the file's `resources`; `NAME` where not given |
+//! | `params` | for the programs of its type |
+//! | `version`, `passed` | of a `get`: a version, where not the newest; the jobs that it has to have passed. A run has one version of each resource |
+//! | `inputs`, `no_get`, `get_params` | of a `put`: `all` (default), `detect` or a list of artifacts; whether and how the new version is fetched into `NAME` |
+//!
+//! `resources` have `name`, `type`, `source` and `version`, `resource_types` have `name`, `type: registry-image`, `source` and
+//! `privileged`. Types that are not listed are Concourse's own, whose images are `concourse/TYPE-resource`. Their programs get JSON
+//! on standard input, with secrets in their places, and speak
+//! [Concourse's protocol](https://concourse-ci.org/implementing-resource-types.html).
 //!
 //! | `build_image:` | |
 //! | --- | --- |
@@ -99,19 +129,27 @@
 
 mod build;
 mod cache;
+mod graph;
 mod plan;
 mod problem;
+mod resource;
 mod run;
 mod units;
 mod values;
 mod yaml;
 
 pub use cache::{CachePlan, CacheScope, KeyTemplate};
-pub use plan::{Action, Artifact, BuildPlan, Hooks, JobPlan, Parallel, Pipeline, Step, StepKind, TaskImage, TaskPlan};
+pub use plan::{
+    Action, Artifact, Assertion, BuildPlan, Hooks, JobPlan, LoadVarPlan, Parallel, Pipeline, Step, StepKind, TaskImage,
+    TaskPlan, VarFormat,
+};
 pub use problem::{Invalid, Place, Problem};
+pub use resource::{GetPlan, PutInputs, PutPlan, Resource, Version};
 pub use run::{
-    BuiltImage, Caches, Data, PlannedJob, PlannedStep, RunEvent, RunEventKind, RunOptions, RunReport, Status,
+    BuiltImage, Caches, Data, Metadata, PlannedJob, PlannedStep, RunEvent, RunEventKind, RunOptions, RunReport, Status,
     StepReport, run,
 };
 pub use units::size as parse_size;
 pub use values::{Values, Variables};
+pub use yaml::late::LatePlan;
+pub use yaml::schema::schema;

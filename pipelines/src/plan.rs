@@ -7,11 +7,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use orchestra::{ContainerPath, Credentials, Env, ImageRef, Limits, Name, NetworkMode, Platform, SecretString, User};
+use orchestra::{
+    ContainerPath, Credentials, Env, ImageRef, Limits, Name, NetworkMode, Platform, SecretString, Security, User,
+    VolumePath,
+};
 use orchestra_image_build::{BuildOptions, OutputFormat, RegistryAuth};
 use orchestra_secrets::{Reference, SecretKey, SecretValue};
 
-use crate::CachePlan;
+use crate::{CachePlan, GetPlan, LatePlan, PutPlan};
 
 /// A whole pipeline: jobs in the order they run.
 #[derive(Clone, Debug)]
@@ -21,8 +24,21 @@ pub struct Pipeline {
     pub name: String,
     /// At least one.
     pub jobs: Vec<JobPlan>,
+    /// `assert.execution`: the jobs that have to have run at its end, in the order in which they began.
+    pub execution: Option<Vec<Name>>,
+    /// What is right, and yet should be known: keys that have no meaning in a run of one's own.
+    pub(crate) notes: Vec<crate::Problem>,
     /// Every secret that the text refers to, as it was fetched.
     pub(crate) secrets: Vec<(Reference, SecretValue)>,
+}
+
+impl Pipeline {
+    /// What is right in its text, and yet should be known, in the order of the file: keys of Concourse's that change nothing
+    /// in a run of one's own.
+    #[must_use]
+    pub fn notes(&self) -> &[crate::Problem] {
+        &self.notes
+    }
 }
 
 /// Steps that share artifacts. An artifact lives as long as its job, and no other job sees it.
@@ -35,10 +51,16 @@ pub struct JobPlan {
     pub plan: Vec<Step>,
     /// What follows the plan's end.
     pub hooks: Hooks,
+    /// The jobs of which versions of resources have [`passed`](GetPlan::passed): it runs when all of them have succeeded.
+    pub after: Vec<Name>,
+    /// `serial_groups`: jobs that have one in common do not run at the same time.
+    pub serial_groups: Vec<Name>,
+    /// `assert.execution`: the steps that have to have run at its end, in the order in which they began.
+    pub execution: Option<Vec<Name>>,
 }
 
 impl JobPlan {
-    /// All tasks and builds in the order of the file, those of hooks behind what they follow.
+    /// All steps that hold no others, in the order of the file, those of hooks behind what they follow.
     #[must_use]
     pub fn leaves(&self) -> Vec<&Step> {
         let mut leaves = Vec::new();
@@ -84,7 +106,7 @@ impl Hooks {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Step {
-    /// Unique among the tasks and builds of the job; what holds other steps is called after its kind.
+    /// Unique among the job's steps that hold no others; what holds other steps is called after its kind.
     pub name: Name,
     /// What it does.
     pub action: Action,
@@ -97,10 +119,15 @@ pub struct Step {
 }
 
 impl Step {
-    /// Its tasks and builds in the order of the file: itself, if it holds no other steps, and those of its hooks.
+    /// Its steps that hold no others, in the order of the file: itself, if it is one, and those of its hooks.
     fn collect<'s>(&'s self, leaves: &mut Vec<&'s Self>) {
         match &self.action {
-            Action::Task(_) | Action::BuildImage(_) => leaves.push(self),
+            Action::Task(_)
+            | Action::BuildImage(_)
+            | Action::LoadVar(_)
+            | Action::Get(_)
+            | Action::Put(_)
+            | Action::Late(_) => leaves.push(self),
             Action::Do(steps) | Action::InParallel(Parallel { steps, .. }) => {
                 steps.iter().for_each(|step| step.collect(leaves));
             }
@@ -112,9 +139,13 @@ impl Step {
     /// What kind of step it is, as users write it.
     #[must_use]
     pub fn kind(&self) -> StepKind {
-        match self.action {
+        match &self.action {
             Action::Task(_) => StepKind::Task,
             Action::BuildImage(_) => StepKind::BuildImage,
+            Action::LoadVar(_) => StepKind::LoadVar,
+            Action::Get(_) => StepKind::Get,
+            Action::Put(_) => StepKind::Put,
+            Action::Late(plan) => plan.kind(),
             Action::Do(_) => StepKind::Do,
             Action::InParallel(_) => StepKind::InParallel,
             Action::Try(_) => StepKind::Try,
@@ -127,7 +158,7 @@ impl Step {
         match &self.action {
             Action::Task(plan) => &plan.caches,
             Action::BuildImage(plan) => &plan.caches,
-            Action::Do(_) | Action::InParallel(_) | Action::Try(_) => &[],
+            _ => &[],
         }
     }
 }
@@ -141,6 +172,12 @@ pub enum StepKind {
     Task,
     /// `build_image`
     BuildImage,
+    /// `load_var`
+    LoadVar,
+    /// `get`
+    Get,
+    /// `put`
+    Put,
     /// `do`
     Do,
     /// `in_parallel`
@@ -154,6 +191,9 @@ impl std::fmt::Display for StepKind {
         f.write_str(match self {
             Self::Task => "task",
             Self::BuildImage => "build_image",
+            Self::LoadVar => "load_var",
+            Self::Get => "get",
+            Self::Put => "put",
             Self::Do => "do",
             Self::InParallel => "in_parallel",
             Self::Try => "try",
@@ -169,6 +209,14 @@ pub enum Action {
     Task(Box<TaskPlan>),
     /// Builds a container image.
     BuildImage(Box<BuildPlan>),
+    /// Reads a variable from a file.
+    LoadVar(LoadVarPlan),
+    /// Fetches a version of a resource.
+    Get(Box<GetPlan>),
+    /// Makes a version of a resource.
+    Put(Box<PutPlan>),
+    /// A step that can be read whole only when it runs.
+    Late(Box<LatePlan>),
     /// Runs steps one after the other, up to the first that does not succeed.
     Do(Vec<Step>),
     /// Runs steps at the same time.
@@ -187,6 +235,50 @@ pub struct Parallel {
     pub limit: usize,
     /// Whether the first that does not succeed ends the others.
     pub fail_fast: bool,
+    /// Whether variables that a step loads are seen by that step alone, as those of an `across` are.
+    pub own_variables: bool,
+}
+
+/// Reads a variable from a file of an artifact. Steps after it have it as `((.:NAME))`.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct LoadVarPlan {
+    /// The variable.
+    pub variable: String,
+    /// The artifact that the file is in.
+    pub artifact: Name,
+    /// The file.
+    pub file: VolumePath,
+    /// How it is read.
+    pub format: VarFormat,
+    /// Whether what it holds is redacted from then on: `reveal: false`.
+    pub hidden: bool,
+}
+
+/// How a variable's file is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum VarFormat {
+    /// The text without white space around it.
+    Trim,
+    /// The text as it is.
+    Raw,
+    /// YAML.
+    Yaml,
+    /// JSON.
+    Json,
+}
+
+/// What has to be true of a task's end. It fails if it is not; its own status stays where it is true.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Assertion {
+    /// The exit code.
+    pub code: Option<u8>,
+    /// A text that is in its standard output, as far as that is [captured](crate::RunOptions::capture).
+    pub stdout: Option<String>,
+    /// A text that is in its standard error, likewise.
+    pub stderr: Option<String>,
 }
 
 /// A program in a container. `Debug` shows no arguments, as a secret may stand in one.
@@ -221,6 +313,10 @@ pub struct TaskPlan {
     pub privileged: bool,
     /// How it is connected.
     pub network: NetworkMode,
+    /// How it is confined.
+    pub security: Security,
+    /// What has to be true of its end.
+    pub assert: Assertion,
 }
 
 /// A task's image and how to get it.
@@ -233,6 +329,21 @@ pub struct TaskImage {
     pub credentials: Option<Credentials>,
     /// Whether its registry may be spoken to by plain HTTP.
     pub insecure: bool,
+    /// Whether an artifact of that name, if an earlier step made one, is meant: the image is its `image.tar`.
+    pub may_be_artifact: bool,
+}
+
+impl TaskImage {
+    /// An image that anybody may pull.
+    #[must_use]
+    pub fn new(reference: ImageRef) -> Self {
+        Self {
+            reference,
+            credentials: None,
+            insecure: false,
+            may_be_artifact: false,
+        }
+    }
 }
 
 /// An artifact and where it stands: relative to the [working directory](orchestra::Task::WORKING_DIR), or absolute.
@@ -243,6 +354,8 @@ pub struct Artifact {
     pub name: Name,
     /// Where.
     pub path: ContainerPath,
+    /// Whether the step runs without it, if no earlier step made it.
+    pub optional: bool,
 }
 
 /// An image build; the fields are those of [`ImageBuild`](orchestra_image_build::ImageBuild). `Debug` shows few of them, as
@@ -305,6 +418,8 @@ impl fmt::Debug for TaskPlan {
             .field("limits", &self.limits)
             .field("privileged", &self.privileged)
             .field("network", &self.network)
+            .field("security", &self.security)
+            .field("assert", &self.assert)
             .finish()
     }
 }

@@ -106,6 +106,15 @@ impl Fetched {
         )
     }
 
+    /// Adds those that were fetched before.
+    pub(crate) fn with(mut self, known: &[(Reference, SecretValue)]) -> Self {
+        let known = known
+            .iter()
+            .map(|(reference, value)| (reference.clone(), Ok(value.clone())));
+        self.0.extend(known);
+        self
+    }
+
     pub(crate) fn get(&self, reference: &Reference) -> Result<&SecretValue, Error> {
         match self.0.get(reference) {
             Some(Ok(value)) => Ok(value),

@@ -92,7 +92,7 @@ fn misspelt_unknown_and_misplaced_keys_are_refused_with_what_was_meant() {
         ),
         (in_config("timeout: 1m"), "6:5", "it belongs beside `config`"),
         (in_config("ouputs: []"), "6:5", "did you mean `outputs`?"),
-        (in_step("assert: {}"), "5:3", "Orchestra does not support it yet"),
+        (in_step("hermetic: true"), "5:3", "Orchestra does not support it yet"),
         (in_build("buildargs: {}"), "8:5", "did you mean `build_args`?"),
         (
             in_build("registry: { user: x }"),
@@ -105,9 +105,9 @@ fn misspelt_unknown_and_misplaced_keys_are_refused_with_what_was_meant() {
             "unknown key `paln` in a pipeline | did you mean `plan`?",
         ),
         (
-            "resources: []\nplan:\n- {task: t, image: a, config: {run: {path: sh}}}\n".into(),
+            "var_sources: []\nplan:\n- {task: t, image: a, config: {run: {path: sh}}}\n".into(),
             "1:1",
-            "`resources` in a pipeline is not supported yet",
+            "`var_sources` in a pipeline is not supported yet",
         ),
         ("task: t\n".into(), "1:1", "it belongs in a list under `plan`"),
         (
@@ -117,8 +117,13 @@ fn misspelt_unknown_and_misplaced_keys_are_refused_with_what_was_meant() {
         ),
         (
             "plan:\n- get: repo\n".into(),
+            "2:8",
+            "there is no resource `repo` | add it under `resources`",
+        ),
+        (
+            "plan:\n- set_pipeline: self\n".into(),
             "2:3",
-            "`get` steps are not supported yet",
+            "`set_pipeline` has nothing to set",
         ),
         (
             "plan:\n- { config: {} }\n".into(),

@@ -310,8 +310,11 @@ fn what_a_step_may_not_use_is_told_before_anything_runs() {
             "`((.:v))` has no value",
         ),
         ("[{set_pipeline: self}]".to_owned(), "run that of the other file"),
-        ("[{load_var: v, file: a/b}]".to_owned(), "--var NAME=VALUE"),
-        ("[{put: image}]".to_owned(), "no resources in a local run"),
+        (
+            "[{load_var: v, file: a/b}]".to_owned(),
+            "no earlier step makes the artifact `a`",
+        ),
+        ("[{put: image}]".to_owned(), "there is no resource `image`"),
         (
             format!(
                 "[{{across: [{{var: a, values: [{0}]}}, {{var: b, values: [{0}]}}], task: t, image: b, config: {{run: {{path: sh}}}}}}]",

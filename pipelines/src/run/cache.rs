@@ -156,9 +156,14 @@ fn warning(kind: &CacheEventKind, step: &Name, path: &ContainerPath) -> Option<S
 /// A cache's volume, told by the step and the path it stands at. A path is no valid name, and two of them may be hard to
 /// tell apart when made one: hence the hash. No artifact can be called `cache.…`.
 fn volume_name(told_by: impl AsRef<[u8]>) -> Result<Name> {
+    hashed("cache", told_by)
+}
+
+/// A name of Orchestra's own, which no artifact has.
+pub(super) fn hashed(kind: &str, told_by: impl AsRef<[u8]>) -> Result<Name> {
     let digest = Sha256::digest(told_by);
     let hash: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    Name::new(format!("cache.{hash}"))
+    Name::new(format!("{kind}.{hash}"))
 }
 
 impl super::job::JobRun<'_> {
@@ -229,7 +234,8 @@ impl super::job::JobRun<'_> {
             .iter()
             .find_map(|artifact| Some((*artifact, within(artifact, file)?)))
             .ok_or_else(|| Error::invalid(format!("{file} is in none of the step's inputs")))?;
-        let volumes = self.volumes(&[(artifact.name.clone(), Labels::new())]).await?;
+        let volume = self.artifact(&artifact.name)?;
+        let volumes = self.volumes(&[(volume, Labels::new())]).await?;
         let Some(volume) = volumes.first().cloned() else {
             return Err(Error::invalid(format!("{file} is in none of the step's inputs")));
         };

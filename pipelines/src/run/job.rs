@@ -1,23 +1,39 @@
 //! One job of a run.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use futures_util::future::try_join_all;
-use orchestra::{Credentials, EventKind, ImageRef, Job, JobId, Labels, Name, Result, SharedDriver, VolumeId};
-use orchestra_secrets::JobSecrets;
+use orchestra::{
+    Credentials, Error, EventKind, ImageRef, Job, JobId, Labels, Name, Result, SharedDriver, VolumeId, VolumePath,
+    file_from_tar,
+};
+use orchestra_secrets::{JobSecrets, Reference, SecretValue};
 use tokio::sync::{mpsc, oneshot};
 
 use super::cache::CacheUse;
 use super::event::{RunEventKind, Teller};
+use super::resource::{Versions, With};
 use super::tree::Scope;
-use super::{RunOptions, RunReport, Status, StepReport};
-use crate::{Action, BuildPlan, JobPlan, Step};
+use super::{RunOptions, Status, StepReport};
+use crate::{Action, BuildPlan, JobPlan, Step, TaskImage};
 
 /// Events of the engine, or of a build, that may wait for whoever receives the run's events.
 pub(super) const EVENTS: usize = 64;
+
+/// Where the image is in an artifact that is one.
+const ARCHIVE: &str = "image.tar";
+
+/// Names as a person lists them.
+pub(super) fn listed(names: &[Name]) -> String {
+    let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    match names.as_slice() {
+        [] => "none".to_owned(),
+        names => names.join(", "),
+    }
+}
 
 /// A job that is being run, and what its steps have made so far.
 pub(super) struct JobRun<'a> {
@@ -31,17 +47,43 @@ pub(super) struct JobRun<'a> {
     pub(super) pending: Mutex<HashSet<Name>>,
     pub(super) options: &'a RunOptions,
     pub(super) teller: &'a Teller,
-    secrets: Option<JobSecrets>,
+    pub(super) secrets: Option<JobSecrets>,
+    /// What was fetched of the secrets that the pipeline's text refers to.
+    pub(super) known: &'a [(Reference, SecretValue)],
+    /// What was found of the versions of resources in this run.
+    pub(super) versions: &'a Versions,
     flush: mpsc::Sender<oneshot::Sender<()>>,
     /// Names of containers that are not their step's own: those of later tries of what holds the step.
     aliases: Aliases,
     /// One lock: two steps that need a volume at once make it once.
     volumes: tokio::sync::Mutex<HashMap<Name, VolumeId>>,
+    /// The artifacts that there are, and what their volumes are called.
+    made: Mutex<BTreeMap<Name, Name>>,
+    /// Images of artifacts, as the engine has them.
+    loaded: tokio::sync::Mutex<HashMap<Name, ImageRef>>,
+    /// Steps in the order in which they began.
+    executed: Mutex<Vec<Name>>,
     /// What was pushed, by its canonical name, and how the registry was spoken to.
     pushed: Mutex<HashMap<String, Pushed>>,
     reports: Mutex<HashMap<Name, StepReport>>,
     warnings: Arc<Mutex<Vec<String>>>,
     begun: bool,
+}
+
+/// What came of a job.
+pub(super) struct JobOutcome {
+    pub(super) status: Status,
+    pub(super) steps: Vec<StepReport>,
+}
+
+/// Whether, and if not why, a job is begun.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Begin {
+    Yes,
+    /// A job that it comes after has not succeeded.
+    No,
+    /// The run as a whole can't be.
+    Refused,
 }
 
 type Aliases = Arc<Mutex<HashMap<Name, Name>>>;
@@ -133,6 +175,7 @@ impl<'a> JobRun<'a> {
         options: &'a RunOptions,
         secrets: Option<JobSecrets>,
         teller: &'a Teller,
+        versions: &'a Versions,
     ) -> Self {
         let (events, engine) = mpsc::channel(EVENTS);
         let job = Job::builder(driver.clone())
@@ -163,9 +206,14 @@ impl<'a> JobRun<'a> {
             options,
             teller,
             secrets,
+            known: &[],
+            versions,
             flush,
             aliases,
             volumes: tokio::sync::Mutex::default(),
+            made: Mutex::default(),
+            loaded: tokio::sync::Mutex::default(),
+            executed: Mutex::default(),
             pushed: Mutex::default(),
             reports: Mutex::default(),
             warnings,
@@ -173,10 +221,15 @@ impl<'a> JobRun<'a> {
         }
     }
 
-    /// Runs the steps; none if an earlier job did not succeed.
-    pub(super) async fn run(&mut self, report: &mut RunReport) {
-        if report.status == Status::Succeeded && !self.options.cancel.is_cancelled() {
-            self.begun = true;
+    /// Runs the steps, if it is to begin.
+    pub(super) async fn run(&mut self, begin: Begin) -> JobOutcome {
+        self.begun = begin == Begin::Yes && !self.options.cancel.is_cancelled();
+        let mut status = match begin {
+            Begin::Yes => Status::Aborted,
+            Begin::No => Status::Skipped,
+            Begin::Refused => Status::Failed,
+        };
+        if self.begun {
             let id = self.job.id().clone();
             self.teller
                 .tell(RunEventKind::JobStarted {
@@ -184,12 +237,10 @@ impl<'a> JobRun<'a> {
                     id,
                 })
                 .await;
+            status = self.whole(&self.options.cancel).await;
+            status = self.held(status).await;
         }
-        if self.begun {
-            report.status = self.whole(&self.options.cancel).await;
-        } else if report.status == Status::Succeeded {
-            report.status = Status::Aborted;
-        }
+        let mut steps = Vec::new();
         let mut reports = std::mem::take(&mut *locked(&self.reports));
         for step in self.plan.leaves() {
             let finished = match reports.remove(&step.name) {
@@ -201,13 +252,34 @@ impl<'a> JobRun<'a> {
                     skipped
                 }
             };
-            report.steps.push(finished);
+            steps.push(finished);
+        }
+        JobOutcome { status, steps }
+    }
+
+    /// Compares what was run with what has to have been.
+    async fn held(&self, status: Status) -> Status {
+        let executed = locked(&self.executed).clone();
+        match &self.plan.execution {
+            Some(expected) if *expected != executed && status != Status::Aborted => {
+                let message = format!(
+                    "the assertion of the job `{}` does not hold: it ran {}, not {}",
+                    self.plan.name,
+                    listed(&executed),
+                    listed(expected)
+                );
+                self.warn(message).await;
+                Status::Failed
+            }
+            _ => status,
         }
     }
 
-    /// Runs a task or a build.
+    /// Runs a step that holds no others.
     pub(super) async fn leaf(&self, step: &Step, scope: &Scope) -> Status {
-        let (finished, caches) = self.step(step, scope).await;
+        locked(&self.executed).push(step.name.clone());
+        let (finished, caches, whole) = self.step(step, scope).await;
+        let step = whole.as_ref().unwrap_or(step);
         let status = finished.status;
         if !scope.tried_again {
             locked(&self.pending).remove(&step.name);
@@ -221,22 +293,28 @@ impl<'a> JobRun<'a> {
         status
     }
 
-    async fn step(&self, step: &Step, scope: &Scope) -> (StepReport, Vec<Name>) {
+    /// The step's report, its caches, and the step as a whole, if that was not known before.
+    async fn step(&self, step: &Step, scope: &Scope) -> (StepReport, Vec<Name>, Option<Step>) {
         let (job, name, kind) = (self.plan.name.clone(), step.name.clone(), step.kind());
         self.teller
             .tell(RunEventKind::StepStarted { job, step: name, kind })
             .await;
         let began = Instant::now();
         let mut caches = Vec::new();
-        let mut report = match (&step.action, self.own_name(step, scope)) {
-            (Action::Task(plan), Ok(name)) => self.task(step, plan, name, scope, &mut caches).await,
-            (Action::BuildImage(plan), Ok(name)) => self.build(step, plan, &name, scope, &mut caches).await,
-            (_, name) => {
-                let mut report = StepReport::new(&self.plan.name, &step.name, kind, Status::Failed);
-                report.error = name.err().map(|error| error.to_string());
-                report
-            }
+        let whole = match &step.action {
+            Action::Late(late) => self.whole_step(step, late, scope).await.map(Some),
+            _ => Ok(None),
         };
+        let named = self.own_name(step, scope);
+        let mut report = match (&whole, named) {
+            (Ok(whole), Ok(name)) => {
+                let step = whole.as_ref().unwrap_or(step);
+                self.action(step, name, scope, &mut caches).await
+            }
+            (Err(error), _) => self.not_run(step, error),
+            (_, Err(error)) => self.not_run(step, &error),
+        };
+        let whole = whole.unwrap_or_default();
         report.duration = began.elapsed();
         // What the driver says is clean; what the plan itself says may hold what was put into it.
         if let Some(secrets) = &self.secrets {
@@ -249,7 +327,89 @@ impl<'a> JobRun<'a> {
                 *text = secrets.redact(text);
             }
         }
-        (report, caches)
+        (report, caches, whole)
+    }
+
+    fn not_run(&self, step: &Step, error: &Error) -> StepReport {
+        let mut report = StepReport::new(&self.plan.name, &step.name, step.kind(), Status::Failed);
+        super::step::failed(&mut report, error);
+        report
+    }
+
+    async fn action(&self, step: &Step, name: Name, scope: &Scope, caches: &mut Vec<Name>) -> StepReport {
+        match &step.action {
+            Action::Task(plan) => self.task(step, plan, name, scope, caches).await,
+            Action::BuildImage(plan) => self.build(step, plan, &name, scope, caches).await,
+            Action::LoadVar(plan) => self.load_var(step, plan, scope).await,
+            Action::Get(plan) => self.resource(step, With::Get(plan), &name, scope).await,
+            Action::Put(plan) => self.resource(step, With::Put(plan), &name, scope).await,
+            Action::Do(_) | Action::InParallel(_) | Action::Try(_) | Action::Late(_) => {
+                self.not_run(step, &Error::invalid("it is no step that runs by itself"))
+            }
+        }
+    }
+
+    /// The engine tells of `container` what is the step's.
+    pub(super) fn alias(&self, container: &Name, step: &Name) {
+        locked(&self.aliases).insert(container.clone(), step.clone());
+    }
+
+    /// An artifact is there from now on, in the volume of this name.
+    pub(super) fn make(&self, artifact: &Name, volume: Name) {
+        locked(&self.made).insert(artifact.clone(), volume);
+    }
+
+    /// All artifacts that there are, and what their volumes are called.
+    pub(super) fn artifacts(&self) -> Vec<(Name, Name)> {
+        let made = locked(&self.made);
+        made.iter()
+            .map(|(name, volume)| (name.clone(), volume.clone()))
+            .collect()
+    }
+
+    /// What the volume of an artifact is called.
+    pub(super) fn artifact(&self, name: &Name) -> Result<Name> {
+        let volume = locked(&self.made).get(name).cloned();
+        volume.ok_or_else(|| {
+            let made: Vec<Name> = locked(&self.made).keys().cloned().collect();
+            Error::invalid(format!("no step has made the artifact `{name}`"))
+                .with_hint(format!("the steps that were run have made {}", listed(&made)))
+        })
+    }
+
+    /// The image of a task; one that is in an artifact is loaded into the engine first, once.
+    pub(super) async fn image(&self, image: &TaskImage) -> Result<TaskImage> {
+        let artifact = Name::new(image.reference.as_str()).ok();
+        let Some((artifact, volume)) = artifact
+            .filter(|_| image.may_be_artifact)
+            .and_then(|name| Some((name.clone(), self.artifact(&name).ok()?)))
+        else {
+            return Ok(image.clone());
+        };
+        let mut loaded = self.loaded.lock().await;
+        if let Some(reference) = loaded.get(&volume) {
+            return Ok(TaskImage::new(reference.clone()));
+        }
+        let volumes = self.volumes(&[(volume.clone(), Labels::new())]).await?;
+        let told_by = format!("{}\0{volume}", self.job.id());
+        let tag = super::cache::hashed("image", told_by)?;
+        let reference = ImageRef::new(format!("localhost/orchestra-artifact:{tag}"))?;
+        let archive = VolumePath::new(ARCHIVE)?;
+        for volume in &volumes {
+            let load = async {
+                let tar = self.driver.read_volume(volume, std::slice::from_ref(&archive)).await?;
+                let image = file_from_tar(tar, &archive).await.map_err(|error| {
+                    let help = format!("an artifact that is an image holds it as `{ARCHIVE}`, an OCI layout or what `build_image` writes");
+                    error.with_hint(help)
+                })?;
+                self.driver.import_image(&reference, image).await
+            };
+            self.watch(load)
+                .await
+                .map_err(|error| error.with("artifact", &artifact))?;
+        }
+        loaded.insert(volume, reference.clone());
+        Ok(TaskImage::new(reference))
     }
 
     /// What the step's container is called: another one in each try, as one that is kept would be taken for this try's.
@@ -263,8 +423,8 @@ impl<'a> JobRun<'a> {
         Ok(name)
     }
 
-    /// Removes everything of the job, or leaves it where that was asked for.
-    pub(super) async fn end(&mut self, report: &mut RunReport) {
+    /// Removes everything of the job, or leaves it where that was asked for. Returns what should be known.
+    pub(super) async fn end(&mut self) -> Vec<String> {
         let job = self.job.clone();
         // A job that was not begun has nothing, unless another process began it.
         if self.options.keep || !self.begun && self.options.run_id.is_none() {
@@ -276,7 +436,17 @@ impl<'a> JobRun<'a> {
             );
             self.warn(message).await;
         }
-        report.warnings.append(&mut locked(&self.warnings));
+        if !self.options.keep {
+            for reference in self.loaded.lock().await.values() {
+                if let Err(error) = self.driver.remove_image(reference).await {
+                    self.warn(format!(
+                        "the image {reference} of an artifact could not be removed: {error}"
+                    ))
+                    .await;
+                }
+            }
+        }
+        std::mem::take(&mut *locked(&self.warnings))
     }
 
     /// The volumes of these names, made where they are not there yet.

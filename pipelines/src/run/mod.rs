@@ -1,4 +1,4 @@
-//! The executor: jobs in the order of the file, the [tree] of a job's steps as it says, up to what does not succeed.
+//! The executor: jobs as their [schedule] has it, the [tree] of a job's steps as it says, up to what does not succeed.
 //!
 //! Each [`JobPlan`](crate::JobPlan) is one [`orchestra::Job`], its artifacts and caches are that job's volumes, its steps
 //! that job's tasks. All that a run keeps is in the engine, under names that follow from the run's id and the plan:
@@ -7,8 +7,11 @@
 mod cache;
 mod event;
 mod job;
+mod late;
 mod output;
 mod report;
+mod resource;
+mod schedule;
 mod status;
 mod step;
 mod tree;
@@ -24,12 +27,13 @@ use tokio_util::sync::CancellationToken;
 pub use cache::Caches;
 pub(crate) use cache::within;
 pub use event::{Data, PlannedJob, PlannedStep, RunEvent, RunEventKind};
-pub use report::{BuiltImage, RunReport, StepReport};
+pub use report::{BuiltImage, Metadata, RunReport, StepReport};
 pub use status::Status;
 
 use self::cache::CacheUse;
 use self::event::Teller;
-use self::job::JobRun;
+use self::resource::Versions;
+use self::schedule::Schedule;
 use crate::{JobPlan, Pipeline};
 
 /// How a pipeline is run.
@@ -124,7 +128,6 @@ pub async fn run(pipeline: &Pipeline, driver: SharedDriver, options: RunOptions)
         report.warnings.push(message);
         report.status = Status::Failed;
     }
-    let mut ended = Vec::new();
     let (driver, cache_events, cache_use) = match &options.caches {
         Some(caches) => {
             let (driver, events, cache_use) = cache::wrap(driver, caches, &options.cancel, &teller);
@@ -132,36 +135,16 @@ pub async fn run(pipeline: &Pipeline, driver: SharedDriver, options: RunOptions)
         }
         None => (driver, None, CacheUse::default()),
     };
-    for plan in jobs {
-        let id = job_id(&report.run_id, &plan.name, pipeline.jobs.len() == 1);
-        let secrets = match job_secrets(pipeline, &id, &options) {
-            Ok(secrets) => secrets,
-            Err(error) => {
-                report.status = Status::Failed;
-                report.warnings.push(error.to_string());
-                teller
-                    .tell(RunEventKind::Warning {
-                        job: Some(plan.name.clone()),
-                        message: error.to_string(),
-                    })
-                    .await;
-                None
-            }
-        };
-        let mut job = JobRun::new(plan, id, driver.clone(), &options, secrets, &teller);
-        job.pipeline = &pipeline.name;
-        job.cache_use = cache_use.clone();
-        job.run(&mut report).await;
-        // While a run can be carried on with, what a finished job left says that it is finished.
-        if options.run_id.is_some() {
-            ended.push(job)
-        } else {
-            job.end(&mut report).await
-        }
-    }
-    for mut job in ended.into_iter().rev() {
-        job.end(&mut report).await;
-    }
+    let schedule = Schedule {
+        pipeline,
+        jobs: &jobs,
+        driver,
+        options: &options,
+        teller: &teller,
+        cache_use,
+        versions: Versions::default(),
+    };
+    schedule.run(&mut report).await;
     if let Some(events) = cache_events {
         report.warnings.extend(events.finish().await);
     }

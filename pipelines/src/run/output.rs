@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use orchestra::{Captured, LogChunk, Name, OutputSink, Result};
+use orchestra::{Captured, LogChunk, Name, OutputSink, OutputStream, Result};
 
 use super::event::{Data, RunEventKind, Teller};
 
@@ -38,11 +38,16 @@ pub(super) struct Output {
     pub(super) step: Name,
     pub(super) teller: Teller,
     pub(super) tail: Tail,
+    /// Whether standard output is not for people.
+    pub(super) errors_only: bool,
 }
 
 #[async_trait]
 impl OutputSink for Output {
     async fn write(&mut self, chunk: LogChunk) -> Result<()> {
+        if self.errors_only && chunk.stream == OutputStream::Stdout {
+            return Ok(());
+        }
         self.tail.push(&chunk.bytes);
         let (job, step) = (self.job.clone(), self.step.clone());
         self.teller

@@ -6,7 +6,7 @@ use orchestra::{ExitStatus, ImageRef, JobId, Name, Timings};
 use serde::Serialize;
 
 use super::Status;
-use crate::StepKind;
+use crate::{StepKind, Version};
 
 /// What came of a run.
 #[derive(Clone, Debug, Serialize)]
@@ -47,6 +47,11 @@ pub struct StepReport {
     pub timings: Option<Timings>,
     /// What a build built.
     pub image: Option<BuiltImage>,
+    /// The version of a resource that it got or put.
+    pub version: Option<Version>,
+    /// What the resource's type tells of the version.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub metadata: Vec<Metadata>,
     /// What went wrong, in one or a few lines.
     pub error: Option<String>,
     /// What to do about it.
@@ -67,6 +72,8 @@ impl StepReport {
             duration: Duration::ZERO,
             timings: None,
             image: None,
+            version: None,
+            metadata: Vec::new(),
             error: None,
             hint: None,
             log_tail: String::new(),
@@ -83,4 +90,14 @@ pub struct BuiltImage {
     pub reference: ImageRef,
     /// Its digest: `sha256:…`.
     pub digest: String,
+}
+
+/// One thing that a resource's type tells of a version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[non_exhaustive]
+pub struct Metadata {
+    /// What it is.
+    pub name: String,
+    /// What it says.
+    pub value: String,
 }

@@ -12,7 +12,7 @@ use super::job::{EVENTS, JobRun};
 use super::output::{Output, Tail};
 use super::tree::Scope;
 use super::{BuiltImage, Status, StepReport};
-use crate::{Artifact, BuildPlan, CachePlan, Step, TaskPlan};
+use crate::{Artifact, Assertion, BuildPlan, CachePlan, Step, TaskImage, TaskPlan};
 
 impl JobRun<'_> {
     /// Runs a `task` step.
@@ -26,11 +26,8 @@ impl JobRun<'_> {
     ) -> StepReport {
         let tail = Tail::new();
         let mut report = StepReport::new(&self.plan.name, &step.name, step.kind(), Status::Errored);
-        let task = match self
-            .mounts(step, plan.inputs.iter().chain(&plan.outputs), &plan.caches, used)
-            .await
-        {
-            Ok(mounts) => self.describe(step, plan, name, mounts, &tail),
+        let task = match self.mounts(step, &plan.inputs, &plan.outputs, &plan.caches, used).await {
+            Ok(mounts) => self.describe(step, plan, name, mounts, &tail).await,
             Err(error) => Err(error),
         };
         let result = match task {
@@ -41,7 +38,12 @@ impl JobRun<'_> {
             Err(error) => Err(error),
         };
         match result {
-            Ok(result) => finished(&mut report, &result, step),
+            Ok(result) => {
+                finished(&mut report, &result, step);
+                if report.status != Status::Aborted {
+                    hold(&mut report, &plan.assert, &result);
+                }
+            }
             Err(error) => failed(&mut report, &error),
         }
         if report.status != Status::Succeeded {
@@ -50,7 +52,7 @@ impl JobRun<'_> {
         report
     }
 
-    fn describe(
+    async fn describe(
         &self,
         step: &Step,
         plan: &TaskPlan,
@@ -58,26 +60,15 @@ impl JobRun<'_> {
         mounts: Vec<(VolumeId, ContainerPath)>,
         tail: &Tail,
     ) -> Result<Task> {
-        let image = &plan.image;
+        let image = self.image(&plan.image).await?;
         let mut task = Task::with_image(name, image.reference.clone())
             .command(plan.command.iter().cloned())
             .privileged(plan.privileged)
             .network(plan.network)
             .attempts(step.attempts)
             .pull(self.options.pull)
-            .insecure(image.insecure)
             .output(self.output(step, tail));
-        let mut credentials = image.credentials.clone();
-        if let Some(pushed) = self.pushed(&image.reference) {
-            // The engine may have an older image of this tag. An engine that takes no word on how to speak to a registry has
-            // its own configuration for that.
-            let insecure = image.insecure || pushed.insecure && self.job.driver().info().capabilities.insecure_pull;
-            task = task.pull(PullPolicy::Always).insecure(insecure);
-            credentials = credentials.or(pushed.credentials);
-        }
-        if let Some(credentials) = credentials {
-            task = task.credentials(credentials);
-        }
+        task = self.registry(task, &image);
         if let Some(timeout) = step.timeout {
             task = task.timeout(timeout);
         }
@@ -92,6 +83,7 @@ impl JobRun<'_> {
         spec.env.clone_from(&plan.env);
         spec.user.clone_from(&plan.user);
         spec.limits.clone_from(&plan.limits);
+        spec.security.clone_from(&plan.security);
         // Artifacts stand in the same place whatever directory the program starts in.
         let absolute = |path: &ContainerPath| ContainerPath::new(path.resolve(Task::WORKING_DIR));
         let dir = plan
@@ -109,12 +101,38 @@ impl JobRun<'_> {
         Ok(task)
     }
 
+    /// How to get an image.
+    pub(super) fn registry(&self, mut task: Task, image: &TaskImage) -> Task {
+        task = task.insecure(image.insecure);
+        let mut credentials = image.credentials.clone();
+        if let Some(pushed) = self.pushed(&image.reference) {
+            // The engine may have an older image of this tag. An engine that takes no word on how to speak to a registry has
+            // its own configuration for that.
+            let insecure = image.insecure || pushed.insecure && self.job.driver().info().capabilities.insecure_pull;
+            task = task.pull(PullPolicy::Always).insecure(insecure);
+            credentials = credentials.or(pushed.credentials);
+        }
+        match credentials {
+            Some(credentials) => task.credentials(credentials),
+            None => task,
+        }
+    }
+
     fn output(&self, step: &Step, tail: &Tail) -> Output {
         Output {
             job: self.plan.name.clone(),
             step: step.name.clone(),
             teller: self.teller.clone(),
             tail: tail.clone(),
+            errors_only: false,
+        }
+    }
+
+    /// As [`output`](Self::output), of a program whose standard output is for this one.
+    pub(super) fn errors_of(&self, step: &Step, tail: &Tail) -> Output {
+        Output {
+            errors_only: true,
+            ..self.output(step, tail)
         }
     }
 
@@ -122,13 +140,28 @@ impl JobRun<'_> {
     async fn mounts<'p>(
         &self,
         step: &Step,
-        artifacts: impl IntoIterator<Item = &'p Artifact>,
+        inputs: &'p [Artifact],
+        outputs: impl IntoIterator<Item = &'p Artifact>,
         caches: &[CachePlan],
         used: &mut Vec<Name>,
     ) -> Result<Vec<(VolumeId, ContainerPath)>> {
-        let artifacts: Vec<&Artifact> = artifacts.into_iter().collect();
-        let names = artifacts.iter().map(|artifact| (artifact.name.clone(), Labels::new()));
-        let names: Vec<_> = names.collect();
+        let mut artifacts = Vec::new();
+        let mut names = Vec::new();
+        for input in inputs {
+            match self.artifact(&input.name) {
+                Ok(volume) => {
+                    artifacts.push(input);
+                    names.push((volume, Labels::new()));
+                }
+                Err(_) if input.optional => {}
+                Err(error) => return Err(error),
+            }
+        }
+        for output in outputs {
+            self.make(&output.name, output.name.clone());
+            artifacts.push(output);
+            names.push((output.name.clone(), Labels::new()));
+        }
         let mut volumes = self.volumes(&names).await?;
         let wanted = self.caches(step, &artifacts, caches).await?;
         used.extend(wanted.iter().map(|(name, _)| name.clone()));
@@ -149,7 +182,8 @@ impl JobRun<'_> {
     ) -> StepReport {
         let tail = Tail::new();
         let mut report = StepReport::new(&self.plan.name, &step.name, step.kind(), Status::Errored);
-        let result = match self.mounts(step, plan.artifacts(), &plan.caches, used).await {
+        let outputs = plan.outputs.iter().map(|(artifact, _)| artifact);
+        let result = match self.mounts(step, &plan.inputs, outputs, &plan.caches, used).await {
             Ok(mounts) => {
                 let volumes = mounts.into_iter().map(|(volume, _)| volume);
                 let build = plan.image_build(name, volumes);
@@ -260,7 +294,37 @@ fn hint(exit: ExitStatus) -> Option<&'static str> {
     }
 }
 
-fn failed(report: &mut StepReport, error: &Error) {
+/// Compares a task's end with what has to be true of it.
+fn hold(report: &mut StepReport, assert: &Assertion, result: &TaskResult) {
+    let mut wrong = Vec::new();
+    if let Some(expected) = assert.code
+        && result.exit != ExitStatus::Code(expected)
+    {
+        wrong.push(format!("the exit code is not {expected}: {}", result.exit));
+    }
+    let streams = [
+        ("standard output", &assert.stdout, &result.stdout),
+        ("standard error", &assert.stderr, &result.stderr),
+    ];
+    for (what, expected, captured) in streams {
+        if let Some(expected) = expected
+            && !captured.to_string().contains(expected)
+        {
+            let cut = match captured.cut() {
+                0 => String::new(),
+                bytes => format!(" ({bytes} bytes in its middle were not kept)"),
+            };
+            wrong.push(format!("{what} does not contain {expected:?}{cut}"));
+        }
+    }
+    if !wrong.is_empty() {
+        report.status = Status::Failed;
+        report.error = Some(format!("an assertion does not hold: {}", wrong.join("; ")));
+        report.hint = None;
+    }
+}
+
+pub(super) fn failed(report: &mut StepReport, error: &Error) {
     report.status = Status::of_error(error.kind());
     report.error = Some(error.to_string());
     report.hint = error.hint().map(str::to_owned);

@@ -10,6 +10,8 @@
 //!
 //! A hook after an abort runs outside of what was cancelled: else it could not run.
 
+use std::sync::Arc;
+
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream;
@@ -17,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Status;
 use super::job::JobRun;
+use super::late::Locals;
 use crate::{Action, Hooks, Parallel, Step};
 
 /// What a step runs in.
@@ -28,6 +31,8 @@ pub(super) struct Scope {
     pub(super) tries: String,
     /// Whether it may be run again after its end.
     pub(super) tried_again: bool,
+    /// What `load_var` steps have set.
+    pub(super) variables: Arc<Locals>,
 }
 
 impl Scope {
@@ -49,6 +54,7 @@ impl Scope {
             cancel: self.cancel.child_token(),
             tries,
             tried_again: self.tried_again || of > 1,
+            variables: self.variables.clone(),
         }
     }
 }
@@ -60,6 +66,7 @@ impl JobRun<'_> {
             cancel: cancel.clone(),
             tries: String::new(),
             tried_again: false,
+            variables: Arc::default(),
         };
         let status = self.sequence(&self.plan.plan, &scope).await;
         self.hooks(&self.plan.hooks, status, &scope).await
@@ -68,9 +75,9 @@ impl JobRun<'_> {
     fn tree<'s>(&'s self, step: &'s Step, scope: Scope) -> BoxFuture<'s, Status> {
         Box::pin(async move {
             let status = match &step.action {
+                Action::Do(_) | Action::InParallel(_) | Action::Try(_) => self.tries(step, &scope).await,
                 // The core has the tries and the timeout of a single task.
-                Action::Task(_) | Action::BuildImage(_) => self.leaf(step, &scope).await,
-                _ => self.tries(step, &scope).await,
+                _ => self.leaf(step, &scope).await,
             };
             self.hooks(&step.hooks, status, &scope).await
         })
@@ -96,7 +103,7 @@ impl JobRun<'_> {
                     Status::Aborted => Status::Aborted,
                     _ => Status::Succeeded,
                 },
-                Action::Task(_) | Action::BuildImage(_) => self.leaf(step, &scope).await,
+                _ => self.leaf(step, &scope).await,
             }
         };
         let Some(timeout) = step.timeout else { return work.await };
@@ -134,7 +141,10 @@ impl JobRun<'_> {
             ..scope.clone()
         };
         let begin = |step| {
-            let scope = within.clone();
+            let mut scope = within.clone();
+            if parallel.own_variables {
+                scope.variables = Locals::within(&scope.variables);
+            }
             let stop = within.cancel.clone();
             async move {
                 if stop.is_cancelled() {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::fields::Known;
 use super::reader::Reader;
-use super::steps::{AT_ONCE, HOOKS, at_once};
+use super::steps::{AT_ONCE, HOOKS, OWN_VARIABLES, STEPS, at_once};
 use super::tree::{At, Node, Spot, Value};
 use super::variables::{self, Interpolation};
 use crate::Variables;
@@ -53,9 +53,7 @@ fn is(key: &Node, name: &str) -> bool {
 }
 
 fn is_step(key: &Node) -> bool {
-    ["task", "build_image", "do", "in_parallel", "try"]
-        .iter()
-        .any(|name| is(key, name))
+    STEPS.iter().any(|name| is(key, name))
 }
 
 fn put_out(
@@ -183,24 +181,23 @@ fn level(
     let mut keys = vec![
         (text("steps"), at(Value::List(steps))),
         (text("limit"), at(Value::Number(var.at_once.to_string()))),
+        (text(OWN_VARIABLES), at(Value::Bool(true))),
     ];
     keys.extend(fail_fast.cloned());
     at(Value::Map(vec![(text("in_parallel"), at(Value::Map(keys)))]))
 }
 
-/// Reports variables that no `across` has set.
-pub(super) fn unset(reader: &Reader<'_>, node: &Node) {
+/// The variables in a step that no `across` around it has set, and where.
+pub(super) fn unset(node: &Node, found: &mut Vec<At<String>>) {
     match &node.value {
-        Value::Text(text) => {
-            for name in variables::locals(text) {
-                let help = "local variables are those of an `across` around the step".to_owned();
-                reader.report(&node.spot, "", format!("`((.:{name}))` has no value"), help);
-            }
-        }
-        Value::List(items) => items.iter().for_each(|item| unset(reader, item)),
+        Value::Text(text) => found.extend(variables::locals(text).map(|name| At {
+            value: name.to_owned(),
+            spot: node.spot.clone(),
+        })),
+        Value::List(items) => items.iter().for_each(|item| unset(item, found)),
         Value::Map(entries) => entries.iter().for_each(|(key, value)| {
-            unset(reader, key);
-            unset(reader, value);
+            unset(key, found);
+            unset(value, found);
         }),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }

@@ -13,7 +13,7 @@ use super::step::{self, Read};
 use super::tree::{At, Node, Value};
 use crate::{Action, Artifact, BuildPlan, Hooks, Step, units};
 
-const STEP: Known = Known {
+pub(super) const STEP: Known = Known {
     later: &["assert", "tags"],
     misplaced: &[
         "name",
@@ -63,7 +63,7 @@ const STEP: Known = Known {
     ])
 };
 
-const BUILD: Known = Known::of(&[
+pub(super) const BUILD: Known = Known::of(&[
     "name",
     "context",
     "dockerfile",
@@ -109,14 +109,7 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
     let before = reader.count();
     let outer = reader.fields(node, "a `build_image` step", STEP)?;
     let spot = outer.key("build_image").unwrap_or(outer.spot).clone();
-    let mut read = Read {
-        name: None,
-        spot,
-        inputs: Vec::new(),
-        outputs: Vec::new(),
-        complete: true,
-        step: None,
-    };
+    let mut read = Read::new(spot);
     let Some(node) = outer.required("build_image", "build_image: { context: source, tag: team/app:1 }") else {
         return Some(read);
     };
@@ -284,6 +277,7 @@ fn inputs(fields: &Fields<'_, '_>, context: Option<&At<ContainerPath>>) -> Vec<A
             Ok(Artifact {
                 path: ContainerPath::new(first)?,
                 name,
+                optional: false,
             })
         });
         if found.is_err() {

@@ -15,6 +15,8 @@ pub(super) struct Known {
     /// Keys that stand elsewhere in a pipeline, and where.
     pub(super) misplaced: &'static [&'static str],
     pub(super) belongs: &'static str,
+    /// Keys of Concourse's that change nothing in a run of one's own.
+    pub(super) without_meaning: &'static [&'static str],
     /// Whether keys that start with `x-` are left alone.
     pub(super) extensions: bool,
 }
@@ -26,6 +28,7 @@ impl Known {
             later: &[],
             misplaced: &[],
             belongs: "",
+            without_meaning: &[],
             extensions: false,
         }
     }
@@ -66,7 +69,9 @@ impl<'t> Reader<'t> {
                 continue;
             }
             let extension = known.extensions && name.starts_with("x-");
-            if !extension && !known.keys.contains(&name.as_str()) {
+            if known.without_meaning.contains(&name.as_str()) {
+                self.remark(&key.spot, format!("`{name}` has no meaning in a run of your own"));
+            } else if !extension && !known.keys.contains(&name.as_str()) {
                 self.unknown(key, name, what, &known);
             }
             map.insert(name, (key, value));

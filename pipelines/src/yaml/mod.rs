@@ -6,8 +6,12 @@
 mod across;
 mod build;
 mod fields;
+pub(crate) mod late;
+mod load_var;
 mod pipeline;
 mod reader;
+mod resource;
+pub(crate) mod schema;
 mod step;
 mod steps;
 mod task;
@@ -128,7 +132,7 @@ fn root(name: &str, text: &str) -> Result<Node, Invalid> {
 
 fn no_yaml(name: &str, text: &str, error: SyntaxError) -> Invalid {
     let fetched = Fetched::default();
-    let reader = Reader::new(text, &fetched);
+    let reader = Reader::new(name, text, &fetched);
     let (line, column) = error.at.unwrap_or((1, 1));
     let help = error.help.map(str::to_owned);
     reader.report(&reader.spot(line, column), "", error.message, help);
@@ -136,7 +140,7 @@ fn no_yaml(name: &str, text: &str, error: SyntaxError) -> Invalid {
 }
 
 fn finish(name: &str, text: &str, root: Node, variables: &Variables, fetched: &Fetched) -> Result<Pipeline, Invalid> {
-    let reader = Reader::new(text, fetched);
+    let reader = Reader::new(name, text, fetched);
     let mut interpolation = Interpolation {
         reader: &reader,
         variables,
@@ -147,6 +151,7 @@ fn finish(name: &str, text: &str, root: Node, variables: &Variables, fetched: &F
     let root = interpolation.node(root);
     let used = interpolation.used;
     let pipeline = pipeline::read(&reader, name, &root);
+    let notes = reader.notes();
     let mut problems = reader.finish();
     if !used.is_empty() {
         // What is wrong with a value is said with the value.
@@ -166,6 +171,7 @@ fn finish(name: &str, text: &str, root: Node, variables: &Variables, fetched: &F
     }
     match pipeline {
         Some(mut pipeline) if problems.is_empty() => {
+            pipeline.notes = notes;
             pipeline.secrets = fetched
                 .values()
                 .map(|(of, value)| (of.clone(), value.clone()))

@@ -1,13 +1,17 @@
 //! What all parts of the front end read values with: typed values out, problems collected, nothing thrown away.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt::Display;
 use std::ops::Range;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use orchestra_secrets::{Reference, SecretKey};
 
+use super::late::Source;
+use super::resource::Resources;
 use super::tree::{At, Node, Spot, Value};
+use super::variables::has_locals;
 use crate::values::Fetched;
 use crate::{Place, Problem};
 
@@ -16,25 +20,82 @@ const MAX_PROBLEMS: usize = 50;
 
 /// The text and what is wrong with it so far.
 pub(super) struct Reader<'t> {
+    name: &'t str,
     text: &'t str,
     pub(super) fetched: &'t Fetched,
     lines: Vec<usize>,
     problems: RefCell<Vec<Problem>>,
+    notes: RefCell<Vec<Problem>>,
     count: Cell<usize>,
+    told: Cell<usize>,
+    waits: Cell<bool>,
+    resources: OnceCell<Arc<Resources>>,
+    source: OnceCell<Arc<Source>>,
 }
 
 impl<'t> Reader<'t> {
-    pub(super) fn new(text: &'t str, fetched: &'t Fetched) -> Self {
+    pub(super) fn new(name: &'t str, text: &'t str, fetched: &'t Fetched) -> Self {
         let lines = std::iter::once(0)
             .chain(text.match_indices('\n').map(|(at, _)| at + 1))
             .collect();
         Self {
+            name,
             text,
             fetched,
             lines,
             problems: RefCell::default(),
+            notes: RefCell::default(),
             count: Cell::new(0),
+            told: Cell::new(0),
+            waits: Cell::new(false),
+            resources: OnceCell::new(),
+            source: OnceCell::new(),
         }
+    }
+
+    /// Says, once, what steps may get and put.
+    pub(super) fn set_resources(&self, resources: Arc<Resources>) {
+        self.resources.set(resources).ok();
+    }
+
+    pub(super) fn resources(&self) -> Arc<Resources> {
+        self.resources.get_or_init(Arc::default).clone()
+    }
+
+    /// The file, for steps that are read again when they run.
+    pub(super) fn source(&self) -> Arc<Source> {
+        let make = || Arc::new(Source::new(self.name, self.text, self.resources()));
+        self.source.get_or_init(make).clone()
+    }
+
+    /// Whether what stands in values with variables that are not known yet is not told: then it is counted alone.
+    pub(super) fn wait_for_variables(&self, waits: bool) {
+        self.waits.set(waits);
+    }
+
+    /// How many problems were noted that do not wait for variables.
+    pub(super) fn told(&self) -> usize {
+        self.told.get()
+    }
+
+    /// Notes something that is right, and yet should be known.
+    pub(super) fn remark(&self, spot: &Spot, message: impl Into<String>) {
+        let note = Problem {
+            message: message.into(),
+            help: None,
+            places: vec![self.place(spot.span.clone(), "")],
+        };
+        let mut notes = self.notes.borrow_mut();
+        if notes.len() < MAX_PROBLEMS && !notes.contains(&note) {
+            notes.push(note);
+        }
+    }
+
+    /// All that should be known, in the order of the file.
+    pub(super) fn notes(&self) -> Vec<Problem> {
+        let mut notes = self.notes.take();
+        notes.sort_by_key(|note| note.places.first().map(|place| place.span.start));
+        notes
     }
 
     /// Notes a problem at a node; where an alias brought it elsewhere, that place is shown too.
@@ -55,9 +116,18 @@ impl<'t> Reader<'t> {
     }
 
     fn note<'a>(&self, message: String, help: Option<String>, places: impl Iterator<Item = (Range<usize>, &'a str)>) {
-        let places = places.map(|(span, label)| self.place(span, label)).collect();
-        let problem = Problem { message, help, places };
+        let places: Vec<(Range<usize>, &str)> = places.collect();
         self.count.set(self.count.get() + 1);
+        if self.waits.get()
+            && let Some((span, _)) = places.first()
+            && has_locals(&self.text[span.clone()])
+        {
+            return;
+        }
+        self.told.set(self.told.get() + 1);
+        let places = places.into_iter().map(|(span, label)| self.place(span, label));
+        let places = places.collect();
+        let problem = Problem { message, help, places };
         let mut problems = self.problems.borrow_mut();
         // The same line of an anchor is read once for each alias.
         if problems.len() <= MAX_PROBLEMS

@@ -7,32 +7,64 @@ use orchestra::{ContainerPath, Credentials, Name, NetworkMode, Task, VolumePath}
 use orchestra_secrets::SecretKey;
 
 use super::fields::{Fields, Known};
-use super::reader::Reader;
+use super::reader::{Reader, closest, list};
 use super::tree::{At, Node, Spot, Value};
 use crate::run::within;
 use crate::{Artifact, CachePlan, KeyTemplate, Step, units};
 
 /// A step as far as it could be read. What other steps need to know of it is kept even if the step itself is not valid,
 /// so that one mistake is told once.
+#[derive(Clone)]
 pub(super) struct Read {
     /// `None` where the name defaults, or is not valid.
     pub(super) name: Option<At<Name>>,
     pub(super) spot: Spot,
     pub(super) inputs: Vec<At<Name>>,
     pub(super) outputs: Vec<At<Name>>,
-    /// Whether `outputs` are all of them; not if a key could not be understood.
+    /// Whether `outputs` are all of them; not if a key could not be understood, or if they are known only later.
     pub(super) complete: bool,
+    /// Whether its outputs may exist already.
+    pub(super) replaces: bool,
+    /// The variable that it sets.
+    pub(super) loads: Option<String>,
+    /// Variables in it that are known only when it runs.
+    pub(super) variables: Vec<At<String>>,
+    /// The resource that it is for.
+    pub(super) resource: Option<Name>,
+    /// Jobs that its version has to have passed.
+    pub(super) passed: Vec<At<Name>>,
     /// The step, if all of it is valid.
     pub(super) step: Option<Step>,
 }
 
-/// Volumes of caches, of the core and of image builds have names too.
+impl Read {
+    /// Of which nothing is known but where it stands.
+    pub(super) fn new(spot: Spot) -> Self {
+        Self {
+            name: None,
+            spot,
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            complete: true,
+            replaces: false,
+            loads: None,
+            variables: Vec::new(),
+            resource: None,
+            passed: Vec::new(),
+            step: None,
+        }
+    }
+}
+
+/// Volumes of caches, of resources, of the core and of image builds have names too.
 fn reserved(name: &str) -> Option<&'static str> {
     if name.ends_with("._build") {
         return Some("use a name that does not end with `._build`");
     }
-    let taken = ["cache.", "runner-"].iter().any(|prefix| name.starts_with(prefix));
-    taken.then_some("use a name that starts neither with `cache.` nor with `runner-`")
+    let taken = ["cache.", "runner-", "put."]
+        .iter()
+        .any(|prefix| name.starts_with(prefix));
+    taken.then_some("use a name that starts neither with `cache.` or `put.` nor with `runner-`")
 }
 
 /// Upper bound of `attempts`: a task that fails a hundred times will not succeed.
@@ -58,11 +90,70 @@ pub(super) fn network(fields: &Fields<'_, '_>) -> NetworkMode {
 /// Inputs or outputs.
 pub(super) fn artifacts(reader: &Reader<'_>, items: &[Node], what: &'static str) -> Vec<At<Artifact>> {
     const KEYS: Known = Known {
-        later: &["optional"],
+        misplaced: &["optional"],
+        belongs: "in an input of a task",
         ..Known::of(&["name", "path"])
     };
     let read = |item| artifact(reader, item, what, KEYS).map(|(artifact, _)| artifact);
     items.iter().filter_map(read).collect()
+}
+
+/// Inputs of a task.
+pub(super) fn inputs(reader: &Reader<'_>, items: &[Node]) -> Vec<At<Artifact>> {
+    const KEYS: Known = Known::of(&["name", "path", "optional"]);
+    let read = |item| {
+        let (mut artifact, fields) = artifact(reader, item, "an input", KEYS)?;
+        artifact.value.optional = fields.flag("optional").unwrap_or(false);
+        Some(artifact)
+    };
+    items.iter().filter_map(read).collect()
+}
+
+/// `input_mapping` or `output_mapping`: the artifacts get the pipeline's names, and stand where they stood.
+pub(super) fn mapped(fields: &Fields<'_, '_>, key: &'static str, what: &str, artifacts: &mut [At<Artifact>]) {
+    let Some(node) = fields.get(key) else { return };
+    let reader = fields.reader;
+    let Value::Map(entries) = &node.value else {
+        if !matches!(node.value, Value::Null) {
+            reader.wrong(&node.spot, &format!("`{key}`"), "a map of names", &node.value);
+        }
+        return;
+    };
+    let own: Vec<Name> = artifacts.iter().map(|artifact| artifact.value.name.clone()).collect();
+    for (from, to) in entries {
+        let from = reader.parse::<Name>(from, &format!("a name in `{key}`"));
+        let to = reader
+            .parse::<Name>(to, &format!("a name in `{key}`"))
+            .and_then(|name| artifact_name(reader, name));
+        let (Some(from), Some(to)) = (from, to) else { continue };
+        match own.iter().position(|name| *name == from.value) {
+            Some(at) => {
+                artifacts[at].value.name = to.value;
+                artifacts[at].spot = to.spot;
+            }
+            None => {
+                let names: Vec<&str> = own.iter().map(|name| name.as_str()).collect();
+                let help = match closest(from.value.as_str(), &names) {
+                    Some(close) => format!("did you mean `{close}`?"),
+                    None => format!("the task has {}", list(&names)),
+                };
+                reader.report(&from.spot, "", format!("the task has no {what} `{}`", from.value), help);
+            }
+        }
+    }
+}
+
+/// A name that an artifact may have.
+pub(super) fn artifact_name(reader: &Reader<'_>, name: At<Name>) -> Option<At<Name>> {
+    let Some(help) = reserved(name.value.as_str()) else {
+        return Some(name);
+    };
+    let message = format!(
+        "the artifact `{}` has a name that Orchestra keeps for itself",
+        name.value
+    );
+    reader.report(&name.spot, "", message, help.to_owned());
+    None
 }
 
 /// An input or output, and all its keys.
@@ -80,20 +171,16 @@ pub(super) fn artifact<'r, 'n>(
     let fields = reader.fields(item, what, known)?;
     fields.required("name", "name: source")?;
     let (name, path) = (fields.parse::<Name>("name"), fields.parse("path"));
-    let name = name?;
-    if let Some(help) = reserved(name.value.as_str()) {
-        let message = format!(
-            "the artifact `{}` has a name that Orchestra keeps for itself",
-            name.value
-        );
-        reader.report(&name.spot, "", message, help.to_owned());
-        return None;
-    }
+    let name = artifact_name(reader, name?)?;
     // What is a valid name is a valid path.
     let default = ContainerPath::new(name.value.as_str()).ok()?;
     let path = path.map_or(default, |path| path.value);
     let artifact = At {
-        value: Artifact { name: name.value, path },
+        value: Artifact {
+            name: name.value,
+            path,
+            optional: false,
+        },
         spot: name.spot,
     };
     Some((artifact, fields))

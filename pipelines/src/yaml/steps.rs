@@ -9,11 +9,23 @@ use super::fields::Known;
 use super::reader::{Reader, closest, list};
 use super::step::{self, Read};
 use super::tree::{At, Node, Spot, Value};
-use super::{across, build, task};
-use crate::{Action, Hooks, Parallel, Step, StepKind};
+use super::{across, build, late, load_var, resource, task};
+use crate::{Action, Hooks, LatePlan, Parallel, Step, StepKind};
 
-const STEPS: [&str; 5] = ["task", "build_image", "do", "in_parallel", "try"];
-const LATER: [&str; 4] = ["get", "put", "load_var", "set_pipeline"];
+/// The keys that steps start with.
+pub(super) const STEPS: [&str; 8] = [
+    "task",
+    "build_image",
+    "do",
+    "in_parallel",
+    "try",
+    "get",
+    "put",
+    "load_var",
+];
+
+/// Says that each step of an `in_parallel` sees its own variables alone; no person writes it.
+pub(super) const OWN_VARIABLES: &str = "\u{0}own_variables";
 
 /// From the inside out.
 pub(super) const HOOKS: [&str; 5] = ["on_success", "on_failure", "on_abort", "on_error", "ensure"];
@@ -59,6 +71,7 @@ enum Shape {
         steps: Vec<Tree>,
         limit: usize,
         fail_fast: bool,
+        own_variables: bool,
     },
     Try(Box<Tree>),
     /// It could not be read, and was told.
@@ -116,12 +129,14 @@ impl Tree {
                 steps,
                 limit,
                 fail_fast,
+                own_variables,
             } => {
                 let steps = all(steps)?;
                 let parallel = Parallel {
                     steps,
                     limit,
                     fail_fast,
+                    own_variables,
                 };
                 (StepKind::InParallel, Action::InParallel(parallel))
             }
@@ -145,8 +160,8 @@ impl Tree {
         }
     }
 
-    /// All tasks and builds in the order of the file.
-    fn leaves<'t>(&'t self, found: &mut Vec<&'t Read>) {
+    /// All steps that hold no others, in the order of the file.
+    pub(super) fn leaves<'t>(&'t self, found: &mut Vec<&'t Read>) {
         if let Shape::Leaf(read) = &self.shape {
             found.push(read);
         }
@@ -197,8 +212,11 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Tree {
         return Tree::new(Shape::Unknown, &node.spot);
     };
     let mut tree = match *kind {
-        "task" => leaf(reader, node, task::read(reader, node)),
-        "build_image" => leaf(reader, node, build::read(reader, node)),
+        "task" => leaf(reader, node, StepKind::Task),
+        "build_image" => leaf(reader, node, StepKind::BuildImage),
+        "get" => leaf(reader, node, StepKind::Get),
+        "put" => leaf(reader, node, StepKind::Put),
+        "load_var" => leaf(reader, node, StepKind::LoadVar),
         kind => holding(reader, node, kind),
     };
     tree.spot = (*spot).clone();
@@ -213,10 +231,94 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Tree {
     tree
 }
 
-fn leaf(reader: &Reader<'_>, node: &Node, read: Option<Read>) -> Tree {
-    across::unset(reader, node);
-    let shape = read.map_or(Shape::Unknown, |read| Shape::Leaf(Box::new(read)));
-    Tree::new(shape, &node.spot)
+/// Reads a step that holds no others.
+pub(super) fn read_leaf(reader: &Reader<'_>, node: &Node, kind: StepKind) -> Option<Read> {
+    match kind {
+        StepKind::Task => task::read(reader, node),
+        StepKind::BuildImage => build::read(reader, node),
+        StepKind::Get => resource::get(reader, node),
+        StepKind::Put => resource::put(reader, node),
+        StepKind::LoadVar => load_var::read(reader, node),
+        StepKind::Do | StepKind::InParallel | StepKind::Try => None,
+    }
+}
+
+fn leaf(reader: &Reader<'_>, node: &Node, kind: StepKind) -> Tree {
+    let own = late::without_hooks(node);
+    let mut variables = Vec::new();
+    across::unset(&own, &mut variables);
+    let (told, at_once) = (reader.told(), late::parallelism(reader, &own));
+    reader.wait_for_variables(!variables.is_empty());
+    let read = read_leaf(reader, node, kind);
+    reader.wait_for_variables(false);
+    let Some(mut read) = read else {
+        return Tree::new(Shape::Unknown, &node.spot);
+    };
+    if !variables.is_empty() {
+        if reader.told() == told {
+            read.step = late_step(reader, own, kind, &read);
+        }
+        read.variables = variables;
+    }
+    match at_once {
+        Some(number) => many(read, number, &node.spot),
+        None => Tree::new(Shape::Leaf(Box::new(read)), &node.spot),
+    }
+}
+
+/// A step that is read again when its variables are known.
+fn late_step(reader: &Reader<'_>, node: Node, kind: StepKind, read: &Read) -> Option<Step> {
+    let known = read.step.as_ref();
+    let name = match (&read.name, known) {
+        (_, Some(step)) => step.name.clone(),
+        (Some(name), None) => name.value.clone(),
+        (None, None) if kind == StepKind::Task => {
+            let help = "name it without variables that are known only when it runs".to_owned();
+            reader.report(&read.spot, "", "a step's name is known before it runs", help);
+            return None;
+        }
+        (None, None) => Name::new(kind.to_string()).ok()?,
+    };
+    Some(Step {
+        name,
+        timeout: known.and_then(|step| step.timeout),
+        attempts: known.map_or(1, |step| step.attempts),
+        action: Action::Late(Box::new(LatePlan::new(reader, kind, node))),
+        hooks: Hooks::default(),
+    })
+}
+
+/// `parallelism`: a task so many times at once, each told which one it is.
+fn many(read: Read, number: usize, spot: &Spot) -> Tree {
+    let one = |index: usize| {
+        let mut one = read.clone();
+        one.name = read.name.as_ref().and_then(|name| {
+            let value = Name::new(format!("{}-{index}", name.value)).ok()?;
+            Some(At {
+                value,
+                spot: name.spot.clone(),
+            })
+        });
+        one.replaces |= index > 1;
+        if let (Some(step), Some(name)) = (&mut one.step, &one.name) {
+            step.name = name.value.clone();
+            let env = [("CI_TASK_INDEX", index), ("CI_TASK_COUNT", number)];
+            let env = env.map(|(name, value)| (name.to_owned(), value.to_string()));
+            match &mut step.action {
+                Action::Task(plan) => plan.env.0.extend(env),
+                Action::Late(plan) => plan.env.extend(env),
+                _ => {}
+            }
+        }
+        Tree::new(Shape::Leaf(Box::new(one)), spot)
+    };
+    let shape = Shape::InParallel {
+        steps: (1..=number).map(one).collect(),
+        limit: AT_ONCE,
+        fail_fast: false,
+        own_variables: false,
+    };
+    Tree::new(shape, spot)
 }
 
 fn holding(reader: &Reader<'_>, node: &Node, kind: &str) -> Tree {
@@ -257,12 +359,13 @@ fn list_of(reader: &Reader<'_>, node: &Node, what: &str) -> Vec<Tree> {
 
 /// A list of steps, or a map with what else there is to say.
 fn parallel(reader: &Reader<'_>, node: &Node) -> Shape {
-    const KEYS: Known = Known::of(&["steps", "limit", "fail_fast"]);
+    const KEYS: Known = Known::of(&["steps", "limit", "fail_fast", OWN_VARIABLES]);
     if !matches!(node.value, Value::Map(_)) {
         return Shape::InParallel {
             steps: list_of(reader, node, "`in_parallel`"),
             limit: AT_ONCE,
             fail_fast: false,
+            own_variables: false,
         };
     }
     let Some(fields) = reader.fields(node, "`in_parallel`", KEYS) else {
@@ -277,6 +380,7 @@ fn parallel(reader: &Reader<'_>, node: &Node) -> Shape {
         steps: list_of(reader, steps, "`steps`"),
         limit,
         fail_fast,
+        own_variables: fields.get(OWN_VARIABLES).is_some(),
     }
 }
 
@@ -289,19 +393,10 @@ pub(super) fn at_once(text: &str) -> Result<usize, &'static str> {
 }
 
 fn no_kind(reader: &Reader<'_>, spot: &Spot, keys: &[(&str, &Spot)]) {
-    if let Some((name, spot)) = keys.iter().find(|(name, _)| LATER.contains(name)) {
-        let help = match *name {
-            "set_pipeline" => "a run has the pipeline of its file: run that of the other file",
-            "load_var" => "give the value with `--var NAME=VALUE` or `--vars-from FILE`, or read the file in the task",
-            _ => "there are no resources in a local run: let a task fetch or push with its own tools",
-        };
-        let help = help.to_owned();
-        return reader.report(
-            spot,
-            "not supported yet",
-            format!("`{name}` steps are not supported yet"),
-            help,
-        );
+    if let Some((_, spot)) = keys.iter().find(|(name, _)| *name == "set_pipeline") {
+        let help = "a run has the pipeline of its file: run that of the other file".to_owned();
+        let message = "`set_pipeline` has nothing to set: there is no server that keeps pipelines";
+        return reader.report(spot, "not supported", message, help);
     }
     let close = keys
         .iter()
@@ -319,7 +414,7 @@ fn no_kind(reader: &Reader<'_>, spot: &Spot, keys: &[(&str, &Spot)]) {
                 spot,
                 "",
                 "a step has neither `task` nor `build_image`, nor does it hold other steps",
-                "start it with `- task: NAME`, `- build_image:`, `- do:`, `- in_parallel:` or `- try:`".to_owned(),
+                "start it with `- task: NAME`, `- build_image:`, `- get: NAME`, `- put: NAME`, `- load_var: NAME`, `- do:`, `- in_parallel:` or `- try:`".to_owned(),
             );
         }
     }
@@ -384,10 +479,15 @@ pub(super) fn artifacts(reader: &Reader<'_>, whole: &Tree) {
         known: true,
         outputs: BTreeMap::new(),
     };
-    flow.tree(whole, &mut BTreeMap::new());
+    flow.tree(whole, &mut Made::default());
 }
 
-type Made<'t> = BTreeMap<&'t Name, &'t Spot>;
+/// What a step may use.
+#[derive(Clone, Default)]
+struct Made<'t> {
+    artifacts: BTreeMap<&'t Name, &'t Spot>,
+    variables: BTreeSet<&'t str>,
+}
 
 struct Flow<'r, 't> {
     reader: &'r Reader<'r>,
@@ -395,7 +495,7 @@ struct Flow<'r, 't> {
     /// Whether all outputs so far are known: where a step could not be read, nobody knows what it makes.
     known: bool,
     /// Every output so far, wherever it can be used.
-    outputs: Made<'t>,
+    outputs: BTreeMap<&'t Name, &'t Spot>,
 }
 
 impl<'t> Flow<'_, 't> {
@@ -403,12 +503,17 @@ impl<'t> Flow<'_, 't> {
         match &tree.shape {
             Shape::Leaf(read) => self.leaf(read, made),
             Shape::Do(steps) => steps.iter().for_each(|step| self.tree(step, made)),
-            Shape::InParallel { steps, .. } => {
+            Shape::InParallel {
+                steps, own_variables, ..
+            } => {
                 let before = made.clone();
                 for step in steps {
                     let mut own = before.clone();
                     self.tree(step, &mut own);
-                    made.extend(own);
+                    made.artifacts.extend(own.artifacts);
+                    if !own_variables {
+                        made.variables.extend(own.variables);
+                    }
                 }
             }
             Shape::Try(step) => self.tree(step, made),
@@ -437,7 +542,7 @@ impl<'t> Flow<'_, 't> {
                     "keep one of the two",
                 );
             }
-            if !made.contains_key(name) && self.known {
+            if !made.artifacts.contains_key(name) && self.known {
                 self.missing(name, spot, made);
             }
         }
@@ -446,6 +551,8 @@ impl<'t> Flow<'_, 't> {
                 let message = format!("`{name}` is both an input and an output of one step");
                 let help = "an artifact is made once: give the output another name (its `path` may stay)";
                 reader.conflict([(spot, "the output"), (input, "the input")], message, help);
+            } else if read.replaces {
+                continue;
             } else if let Some(first) = self.outputs.get(name) {
                 let message = format!("two outputs are called `{name}`");
                 let help = if *first == spot {
@@ -458,8 +565,16 @@ impl<'t> Flow<'_, 't> {
         }
         self.known &= read.complete;
         let outputs = read.outputs.iter().map(|at| (&at.value, &at.spot));
-        made.extend(outputs.clone());
+        made.artifacts.extend(outputs.clone());
         self.outputs.extend(outputs);
+        for At { value: name, spot } in &read.variables {
+            let first = name.split('.').next().unwrap_or(name);
+            if !made.variables.contains(first) {
+                let help = "variables that begin with `.:` are those of an `across` around the step, or of a `load_var` before it";
+                reader.report(spot, "", format!("`((.:{name}))` has no value"), help.to_owned());
+            }
+        }
+        made.variables.extend(read.loads.as_deref());
     }
 
     fn missing(&self, name: &Name, spot: &Spot, made: &Made<'_>) {
@@ -474,7 +589,7 @@ impl<'t> Flow<'_, 't> {
             };
             return reader.conflict([(spot, "used here"), (&maker.spot, "made here")], message, help);
         }
-        let known: BTreeSet<&str> = made.keys().map(|name| name.as_str()).collect();
+        let known: BTreeSet<&str> = made.artifacts.keys().map(|name| name.as_str()).collect();
         let known: Vec<&str> = known.into_iter().collect();
         let help = match closest(name.as_str(), &known) {
             Some(close) => format!("did you mean `{close}`?"),

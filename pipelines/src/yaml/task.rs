@@ -1,35 +1,35 @@
 //! `task` steps.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use orchestra::{ContainerPath, Cpus, Env, ImageRef, Limits, Name, Platform, User};
+use orchestra::{ContainerPath, Cpus, Env, ImageRef, Limits, Name, Platform, Profile, Security, User};
 
 use super::fields::{Fields, Known, texts};
 use super::reader::Reader;
 use super::step::{self, Read};
 use super::tree::{At, Node, Value};
-use crate::{Action, Hooks, Step, TaskImage, TaskPlan, units};
+use super::{late, load_var};
+use crate::{Action, Artifact, Assertion, Hooks, LatePlan, Step, StepKind, TaskImage, TaskPlan, units};
 
-const STEP: Known = Known {
-    later: &[
-        "file",
-        "vars",
-        "input_mapping",
-        "output_mapping",
-        "hermetic",
-        "tags",
-        "container_limits",
-        "limits",
-        "assert",
-        "parallelism",
-        "security",
-    ],
+pub(super) const STEP: Known = Known {
+    later: &["hermetic"],
+    without_meaning: &["tags"],
     misplaced: &["run", "inputs", "outputs", "caches", "platform", "image_resource"],
     belongs: "under `config`",
     ..Known::of(&[
         "task",
         "config",
         "image",
+        "file",
+        "vars",
+        "input_mapping",
+        "output_mapping",
+        "limits",
+        "container_limits",
+        "security",
+        "parallelism",
+        "assert",
         "privileged",
         "timeout",
         "attempts",
@@ -46,7 +46,7 @@ const STEP: Known = Known {
     ])
 };
 
-const CONFIG: Known = Known {
+pub(super) const CONFIG: Known = Known {
     later: &["rootfs_uri"],
     misplaced: &[
         "privileged",
@@ -72,6 +72,8 @@ const CONFIG: Known = Known {
     ])
 };
 
+const SECURITY: Known = Known::of(&["seccomp", "apparmor", "no_new_privileges"]);
+const ASSERT: Known = Known::of(&["code", "stdout", "stderr"]);
 const RUN: Known = Known::of(&["path", "args", "dir", "user"]);
 const LIMITS: Known = Known::of(&["cpu", "cpus", "memory"]);
 const IMAGE_RESOURCE: Known = Known {
@@ -102,51 +104,82 @@ const SOURCE: Known = Known {
 
 /// Reads a step that has the key `task`.
 pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
-    let before = reader.count();
+    read_with(reader, node, None)
+}
+
+/// As [`read`], with the config that the task's file holds, once it is known.
+pub(super) fn read_with(reader: &Reader<'_>, node: &Node, file: Option<(&Reader<'_>, &Node)>) -> Option<Read> {
+    let problems = || reader.count() + file.map_or(0, |(reader, _)| reader.count());
+    let before = problems();
     let fields = reader.fields(node, "a task step", STEP)?;
     let spot = fields.key("task").unwrap_or(fields.spot).clone();
     let nothing = At {
         value: Value::Null,
         spot: spot.clone(),
     };
-    let has_config = fields.required("config", "config: { run: { path: sh } }").is_some();
-    let config = fields.get("config").unwrap_or(&nothing);
-    let before_config = reader.count();
-    let config = reader.fields(config, "a task's `config`", CONFIG);
-    let outputs = config.as_ref().map_or(&[][..], |config| config.items("outputs"));
-    let outputs = step::artifacts(reader, outputs, "an output");
-    let complete = has_config && reader.count() == before_config && fields.get("outputs").is_none();
+    let unknown = file.is_none() && fields.get("file").is_some();
+    let has_config = match file {
+        Some(_) => true,
+        None if unknown => false,
+        None => fields.required("config", "config: { run: { path: sh } }").is_some(),
+    };
+    let before_config = problems();
+    let config = match file {
+        Some((reader, node)) => reader.fields(node, "a task", CONFIG),
+        None => reader.fields(fields.get("config").unwrap_or(&nothing), "a task's `config`", CONFIG),
+    };
+    let mut outputs = config.as_ref().map_or_else(Vec::new, |config| {
+        step::artifacts(config.reader, config.items("outputs"), "an output")
+    });
+    if has_config {
+        step::mapped(&fields, "output_mapping", "output", &mut outputs);
+    }
+    let complete = has_config && problems() == before_config && fields.get("outputs").is_none();
 
     let name = fields
         .required("task", "task: unit-tests")
         .and_then(|_| fields.parse::<Name>("task"));
     let (timeout, attempts) = step::modifiers(&fields);
-    let outputs_named = step::names(&outputs);
     let mut read = Read {
         name,
-        spot,
-        inputs: Vec::new(),
-        outputs: outputs_named,
+        outputs: step::names(&outputs),
         complete,
-        step: None,
+        ..Read::new(spot)
     };
     let Some(config) = config else { return Some(read) };
-    let inputs = step::artifacts(reader, config.items("inputs"), "an input");
+    let mut inputs = step::inputs(config.reader, config.items("inputs"));
     let caches = step::caches(&config, &inputs, false);
     let mounts = inputs.iter().chain(&outputs).map(|at| (&at.value.path, &at.spot));
-    step::mounts(reader, mounts.chain(caches.iter().map(|at| (&at.value.path, &at.spot))));
-    read.inputs = step::names(&inputs);
+    step::mounts(
+        config.reader,
+        mounts.chain(caches.iter().map(|at| (&at.value.path, &at.spot))),
+    );
+    if has_config {
+        step::mapped(&fields, "input_mapping", "input", &mut inputs);
+    }
+    let needed: Vec<At<Artifact>> = inputs.iter().filter(|input| !input.value.optional).cloned().collect();
+    read.inputs = step::names(&needed);
 
     let image = image(&fields, &config, has_config);
     let run = has_config.then(|| run(&config)).flatten();
     // The step's values win, so that one config can serve several steps.
     let env: BTreeMap<_, _> = params(&config).into_iter().chain(params(&fields)).collect();
     let platform = platform(&config);
-    let limits = limits(&config);
+    let limits = limits(&fields).or_else(|| limits(&config)).unwrap_or_default();
+    let security = security(&fields);
+    let assert = assert(&fields);
     let privileged = fields.flag("privileged").unwrap_or(false);
     let network = step::network(&fields);
     let (secret_env, secret_files) = (step::secret_env(&fields), step::secret_files(&fields));
-    if reader.count() > before {
+    if unknown {
+        later(reader, node, &fields, &mut read, (timeout, attempts));
+        return Some(read);
+    }
+    if let (None, Some(spot)) = (file, fields.key("vars")) {
+        let help = "a `config` has the variables of its pipeline".to_owned();
+        reader.report(spot, "", "`vars` are for a task's `file`", help);
+    }
+    if problems() > before {
         return Some(read);
     }
     if let (Some(image), Some(run), Some(name)) = (image, run, &read.name) {
@@ -165,6 +198,8 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
             limits,
             privileged,
             network,
+            security,
+            assert,
         };
         let action = Action::Task(Box::new(task));
         read.step = Some(Step {
@@ -178,6 +213,81 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
     Some(read)
 }
 
+/// A task whose config is in a file: what can be known of it now.
+fn later(
+    reader: &Reader<'_>,
+    node: &Node,
+    fields: &Fields<'_, '_>,
+    read: &mut Read,
+    (timeout, attempts): (Option<Duration>, Option<u32>),
+) {
+    if let (Some(config), Some(file)) = (fields.key("config"), fields.key("file")) {
+        let places = [(config, "this one"), (file, "and this one")];
+        reader.conflict(
+            places,
+            "`file` and `config` both say what the task is",
+            "keep one of the two",
+        );
+    }
+    if let Some(vars) = fields.get("vars")
+        && !matches!(vars.value, Value::Map(_))
+    {
+        reader.wrong(&vars.spot, "`vars`", "a map of names and values", &vars.value);
+    }
+    if let Some((artifact, _)) = load_var::artifact_file(fields) {
+        read.inputs.push(artifact);
+    }
+    if let Some(name) = &read.name {
+        let late = LatePlan::new(reader, StepKind::Task, late::without_hooks(node));
+        read.step = Some(Step {
+            name: name.value.clone(),
+            action: Action::Late(Box::new(late)),
+            timeout,
+            attempts: attempts.unwrap_or(1),
+            hooks: Hooks::default(),
+        });
+    }
+}
+
+fn security(fields: &Fields<'_, '_>) -> Security {
+    let mut security = Security::default();
+    let Some(fields) = fields
+        .get("security")
+        .and_then(|node| fields.reader.fields(node, "`security`", SECURITY))
+    else {
+        return security;
+    };
+    let profile = |key: &str| {
+        let text = fields.text(key)?;
+        Some(match text.value.as_str() {
+            "default" => Profile::Default,
+            "unconfined" => Profile::Unconfined,
+            _ => Profile::Custom(text.value),
+        })
+    };
+    security.seccomp = profile("seccomp").unwrap_or_default();
+    security.apparmor = profile("apparmor").unwrap_or_default();
+    security.no_new_privileges = fields.flag("no_new_privileges").unwrap_or(false);
+    security
+}
+
+fn assert(fields: &Fields<'_, '_>) -> Assertion {
+    let Some(fields) = fields
+        .get("assert")
+        .and_then(|node| fields.reader.fields(node, "`assert`", ASSERT))
+    else {
+        return Assertion::default();
+    };
+    let text = |key| fields.text(key).map(|text| text.value).filter(|text| !text.is_empty());
+    Assertion {
+        code: fields.read("code", "exit code", |text| {
+            text.parse().map_err(|_| "write a whole number from 0 to 255")
+        }),
+        stdout: text("stdout"),
+        stderr: text("stderr"),
+    }
+}
+
 fn params(fields: &Fields<'_, '_>) -> BTreeMap<String, String> {
     fields
         .either("params", "env")
@@ -187,12 +297,11 @@ fn params(fields: &Fields<'_, '_>) -> BTreeMap<String, String> {
 
 /// The step's image wins over the config's; the credentials of an image that is not used go nowhere.
 fn image(step: &Fields<'_, '_>, config: &Fields<'_, '_>, has_config: bool) -> Option<TaskImage> {
-    let plain = |at: At<ImageRef>| TaskImage {
-        reference: at.value,
-        credentials: None,
-        insecure: false,
-    };
-    let own = step.parse("image").map(plain);
+    let plain = |at: At<ImageRef>| TaskImage::new(at.value);
+    let own = step.parse("image").map(|at| TaskImage {
+        may_be_artifact: true,
+        ..plain(at)
+    });
     let named = config.parse("image").map(plain);
     let resource = config
         .get("image_resource")
@@ -220,14 +329,18 @@ fn image(step: &Fields<'_, '_>, config: &Fields<'_, '_>, has_config: bool) -> Op
 
 fn image_resource(reader: &Reader<'_>, node: &Node) -> Option<TaskImage> {
     let fields = reader.fields(node, "`image_resource`", IMAGE_RESOURCE)?;
+    registry_image(reader, &fields, "an image")
+}
+
+/// `type: registry-image` and its `source`.
+pub(super) fn registry_image(reader: &Reader<'_>, fields: &Fields<'_, '_>, what: &str) -> Option<TaskImage> {
     if let Some(kind) = fields.text("type").filter(|kind| kind.value != "registry-image") {
         let help = "write `type: registry-image`".to_owned();
-        reader.report(
-            &kind.spot,
-            "",
-            format!("image resources of type `{}` are not supported", kind.value),
-            help,
-        );
+        let message = match what {
+            "an image" => format!("image resources of type `{}` are not supported", kind.value),
+            _ => format!("{what} of type `{}` is not supported", kind.value),
+        };
+        reader.report(&kind.spot, "", message, help);
     } else if fields.key("type").is_none() {
         fields.required("type", "type: registry-image");
     }
@@ -252,9 +365,9 @@ fn image_resource(reader: &Reader<'_>, node: &Node) -> Option<TaskImage> {
         }
     }
     Some(TaskImage {
-        reference: image,
         credentials,
         insecure,
+        ..TaskImage::new(image)
     })
 }
 
@@ -321,14 +434,10 @@ fn platform(config: &Fields<'_, '_>) -> Option<Platform> {
     platform.map(|platform| platform.value)
 }
 
-fn limits(config: &Fields<'_, '_>) -> Limits {
+fn limits(config: &Fields<'_, '_>) -> Option<Limits> {
     let mut limits = Limits::default();
-    let Some(node) = config.either("limits", "container_limits") else {
-        return limits;
-    };
-    let Some(fields) = config.reader.fields(node, "`limits`", LIMITS) else {
-        return limits;
-    };
+    let node = config.either("limits", "container_limits")?;
+    let fields = config.reader.fields(node, "`limits`", LIMITS)?;
     if let Some(cpu) = fields.either("cpu", "cpus") {
         let shares =
             matches!(&cpu.value, Value::Number(text) if text.parse::<f64>().is_ok_and(|number| number >= 128.0));
@@ -344,5 +453,5 @@ fn limits(config: &Fields<'_, '_>) -> Limits {
         }
     }
     limits.memory = fields.read("memory", "size", units::size);
-    limits
+    Some(limits)
 }

@@ -40,12 +40,17 @@ pub(super) fn references(node: &Node, variables: &Variables, found: &mut BTreeSe
     }
 }
 
-/// How names of variables of an `across` begin.
+/// How names of variables of an `across` or a `load_var` begin.
 const LOCAL: &str = ".:";
 
-/// The variables of an `across` in a text.
+/// The variables of an `across` or a `load_var` in a text.
 pub(super) fn locals(text: &str) -> impl Iterator<Item = &str> {
     find(text).filter_map(|(_, name)| name.strip_prefix(LOCAL))
+}
+
+/// Whether a text has one that is set when the pipeline runs, if at all.
+pub(super) fn has_locals(text: &str) -> bool {
+    text.contains("((.:")
 }
 
 fn whole(text: &str) -> Option<Reference> {
@@ -59,7 +64,7 @@ pub(super) struct Interpolation<'r, 't> {
     pub(super) fetched: &'r Fetched,
     /// The secrets that stand in the tree now.
     pub(super) used: BTreeMap<Reference, SecretValue>,
-    /// Whether it is variables of an `across` that are put in, and no others.
+    /// Whether it is variables of an `across` or a `load_var` that are put in, and no others.
     pub(super) local: bool,
 }
 

@@ -1,0 +1,130 @@
+//! What is known only when a step runs: variables that are read from files, and steps whose text needs them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use orchestra::{Error, ErrorKind, Labels, Name, Result, VolumePath};
+use orchestra_secrets::{Reference, SecretValue};
+
+use super::job::JobRun;
+use super::tree::Scope;
+use super::{Status, StepReport};
+use crate::values::Fetched;
+use crate::yaml::Value;
+use crate::yaml::late::value_of;
+use crate::{LatePlan, LoadVarPlan, Step, Variables};
+
+/// A task's file, or a variable's: what a person writes is far smaller.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Variables that `load_var` steps have set, and those around them.
+#[derive(Default)]
+pub(super) struct Locals {
+    own: Mutex<BTreeMap<String, Value>>,
+    outer: Option<Arc<Self>>,
+}
+
+impl Locals {
+    /// Variables of a part of a plan, which the rest does not see.
+    pub(super) fn within(outer: &Arc<Self>) -> Arc<Self> {
+        Arc::new(Self {
+            own: Mutex::default(),
+            outer: Some(outer.clone()),
+        })
+    }
+
+    fn set(&self, name: &str, value: Value) {
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        own.insert(name.to_owned(), value);
+    }
+
+    fn all(&self) -> Variables {
+        let mut all = self.outer.as_ref().map_or_else(Variables::new, |outer| outer.all());
+        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        own.iter().for_each(|(name, value)| all.set_value(name, value.clone()));
+        all
+    }
+}
+
+impl JobRun<'_> {
+    /// A file of an artifact, as text.
+    async fn text_of(&self, artifact: &Name, path: &VolumePath, scope: &Scope) -> Result<String> {
+        let volume = self.artifact(artifact)?;
+        let volumes = self.volumes(&[(volume, Labels::new())]).await?;
+        let volume = volumes
+            .first()
+            .ok_or_else(|| Error::invalid(format!("the artifact `{artifact}` has no volume")))?;
+        let read = self.watch(self.job.read_file(volume, path, MAX_FILE));
+        let bytes = tokio::select! {
+            biased;
+            () = scope.cancel.cancelled() => return Err(Error::new(ErrorKind::Cancelled, "the run was cancelled")),
+            bytes = read => bytes.map_err(|error| error.with("file", format!("{artifact}/{path}")))?,
+        };
+        String::from_utf8(bytes).map_err(|_| Error::invalid(format!("{artifact}/{path} is not UTF-8 text")))
+    }
+
+    /// Runs a `load_var` step.
+    pub(super) async fn load_var(&self, step: &Step, plan: &LoadVarPlan, scope: &Scope) -> StepReport {
+        let mut report = StepReport::new(&self.plan.name, &step.name, step.kind(), Status::Succeeded);
+        let name = format!("{}/{}", plan.artifact, plan.file);
+        let loaded = async {
+            let text = self.text_of(&plan.artifact, &plan.file, scope).await?;
+            if plan.hidden {
+                self.hide(&text)?;
+            }
+            let value = value_of(&name, text, plan.format).map_err(Error::invalid)?;
+            scope.variables.set(&plan.variable, value);
+            Ok(())
+        };
+        if let Err(error) = loaded.await {
+            super::step::failed(&mut report, &error);
+        }
+        report
+    }
+
+    /// Redacts a text, and what of it is more than white space, from now on.
+    fn hide(&self, text: &str) -> Result<()> {
+        let Some(secrets) = &self.secrets else {
+            return Err(
+                Error::invalid("`reveal: false` needs the layer of secrets, which this run is without")
+                    .with_hint("remove it, or run with secrets"),
+            );
+        };
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        [text.trim()]
+            .into_iter()
+            .chain(lines)
+            .try_for_each(|value| secrets.mask(&SecretValue::new(value)))
+    }
+
+    /// The step as a whole.
+    pub(super) async fn whole_step(&self, step: &Step, late: &LatePlan, scope: &Scope) -> Result<Step> {
+        let mut placed = late.place(&scope.variables.all()).map_err(Error::invalid)?;
+        if let Some((artifact, path)) = placed.file.clone() {
+            let text = self.text_of(&artifact, &path, scope).await?;
+            placed
+                .take_file(format!("{artifact}/{path}"), text)
+                .map_err(Error::invalid)?;
+        }
+        let fetched = self.fetch(std::mem::take(&mut placed.wanted)).await?;
+        let whole = placed.read(&fetched).map_err(Error::invalid)?;
+        Ok(Step {
+            name: step.name.clone(),
+            ..whole
+        })
+    }
+
+    /// The secrets of these references, redacted from now on. Those that there are not are told where they are used.
+    async fn fetch(&self, wanted: BTreeSet<Reference>) -> Result<Fetched> {
+        let missing = wanted
+            .into_iter()
+            .filter(|reference| !self.known.iter().any(|(known, _)| known == reference));
+        let fetched = Fetched::new(self.options.secrets.as_ref(), missing.collect()).await;
+        if let Some(secrets) = &self.secrets {
+            for (reference, value) in fetched.values() {
+                secrets.provide(reference, value)?;
+            }
+        }
+        Ok(fetched.with(self.known))
+    }
+}

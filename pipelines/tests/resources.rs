@@ -1,0 +1,278 @@
+//! `get`, `put` and the graph of jobs, with a resource type whose programs keep their versions in memory.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use orchestra_conformance::memory::{MemoryEngine, MemoryImage};
+use orchestra_pipelines::{Pipeline, RunOptions, RunReport, Status, run};
+use serde_json::{Value, json};
+
+/// A type that counts: each `put` makes the next version, whose content is a file.
+#[derive(Clone, Default)]
+struct Counter {
+    versions: Arc<Mutex<Vec<String>>>,
+    asked: Arc<Mutex<Vec<(String, Value)>>>,
+}
+
+impl Counter {
+    fn image(&self) -> MemoryImage {
+        let mut image = MemoryImage::busybox();
+        for program in ["check", "in", "out"] {
+            let counter = self.clone();
+            image = image.with_program(&format!("/opt/resource/{program}"), move |process| {
+                let counter = counter.clone();
+                async move {
+                    let mut text = String::new();
+                    while let Some(line) = process.stdin.read_line().await {
+                        text += &line;
+                    }
+                    let input: Value = serde_json::from_str(&text).unwrap();
+                    counter.asked.lock().unwrap().push((program.to_owned(), input.clone()));
+                    process.stderr.write(format!("log of {program}\n")).await;
+                    if input["source"]["broken"] == program {
+                        process.stdout.write("nonsense").await;
+                        return 0;
+                    }
+                    let answer = match program {
+                        "check" => {
+                            let versions = counter.versions.lock().unwrap();
+                            json!(versions.iter().map(|n| json!({ "n": n })).collect::<Vec<_>>())
+                        }
+                        "in" => {
+                            let n = input["version"]["n"].as_str().unwrap().to_owned();
+                            let file = format!("{}/number", process.args[1]);
+                            process.write_file(&file, n.clone()).unwrap();
+                            json!({ "version": { "n": n }, "metadata": [{ "name": "who", "value": "counter" }] })
+                        }
+                        _ => {
+                            let file = input["params"]["file"].as_str().unwrap();
+                            let made = process.read_file(&format!("{}/{file}", process.args[1])).unwrap();
+                            let n = String::from_utf8(made.to_vec()).unwrap().trim().to_owned();
+                            counter.versions.lock().unwrap().push(n.clone());
+                            json!({ "version": { "n": n } })
+                        }
+                    };
+                    process.stdout.write(answer.to_string()).await;
+                    0
+                }
+            });
+        }
+        image
+    }
+
+    fn asked(&self, program: &str) -> Vec<Value> {
+        let asked = self.asked.lock().unwrap();
+        asked
+            .iter()
+            .filter(|(name, _)| name == program)
+            .map(|(_, input)| input.clone())
+            .collect()
+    }
+}
+
+const HEAD: &str = "
+resource_types:
+- { name: counter, type: registry-image, source: { repository: counter } }
+resources:
+- { name: number, type: counter, source: { start: 1 } }
+";
+
+async fn run_text(counter: &Counter, text: &str) -> RunReport {
+    let engine = MemoryEngine::new();
+    engine.add_image("busybox", MemoryImage::busybox()).unwrap();
+    engine.add_image("counter", counter.image()).unwrap();
+    let pipeline = Pipeline::parse("ci.yml", text).unwrap_or_else(|invalid| panic!("{text}\n{invalid:#}"));
+    let report = run(&pipeline, engine.driver(), RunOptions::default()).await;
+    assert!(engine.driver().list(None).await.unwrap().is_empty(), "{text}");
+    report
+}
+
+fn counter(versions: &[&str]) -> Counter {
+    let counter = Counter::default();
+    *counter.versions.lock().unwrap() = versions.iter().map(|n| (*n).to_owned()).collect();
+    counter
+}
+
+fn version(n: &str) -> Option<BTreeMap<String, String>> {
+    Some(BTreeMap::from([("n".to_owned(), n.to_owned())]))
+}
+
+fn task(name: &str, script: &str) -> String {
+    format!(
+        "{{ task: {name}, image: busybox, config: {{ inputs: [{{ name: number }}], run: {{ path: sh, args: [-c, '{script}'] }} }} }}"
+    )
+}
+
+#[tokio::test]
+async fn the_newest_version_is_fetched_and_a_pinned_one_where_it_is_pinned() {
+    for (get, expected) in [
+        ("{ get: number, trigger: true, params: { deep: [1, true] } }", "3"),
+        ("{ get: number, version: { n: 2 } }", "2"),
+        ("{ get: mine, resource: number, version: latest }", "3"),
+    ] {
+        let counter = counter(&["1", "2", "3"]);
+        let show = task("show", &format!("test \"$(cat number/number)\" = {expected}")).replace(
+            "name: number",
+            if get.contains("mine") {
+                "name: mine, path: number"
+            } else {
+                "name: number"
+            },
+        );
+        let report = run_text(&counter, &format!("{HEAD}plan: [{get}, {show}]\n")).await;
+        assert_eq!(report.status, Status::Succeeded, "{report:#?}");
+        assert_eq!(report.steps[0].version, version(expected));
+        assert_eq!(report.steps[0].metadata[0].value, "counter");
+        let input = counter.asked("in").remove(0);
+        assert_eq!(
+            (&input["source"]["start"], &input["version"]["n"]),
+            (&json!(1), &json!(expected))
+        );
+        assert_eq!(counter.asked("check").len(), usize::from(expected == "3"));
+    }
+}
+
+#[tokio::test]
+async fn what_is_put_is_fetched_and_is_what_later_jobs_get() {
+    let counter = counter(&["1"]);
+    let text = format!(
+        "{HEAD}
+jobs:
+- name: bump
+  plan:
+  - get: number
+  - {{ task: add, image: busybox, config: {{ inputs: [{{ name: number }}], outputs: [{{ name: next }}], run: {{ path: sh, args: [-c, 'echo \"$(cat number/number)1\" > next/number'] }} }} }}
+  - put: number
+    params: {{ file: next/number }}
+  - {}
+- name: use
+  plan:
+  - {{ get: number, passed: [bump] }}
+  - {}
+",
+        task("after", "test \"$(cat number/number)\" = 11"),
+        task("later", "test \"$(cat number/number)\" = 11")
+    );
+    let report = run_text(&counter, &text).await;
+    assert_eq!(report.status, Status::Succeeded, "{report:#?}");
+    assert_eq!(report.steps[2].version, version("11"));
+    assert_eq!(
+        counter.asked("check").len(),
+        1,
+        "a run has one version of each resource"
+    );
+}
+
+#[tokio::test]
+async fn what_goes_wrong_with_a_resource_is_told_with_its_name() {
+    for (versions, source, words) in [
+        (&[][..], "start: 1", "the resource `number` has no version"),
+        (
+            &["1"][..],
+            "broken: check",
+            "`check` of the resource `number` did not write what the protocol asks for",
+        ),
+        (&["1"][..], "broken: in", "`in` of the resource `number` did not write"),
+    ] {
+        let text = format!(
+            "{}plan: [{{ get: number, attempts: 2 }}]\n",
+            HEAD.replace("start: 1", source)
+        );
+        let counter = counter(versions);
+        let report = run_text(&counter, &text).await;
+        let step = &report.steps[0];
+        assert_eq!(step.status, Status::Failed, "{step:#?}");
+        assert!(step.error.clone().unwrap().contains(words), "{step:#?}");
+        assert!(step.log_tail.contains("log of check"), "{step:#?}");
+        assert_eq!(step.attempt, Some(2));
+    }
+}
+
+#[tokio::test]
+async fn jobs_are_a_graph_where_versions_have_to_pass() {
+    let job = |name: &str, passed: &str, script: &str| {
+        format!(
+            "- {{ name: {name}, plan: [{{ get: number, passed: [{passed}] }}, {}] }}\n",
+            task("t", script)
+        )
+    };
+    let graph = |middle: &str| {
+        format!(
+            "{HEAD}jobs:\n{}{}{}{}",
+            job("last", "left, right", "true"),
+            job("left", "first", middle),
+            job("right", "first", "true"),
+            job("first", "", "true")
+        )
+    };
+    let report = run_text(&counter(&["1"]), &graph("true")).await;
+    assert_eq!(report.status, Status::Succeeded, "{report:#?}");
+    let report = run_text(&counter(&["1"]), &graph("exit 1")).await;
+    let of = |job: &str| {
+        let steps = report.steps.iter().filter(|step| step.job.as_str() == job);
+        steps.map(|step| step.status).collect::<Vec<_>>()
+    };
+    assert_eq!(report.status, Status::Failed);
+    assert_eq!(of("first"), [Status::Succeeded; 2]);
+    assert_eq!(of("right"), [Status::Succeeded; 2]);
+    assert_eq!(of("left"), [Status::Succeeded, Status::Failed]);
+    assert_eq!(of("last"), [Status::Skipped; 2]);
+}
+
+#[test]
+fn what_resources_are_is_checked_before_anything_runs() {
+    let plan = |steps: &str| format!("{HEAD}plan: [{steps}]\n");
+    let jobs = |jobs: &str| format!("{HEAD}jobs: [{jobs}]\n");
+    for (text, words) in [
+        (plan("{ get: nmuber }"), "did you mean `number`?"),
+        (plan("{ get: number, version: newest }"), "`newest` is not a version"),
+        (plan("{ get: number, passed: [none] }"), "there is no job `none`"),
+        (
+            plan("{ put: number, inputs: some }"),
+            "`all`, `detect` or a list of artifacts",
+        ),
+        (
+            plan("{ put: number, inputs: [none] }"),
+            "no earlier step makes the artifact `none`",
+        ),
+        (
+            plan("{ get: number }, { get: number }"),
+            "two outputs are called `number`",
+        ),
+        (
+            HEAD.replace("type: counter", "type: countr") + "plan: [{ get: number }]\n",
+            "did you mean `counter`?",
+        ),
+        (
+            HEAD.replace("type: registry-image", "type: git") + "plan: [{ get: number }]\n",
+            "is not supported",
+        ),
+        (
+            jobs(
+                "{ name: a, plan: [{ get: number, passed: [b] }] }, { name: b, plan: [{ get: number, passed: [a] }] }",
+            ),
+            "wait for each other",
+        ),
+        (
+            jobs(
+                "{ name: a, plan: [{ task: t, image: b, config: { run: { path: sh } } }] }, { name: b, plan: [{ get: number, passed: [a] }] }",
+            ),
+            "no version of `number` passes the job `a`",
+        ),
+    ] {
+        let told = match Pipeline::parse("ci.yml", &text) {
+            Ok(_) => String::new(),
+            Err(invalid) => invalid
+                .problems()
+                .iter()
+                .map(|problem| format!("{problem} {}\n", problem.help.clone().unwrap_or_default()))
+                .collect(),
+        };
+        assert!(told.contains(words), "{text}\n{words}\n{told}");
+    }
+    let noted = Pipeline::parse("ci.yml", &plan("{ get: number, trigger: true }")).unwrap();
+    let notes: Vec<String> = noted.notes().iter().map(ToString::to_string).collect();
+    assert_eq!(notes, ["`trigger` has no meaning in a run of your own"]);
+}
