@@ -29,6 +29,10 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Check a pipeline without running it
     Validate(ValidateArgs),
+    /// Draw a pipeline's plan
+    Graph(GraphArgs),
+    /// Print the JSON Schema of pipelines, for editors
+    Schema,
     /// Build an image from a directory
     Build(Box<BuildArgs>),
     /// Keep secrets in an encrypted file
@@ -87,6 +91,37 @@ pub(crate) struct RunArgs {
     /// Neither restore nor persist caches
     #[arg(long)]
     pub(crate) no_cache: bool,
+    /// Write a page with the plan, a timeline and all logs there
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
+    /// Write the result of each step there, as JUnit's XML
+    #[arg(long, value_name = "FILE")]
+    pub(crate) junit: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GraphArgs {
+    /// The pipeline's file
+    pub(crate) file: PathBuf,
+    /// The configuration file [default: orchestra.toml, where there is one]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) secrets: SecretArgs,
+    #[command(flatten)]
+    pub(crate) variables: VariableArgs,
+    /// How it is drawn
+    #[arg(long, value_name = "FORMAT", default_value = "mermaid")]
+    pub(crate) format: GraphFormat,
+}
+
+/// How a plan is drawn.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum GraphFormat {
+    /// A Mermaid flow chart, which Markdown of many hosts shows
+    Mermaid,
+    /// A picture
+    Svg,
 }
 
 #[derive(Debug, Args)]

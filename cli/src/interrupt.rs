@@ -26,7 +26,7 @@ impl Drop for Interrupts {
     }
 }
 
-/// Makes SIGINT, SIGTERM and SIGHUP cancel `cancel`; asked again, kills what `job` runs on `driver`; asked a third time,
+/// Makes SIGINT, SIGTERM and SIGHUP cancel `cancel`; asked again, kills what `jobs` run on `driver`; asked a third time,
 /// ends the program.
 ///
 /// # Errors
@@ -34,7 +34,7 @@ impl Drop for Interrupts {
 pub(crate) fn listen(
     cancel: CancellationToken,
     driver: SharedDriver,
-    job: watch::Receiver<Option<JobId>>,
+    jobs: watch::Receiver<Vec<JobId>>,
     notes: mpsc::Sender<String>,
 ) -> Result<Interrupts, Failure> {
     let mut interrupt = handle(SignalKind::interrupt())?;
@@ -73,8 +73,8 @@ pub(crate) fn listen(
                     say(
                         "interrupted again: what runs is killed, and everything is removed; interrupt again to leave it behind",
                     );
-                    let job = job.borrow().clone();
-                    if let Some(job) = job {
+                    let begun = jobs.borrow().clone();
+                    for job in begun {
                         tokio::spawn(kill(driver.clone(), job));
                     }
                 }

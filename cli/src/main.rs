@@ -14,9 +14,11 @@ mod drivers;
 mod duration;
 mod exit;
 mod gc;
+mod graph;
 mod interrupt;
 mod log;
 mod progress;
+mod report;
 mod run;
 mod secrets;
 mod validate;
@@ -37,7 +39,7 @@ fn main() -> ExitCode {
     let json = match &cli.command {
         Command::Run(args) => args.show.json,
         Command::Build(args) => args.show.json,
-        Command::Validate(_) => false,
+        Command::Validate(_) | Command::Graph(_) | Command::Schema => false,
         Command::Secrets(args) => args.json(),
         Command::Doctor(args) => args.json,
         Command::Gc(args) => args.json,
@@ -57,6 +59,8 @@ fn execute(command: Command) -> Result<Exit, Failure> {
         Command::Run(args) => runtime.block_on(run::run(args)),
         Command::Build(args) => runtime.block_on(build::run(*args)),
         Command::Validate(args) => runtime.block_on(validate::run(&args)),
+        Command::Graph(args) => runtime.block_on(graph::run(&args)),
+        Command::Schema => graph::schema(),
         Command::Secrets(args) => runtime.block_on(secrets::run(args)),
         Command::Doctor(args) => runtime.block_on(doctor::run(args)),
         Command::Gc(args) => runtime.block_on(gc::run(args)),

@@ -10,6 +10,7 @@ use crate::args::RunArgs;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::progress::{Display, Log};
+use crate::report::Reports;
 use crate::{caches, drivers, interrupt, log, secrets};
 
 pub(crate) async fn run(args: RunArgs) -> Result<Exit, Failure> {
@@ -25,18 +26,20 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit, Failure> {
         .await
         .map_err(Failure::invalid)?;
     let job = args.job.map(|job| find_job(&pipeline, &job)).transpose()?;
+    let reports = Reports::new(args.report.as_deref(), args.junit.as_deref(), || pipeline.svg())?;
     let driver = drivers::connect(&config, Some(secrets.clone())).await?;
 
     let cancel = CancellationToken::new();
     let display = Display::start(args.show, Log::Stdout, cancel.clone());
-    let interrupts = interrupt::listen(cancel.clone(), driver.clone(), display.job(), display.notes())?;
+    let recording = reports.record(&pipeline.name, display.events())?;
+    let interrupts = interrupt::listen(cancel.clone(), driver.clone(), display.jobs(), display.notes())?;
 
     let mut options = RunOptions::default();
     options.run_id = args.run_id;
     options.keep = args.keep;
     options.job = job;
     options.cancel = cancel;
-    options.events = Some(display.events());
+    options.events = Some(recording.events());
     options.grace = config.grace;
     options.caches = caches;
     options.buildkit = config.image_build.image;
@@ -45,7 +48,12 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let report = orchestra_pipelines::run(&pipeline, driver, options).await;
 
     drop(interrupts);
+    let unwritten = recording.finish().await;
     display.finish().await;
+    for message in unwritten {
+        // The run is what it is; nobody is left to tell if standard error is closed.
+        writeln!(io::stderr(), "warning: {message}").ok();
+    }
     if args.keep {
         tell_kept(&report.run_id);
     }

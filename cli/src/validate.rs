@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use orchestra_pipelines::Pipeline;
+use orchestra_pipelines::{Pipeline, Problem};
 
 use crate::args::{EngineArgs, ValidateArgs};
 use crate::config::Config;
@@ -27,10 +27,17 @@ pub(crate) async fn run(args: &ValidateArgs) -> Result<Exit, Failure> {
             let steps: usize = pipeline.jobs.iter().map(|job| job.leaves().len()).sum();
             let jobs = pipeline.jobs.len();
             let answer = if args.json {
-                serde_json::json!({"valid": true, "file": pipeline.name, "jobs": jobs, "steps": steps}).to_string()
+                let notes = pipeline.notes();
+                serde_json::json!({"valid": true, "file": pipeline.name, "jobs": jobs, "steps": steps, "notes": notes})
+                    .to_string()
             } else {
+                let note = |note: &Problem| {
+                    let line = note.line().unwrap_or_default();
+                    format!("{}:{line}: note: {note}\n", pipeline.name)
+                };
                 format!(
-                    "{} is valid: {}, {}",
+                    "{}{} is valid: {}, {}",
+                    pipeline.notes().iter().map(note).collect::<String>(),
                     pipeline.name,
                     count(jobs, "job"),
                     count(steps, "step")

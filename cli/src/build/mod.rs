@@ -49,7 +49,7 @@ pub(crate) async fn run(args: BuildArgs) -> Result<Exit, Failure> {
 
     let cancel = CancellationToken::new();
     let display = Display::start(args.show, Log::Stderr, cancel.clone());
-    let interrupts = interrupt::listen(cancel.clone(), driver.clone(), display.job(), display.notes())?;
+    let interrupts = interrupt::listen(cancel.clone(), driver.clone(), display.jobs(), display.notes())?;
     let teller = Teller {
         events: display.events(),
         name: build.name.clone(),

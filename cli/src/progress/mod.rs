@@ -113,7 +113,7 @@ impl Writing {
 pub(crate) struct Display<E> {
     events: mpsc::Sender<E>,
     notes: mpsc::Sender<String>,
-    job: watch::Receiver<Option<JobId>>,
+    jobs: watch::Receiver<Vec<JobId>>,
     shown: JoinHandle<()>,
 }
 
@@ -122,7 +122,7 @@ impl<E: Shown> Display<E> {
     pub(crate) fn start(args: ShowArgs, log: Log, cancel: CancellationToken) -> Self {
         let (events, incoming) = mpsc::channel(WAITING);
         let (notes, noted) = mpsc::channel(4);
-        let (began, job) = watch::channel(None);
+        let (began, jobs) = watch::channel(Vec::new());
         let shown = tokio::spawn(forward(
             incoming,
             noted,
@@ -133,7 +133,7 @@ impl<E: Shown> Display<E> {
         Self {
             events,
             notes,
-            job,
+            jobs,
             shown,
         }
     }
@@ -148,9 +148,9 @@ impl<E: Shown> Display<E> {
         self.notes.clone()
     }
 
-    /// Which job runs.
-    pub(crate) fn job(&self) -> watch::Receiver<Option<JobId>> {
-        self.job.clone()
+    /// The jobs that were begun, of which several may run.
+    pub(crate) fn jobs(&self) -> watch::Receiver<Vec<JobId>> {
+        self.jobs.clone()
     }
 
     /// Waits until everything is written. All other senders must be gone.
@@ -165,7 +165,7 @@ async fn forward<E: Shown>(
     mut events: mpsc::Receiver<E>,
     mut notes: mpsc::Receiver<String>,
     writing: impl FnOnce() -> Writing + Send + 'static,
-    job: watch::Sender<Option<JobId>>,
+    jobs: watch::Sender<Vec<JobId>>,
     cancel: CancellationToken,
 ) {
     let (items, received) = mpsc::channel(WAITING);
@@ -187,7 +187,7 @@ async fn forward<E: Shown>(
         if let Item::Event(event) = &item
             && let Some(began) = event.job()
         {
-            job.send_replace(Some(began.clone()));
+            jobs.send_modify(|jobs| jobs.push(began.clone()));
         }
         if lost {
             continue;
@@ -274,7 +274,7 @@ mod tests {
             incoming,
             noted,
             || Writing::People(Box::new(Reader(allowed))),
-            watch::channel(None).0,
+            watch::channel(Vec::new()).0,
             cancel.clone(),
         ));
         let sending = async {
@@ -312,7 +312,7 @@ mod tests {
             incoming,
             noted,
             || Writing::People(Box::new(Reader(allowed))),
-            watch::channel(None).0,
+            watch::channel(Vec::new()).0,
             cancel.clone(),
         ));
         cancel.cancel();
