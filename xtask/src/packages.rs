@@ -91,6 +91,11 @@ const ENVIRONMENT: &[Package] = &[
         "gives ids to user namespaces; part of the rootless BuildKit image",
     ),
     package("docker-registry", "docker-registry", "the registry that tests push to"),
+    package(
+        "chromium-headless-shell",
+        "chromium-headless-shell",
+        "the browser that tests open reports in",
+    ),
 ];
 
 /// What makes the root file systems of newer generations.

@@ -66,6 +66,9 @@ async fn main() -> Outcome<()> {
     if wanted("steps") {
         pipeline::thirty_steps(&mut bench).await?;
     }
+    if wanted("pipeline") {
+        pipeline::whole(&mut bench).await?;
+    }
     if wanted("many") {
         tasks::fifty_at_once(&mut bench).await?;
     }

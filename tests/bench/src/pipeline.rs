@@ -1,12 +1,17 @@
 //! Whole runs of the binary.
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
 
+use bollard::Docker;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 use crate::client::succeed;
-use crate::{Bench, Outcome};
+use crate::pairs::{median, time};
+use crate::{Bench, Outcome, bare};
 
 /// The `orchestra` binary under measurement.
 pub(crate) fn binary() -> Outcome<PathBuf> {
@@ -48,4 +53,113 @@ pub(crate) async fn thirty_steps(bench: &mut Bench) -> Outcome<()> {
         .await;
     std::fs::remove_file(&file)?;
     measured
+}
+
+/// A file of so many steps that run this script each.
+fn steps(dir: &Path, image: &str, number: usize, script: &str) -> Outcome<PathBuf> {
+    let mut pipeline = "plan:\n".to_owned();
+    for step in 0..number {
+        writeln!(
+            pipeline,
+            "- task: step-{step}\n  config: {{platform: linux, image: '{image}', run: {{path: sh, args: [-c, '{script}']}}}}"
+        )?;
+    }
+    let file = dir.join(format!("{number}.yml"));
+    std::fs::write(&file, pipeline)?;
+    Ok(file)
+}
+
+/// What a pipeline costs over the engine's calls: its start, two hundred steps, and a thousand that are only planned.
+pub(crate) async fn whole(bench: &mut Bench) -> Outcome<()> {
+    let (image, client, binary) = (bench.image.clone(), bench.client.clone(), binary()?);
+    let dir = tempfile::tempdir()?;
+    let docker = Docker::connect_with_defaults()?;
+    let bare_task = |name: String| {
+        let (docker, image) = (docker.clone(), image.clone());
+        async move { bare::task(&docker, &image, &name, &["sh", "-c", "true"]).await }
+    };
+    let run = |file: PathBuf| {
+        let binary = binary.clone();
+        async move { succeed(Command::new(binary).arg("run").arg(file)).await }
+    };
+
+    let one = steps(dir.path(), &image, 1, "true")?;
+    let (mut over, process) = (Vec::new(), std::process::id());
+    for round in 0..=bench.rounds {
+        let ours = time(run(one.clone())).await?;
+        let theirs = time(bare_task(format!("bench-one-{process}-{round}"))).await?;
+        if round > 0 {
+            over.push(ours.as_secs_f64() * 1e3 - theirs.as_secs_f64() * 1e3);
+        }
+    }
+    let over = median(&over).unwrap_or(f64::NAN);
+    let what = "a run of one task over the bare API calls, process start and removal included (at most 60 ms)";
+    bench.table.figure(what, format!("{over:.1} ms"));
+
+    let thousand = steps(dir.path(), &image, 1000, "true")?;
+    let mut validated = Vec::new();
+    for _ in 0..bench.rounds {
+        validated.push(time(succeed(Command::new(&binary).arg("validate").arg(&thousand))).await?);
+    }
+    let took = median(&validated).unwrap_or_default().as_secs_f64() * 1e3;
+    bench.table.figure(
+        "validate 1,000 steps, the whole process (at most 100 ms)",
+        format!("{took:.1} ms"),
+    );
+
+    let idle = resident(&binary, &steps(dir.path(), &image, 1, "echo up; sleep 60")?).await?;
+    let full = resident(&binary, &steps(dir.path(), &image, 1000, "echo up; sleep 60")?).await?;
+    let more = full.saturating_sub(idle) as f64 / 1024.0;
+    let what = "most memory of a run of 1,000 steps over one of one step (at most 50 MiB)";
+    bench.table.figure(what, format!("{more:.1} MiB"));
+
+    let many = steps(dir.path(), &image, 200, "true")?;
+    let rounds = bench.rounds.div_ceil(5);
+    let ours = || run(many.clone());
+    let theirs = || async {
+        for _ in 0..200 {
+            client.run(["run", "--rm", &image, "sh", "-c", "true"]).await?;
+        }
+        Ok(())
+    };
+    let against = "200 × docker run --rm";
+    bench
+        .table
+        .compare("200 steps of one pipeline", against, "< 1.0", rounds, ours, theirs)
+        .await?;
+    let theirs = || async {
+        for number in 0..200 {
+            bare_task(format!("bench-many-{process}-{number}")).await?;
+        }
+        Ok(())
+    };
+    let against = "200 × the bare API calls";
+    bench
+        .table
+        .compare("200 steps of one pipeline", against, "≤ 1.03", rounds, ours, theirs)
+        .await
+}
+
+/// The most memory, in KiB, that a run has had when its first step is running. The run is then cancelled.
+async fn resident(binary: &Path, file: &Path) -> Outcome<u64> {
+    let mut running = Command::new(binary)
+        .args(["run", "--plain"])
+        .arg(file)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let pid = running.id().ok_or("the run has ended")?;
+    let mut lines = BufReader::new(running.stdout.take().ok_or("no output")?).lines();
+    while let Some(line) = lines.next_line().await? {
+        if line.ends_with("| up") {
+            break;
+        }
+    }
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let peak = peak.and_then(|text| text.trim().trim_end_matches(" kB").trim().parse().ok());
+    succeed(Command::new("kill").args(["-INT", &pid.to_string()])).await?;
+    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    tokio::time::timeout(Duration::from_secs(30), running.wait()).await??;
+    peak.ok_or_else(|| "the kernel does not tell the process's memory".into())
 }

@@ -13,6 +13,7 @@ mod bad_input;
 mod building;
 mod engines;
 mod interrupting;
+mod reporting;
 mod resuming;
 mod running;
 mod secrets;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         running::tests(),
         bad_input::tests(),
         interrupting::tests(),
+        reporting::tests(),
         resuming::tests(),
         building::tests(),
         engines::tests(),

@@ -14,6 +14,9 @@ tests![
     the_hello_example_runs,
     the_jobs_example_runs,
     the_example_of_steps_within_steps_runs,
+    the_example_of_late_steps_runs,
+    the_example_of_resources_runs,
+    the_example_of_an_image_that_is_an_artifact_runs,
     the_image_build_example_prints_the_digest_that_the_registry_serves,
     artifacts_go_from_step_to_step,
     a_step_that_fails_ends_the_run_with_code_1_and_shows_its_output,
@@ -71,6 +74,39 @@ fn the_example_of_steps_within_steps_runs(fixture: &Fixture) {
     assert_says(&finished, &said);
     assert!(!finished.all().contains("one is missing"), "{finished}");
     assert_gone(fixture, &id, &finished);
+}
+
+fn the_example_of_late_steps_runs(fixture: &Fixture) {
+    let id = run_id("late");
+    let finished = fixture.orchestra(["run", "examples/late.yml", "--run-id", &id]).run();
+    assert_eq!(finished.code, 0, "{finished}");
+    assert_says(&finished, &["check | app 1.20 by rust 1.95", "test-3 | part 3 of 3"]);
+    assert_gone(fixture, &id, &finished);
+}
+
+fn the_example_of_resources_runs(fixture: &Fixture) {
+    let id = run_id("resources");
+    let finished = fixture
+        .orchestra(["run", "examples/resources.yml", "--run-id", &id])
+        .run();
+    assert_eq!(finished.code, 0, "{finished}");
+    assert_says(&finished, &["print | 14", "number | looking"]);
+    assert_gone(fixture, &id, &finished);
+    let image = "localhost/orchestra-numbers:1";
+    fixture.engine.remove_image(image).expect("the type's image is removed");
+}
+
+fn the_example_of_an_image_that_is_an_artifact_runs(fixture: &Fixture) {
+    let id = run_id("artifact");
+    let finished = fixture
+        .orchestra(["run", "examples/image-artifact.yml", "--run-id", &id])
+        .run();
+    assert_eq!(finished.code, 0, "{finished}");
+    assert_says(&finished, &["run-it | Hello from an artifact"]);
+    assert_gone(fixture, &id, &finished);
+    // What was loaded of the artifact is gone; under its tag the engine has the image by the build's own promise.
+    let image = "localhost/orchestra-example:artifact";
+    fixture.engine.remove_image(image).expect("the built image is removed");
 }
 
 /// Whether the engine has this capability, by its own account.
