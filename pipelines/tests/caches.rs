@@ -266,7 +266,7 @@ async fn only_the_paths_of_a_cache_are_persisted_and_none_that_is_too_large() {
     let (output, _, report) = run_in(folder.path(), "policy: pull").await;
     assert_eq!(output, "keep x x", "{report:#?}");
     let (_, caches, report) = run_in(folder.path(), "size_limit: 1KB").await;
-    assert!(caches.last().unwrap().contains("limit of 1000 bytes"), "{caches:?}");
+    assert!(caches.last().unwrap().contains("limit of 1024 bytes"), "{caches:?}");
     assert!(
         report.warnings[0].contains("count: the cache state was not persisted; the one in the store stays"),
         "{:?}",

@@ -159,7 +159,7 @@ async fn a_task_is_read_from_a_file_of_an_artifact() {
     assert_eq!(report.status, Status::Succeeded, "{report:#?}");
     assert_eq!(output, "hello\nstep var\ndone\n");
 
-    let wrong = text.replace("run: {", "rnu: {");
+    let wrong = text.replace("\\nrun: {", "\\nrnu: {");
     let (report, _) = run_text(&wrong).await;
     let error = report.steps[1].error.clone().unwrap();
     assert!(error.contains("repo/task.yml:5:1: unknown key `rnu`"), "{error}");
