@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use orchestra::{ExposeSecret, ImageRef, NetworkMode};
-use orchestra_pipelines::{Action, BuildPlan, Pipeline, Step, TaskPlan};
+use orchestra_pipelines::{Action, BuildPlan, Pipeline, Step, TaskPlan, Values};
+use orchestra_secrets::{MemoryStore, Scope, SecretKey, Secrets};
 
 fn steps(text: &str) -> Vec<Step> {
     let pipeline = Pipeline::parse("ci.yml", text).unwrap_or_else(|invalid| panic!("{invalid:?}"));
@@ -316,13 +317,26 @@ fn a_thousand_steps_that_merge_one_anchor_are_read_in_no_time() {
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }
 
-#[test]
-fn every_example_is_valid() {
+#[tokio::test]
+async fn every_example_is_valid() {
+    // What the examples refer to.
+    let values = [
+        ("DEPLOY_TOKEN", "hunter2-token"),
+        ("git", r#"{"user": "ci", "password": "hunter2-git"}"#),
+    ];
+    let store = values.into_iter().fold(MemoryStore::new(), |store, (key, value)| {
+        store.with(Scope::Global, SecretKey::new(key).unwrap(), value.into())
+    });
+    let mut values = Values::default();
+    values.secrets = Some(Secrets::new([Scope::Global]).store("example", store));
+    values.variables.set("region", "eu");
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
     let mut names = Vec::new();
     for file in std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()) {
         if file.extension().is_some_and(|extension| extension == "yml") {
-            Pipeline::read(&file).unwrap_or_else(|invalid| panic!("{invalid:?}"));
+            Pipeline::read_with(&file, &values)
+                .await
+                .unwrap_or_else(|invalid| panic!("{invalid:?}"));
             names.push(file.file_name().unwrap().to_string_lossy().into_owned());
         }
     }
