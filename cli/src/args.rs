@@ -76,6 +76,9 @@ pub(crate) struct RunArgs {
     /// The run's id: one that died is carried on when it is given again
     #[arg(long, value_name = "ID")]
     pub(crate) run_id: Option<JobId>,
+    /// Carry on with the run of this id, and begin none: refused if there is none, or if the pipeline has changed
+    #[arg(long, requires = "run_id")]
+    pub(crate) resume: bool,
     /// Run only this job
     #[arg(long, value_name = "NAME")]
     pub(crate) job: Option<String>,

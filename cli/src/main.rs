@@ -21,6 +21,7 @@ mod progress;
 mod report;
 mod run;
 mod secrets;
+mod state;
 mod validate;
 
 use std::process::ExitCode;

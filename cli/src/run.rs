@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::progress::{Display, Log};
 use crate::report::Reports;
+use crate::state::StateFile;
 use crate::{caches, drivers, interrupt, log, secrets};
 
 pub(crate) async fn run(args: RunArgs) -> Result<Exit, Failure> {
@@ -27,6 +28,9 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit, Failure> {
         .map_err(Failure::invalid)?;
     let job = args.job.map(|job| find_job(&pipeline, &job)).transpose()?;
     let reports = Reports::new(args.report.as_deref(), args.junit.as_deref(), || pipeline.svg())?;
+    let run_id = args.run_id.as_ref();
+    let state = run_id.map(|id| StateFile::of(id, args.resume, &pipeline));
+    let state = state.transpose()?.flatten();
     let driver = drivers::connect(&config, Some(secrets.clone())).await?;
 
     let cancel = CancellationToken::new();
@@ -36,6 +40,7 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit, Failure> {
 
     let mut options = RunOptions::default();
     options.run_id = args.run_id;
+    options.state = state.as_ref().map(|file| file.state.clone());
     options.keep = args.keep;
     options.job = job;
     options.cancel = cancel;
@@ -53,6 +58,11 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit, Failure> {
     for message in unwritten {
         // The run is what it is; nobody is left to tell if standard error is closed.
         writeln!(io::stderr(), "warning: {message}").ok();
+    }
+    if let Some(state) = state
+        && !args.keep
+    {
+        state.remove();
     }
     if args.keep {
         tell_kept(&report.run_id);

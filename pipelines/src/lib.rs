@@ -146,8 +146,8 @@ pub use plan::{
 pub use problem::{Invalid, Place, Problem};
 pub use resource::{GetPlan, PutInputs, PutPlan, Resource, Version};
 pub use run::{
-    BuiltImage, Caches, Data, Metadata, PlannedJob, PlannedStep, RunEvent, RunEventKind, RunOptions, RunReport, Status,
-    StepReport, run,
+    BuiltImage, Caches, Data, Metadata, PlannedJob, PlannedStep, RunEvent, RunEventKind, RunOptions, RunReport,
+    RunState, Status, StepReport, run,
 };
 pub use units::size as parse_size;
 pub use values::{Values, Variables};

@@ -26,6 +26,8 @@ pub struct Pipeline {
     pub jobs: Vec<JobPlan>,
     /// `assert.execution`: the jobs that have to have run at its end, in the order in which they began.
     pub execution: Option<Vec<Name>>,
+    /// What tells its text from another one: whether it is the same pipeline that a run was begun with.
+    pub(crate) digest: String,
     /// What is right, and yet should be known: keys that have no meaning in a run of one's own.
     pub(crate) notes: Vec<crate::Problem>,
     /// Every secret that the text refers to, as it was fetched.

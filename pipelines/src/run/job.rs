@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::cache::CacheUse;
 use super::event::{RunEventKind, Teller};
 use super::resource::{Versions, With};
+use super::state::Recorded;
 use super::tree::Scope;
 use super::{RunOptions, Status, StepReport};
 use crate::{Action, BuildPlan, JobPlan, Step, TaskImage};
@@ -32,6 +33,14 @@ pub(super) fn listed(names: &[Name]) -> String {
     match names.as_slice() {
         [] => "none".to_owned(),
         names => names.join(", "),
+    }
+}
+
+/// What the volume of a version is called that a step gets: the artifact's own in the first try.
+pub(super) fn got(step: &Name, name: &Name, artifact: &Name) -> Result<Name> {
+    match name == step {
+        true => Ok(artifact.clone()),
+        false => super::cache::hashed("put", name.as_str()),
     }
 }
 
@@ -63,6 +72,8 @@ pub(super) struct JobRun<'a> {
     loaded: tokio::sync::Mutex<HashMap<Name, ImageRef>>,
     /// Steps in the order in which they began.
     executed: Mutex<Vec<Name>>,
+    /// What an earlier process of this run has done.
+    recorded: Option<Recorded>,
     /// What was pushed, by its canonical name, and how the registry was spoken to.
     pushed: Mutex<HashMap<String, Pushed>>,
     reports: Mutex<HashMap<Name, StepReport>>,
@@ -214,6 +225,7 @@ impl<'a> JobRun<'a> {
             made: Mutex::default(),
             loaded: tokio::sync::Mutex::default(),
             executed: Mutex::default(),
+            recorded: None,
             pushed: Mutex::default(),
             reports: Mutex::default(),
             warnings,
@@ -237,6 +249,9 @@ impl<'a> JobRun<'a> {
                     id,
                 })
                 .await;
+            if let Err(error) = self.recall().await {
+                self.warn(format!("what was done before is not known: {error}")).await;
+            }
             status = self.whole(&self.options.cancel).await;
             status = self.held(status).await;
         }
@@ -255,6 +270,71 @@ impl<'a> JobRun<'a> {
             steps.push(finished);
         }
         JobOutcome { status, steps }
+    }
+
+    /// What an earlier process of this run has done, as far as the engine no longer knows it.
+    async fn recall(&mut self) -> Result<()> {
+        let Some(state) = &self.options.state else {
+            return Ok(());
+        };
+        let mut recorded = state.steps(&self.plan.name).await?;
+        if !recorded.is_empty() {
+            let left = self.driver.list(Some(self.job.id())).await?;
+            recorded.left = left.into_iter().map(|resource| resource.id).collect();
+        }
+        self.recorded = Some(recorded);
+        Ok(())
+    }
+
+    /// The report of a step that an earlier process has run, whose container is gone.
+    fn ended_before(&self, step: &Step, name: &Name) -> Option<StepReport> {
+        let recorded = self.recorded.as_ref()?;
+        let prefix = format!("orchestra.{}.", self.job.id());
+        let is_its = |id: &str| {
+            let own = id.strip_prefix(&prefix).and_then(|rest| rest.split_once('.'));
+            own.is_some_and(|(_, own)| {
+                let program = own.strip_prefix(name.as_str());
+                program.is_some_and(|rest| ["", ".check", ".in", ".out"].contains(&rest))
+            })
+        };
+        let report = recorded.ended(&step.name, name, step.kind(), is_its)?;
+        // What a step has made has to be there: who has removed all has ended the run.
+        let made: Vec<(Name, Name)> = match &step.action {
+            Action::Task(plan) => {
+                let outputs = plan.outputs.iter();
+                outputs
+                    .map(|output| (output.name.clone(), output.name.clone()))
+                    .collect()
+            }
+            Action::Get(plan) => vec![(plan.artifact.clone(), got(&step.name, name, &plan.artifact).ok()?)],
+            Action::Put(plan) if plan.no_get => Vec::new(),
+            Action::Put(plan) => {
+                let volume = super::cache::hashed("put", name.as_str()).ok()?;
+                vec![(plan.artifact.clone(), volume)]
+            }
+            // Whether the engine still has an image that was built is not known: a build has its own cache.
+            _ => return None,
+        };
+        let is_there = |volume: &Name| recorded.left.contains(self.job.id().volume(volume).as_str());
+        if recorded.left.is_empty() || !made.iter().all(|(_, volume)| is_there(volume)) {
+            return None;
+        }
+        for (artifact, volume) in made {
+            self.make(&artifact, volume);
+        }
+        Some(report)
+    }
+
+    /// Notes that a step has succeeded.
+    async fn remember(&self, step: &Step, name: &Name, report: &StepReport) {
+        let Some(state) = &self.options.state else { return };
+        if report.status == Status::Succeeded
+            && !matches!(step.action, Action::LoadVar(_))
+            && let Err(error) = state.finish(&self.plan.name, name, report).await
+        {
+            let message = format!("{error}; this run can be carried on with only as far as its containers are there");
+            self.warn(message).await;
+        }
     }
 
     /// Compares what was run with what has to have been.
@@ -309,7 +389,14 @@ impl<'a> JobRun<'a> {
         let mut report = match (&whole, named) {
             (Ok(whole), Ok(name)) => {
                 let step = whole.as_ref().unwrap_or(step);
-                self.action(step, name, scope, &mut caches).await
+                match self.ended_before(step, &name) {
+                    Some(report) => report,
+                    None => {
+                        let report = self.action(step, name.clone(), scope, &mut caches).await;
+                        self.remember(step, &name, &report).await;
+                        report
+                    }
+                }
             }
             (Err(error), _) => self.not_run(step, error),
             (_, Err(error)) => self.not_run(step, &error),

@@ -12,10 +12,12 @@ mod output;
 mod report;
 mod resource;
 mod schedule;
+mod state;
 mod status;
 mod step;
 mod tree;
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use orchestra::{ImageRef, JobId, Name, PullPolicy, SharedDriver};
@@ -28,6 +30,7 @@ pub use cache::Caches;
 pub(crate) use cache::within;
 pub use event::{Data, PlannedJob, PlannedStep, RunEvent, RunEventKind};
 pub use report::{BuiltImage, Metadata, RunReport, StepReport};
+pub use state::RunState;
 pub use status::Status;
 
 use self::cache::CacheUse;
@@ -43,6 +46,8 @@ pub struct RunOptions {
     /// Names the run, so that another process can carry on with it if this one dies: finished tasks are not run twice,
     /// running ones are attached to. A run that has no name given gets one, and can't be carried on with.
     pub run_id: Option<JobId>,
+    /// What the run has done, for another process that carries on with it. It says something only with a `run_id`.
+    pub state: Option<RunState>,
     /// Leaves containers and volumes where they are at the end.
     pub keep: bool,
     /// Only the job of this name.
@@ -72,6 +77,7 @@ impl Default for RunOptions {
     fn default() -> Self {
         Self {
             run_id: None,
+            state: None,
             keep: false,
             job: None,
             cancel: CancellationToken::new(),
@@ -135,6 +141,10 @@ pub async fn run(pipeline: &Pipeline, driver: SharedDriver, options: RunOptions)
         }
         None => (driver, None, CacheUse::default()),
     };
+    let known = match &options.state {
+        Some(state) => state.versions().await.unwrap_or_default(),
+        None => HashMap::new(),
+    };
     let schedule = Schedule {
         pipeline,
         jobs: &jobs,
@@ -142,7 +152,7 @@ pub async fn run(pipeline: &Pipeline, driver: SharedDriver, options: RunOptions)
         options: &options,
         teller: &teller,
         cache_use,
-        versions: Versions::default(),
+        versions: Versions::known(known),
     };
     schedule.run(&mut report).await;
     if let Some(events) = cache_events {

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::cache::hashed;
-use super::job::JobRun;
+use super::job::{JobRun, got};
 use super::output::Tail;
 use super::step::failed;
 use super::tree::Scope;
@@ -30,6 +30,12 @@ pub(super) struct Versions(Mutex<HashMap<Name, Slot>>);
 type Slot = Arc<tokio::sync::Mutex<Option<Version>>>;
 
 impl Versions {
+    /// Those that an earlier process of the run has found.
+    pub(super) fn known(versions: HashMap<Name, Version>) -> Self {
+        let slot = |(name, version)| (name, Arc::new(tokio::sync::Mutex::new(Some(version))));
+        Self(Mutex::new(versions.into_iter().map(slot).collect()))
+    }
+
     fn of(&self, resource: &Name) -> Slot {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.entry(resource.clone()).or_default().clone()
@@ -109,14 +115,15 @@ impl JobRun<'_> {
                 let mut slot = slot.lock().await;
                 match &*slot {
                     Some(version) => version.clone(),
-                    None => slot.insert(self.newest(call("check")?).await?).clone(),
+                    None => {
+                        let version = self.newest(call("check")?).await?;
+                        self.note_version(&plan.resource.name, &version).await;
+                        slot.insert(version).clone()
+                    }
                 }
             }
         };
-        let volume = match name == &step.name {
-            true => plan.artifact.clone(),
-            false => hashed("put", name.as_str())?,
-        };
+        let volume = got(&step.name, name, &plan.artifact)?;
         self.fetch_version(call("in")?, version, &plan.params, &plan.artifact, volume)
             .await
     }
@@ -143,6 +150,7 @@ impl JobRun<'_> {
         out.input = json!({ "source": source, "params": self.params(&plan.params).await? });
         let made: Made = self.answer(out).await?;
         *self.versions.of(&plan.resource.name).lock().await = Some(made.version.clone());
+        self.note_version(&plan.resource.name, &made.version).await;
         if plan.no_get {
             return Ok(made);
         }
@@ -155,6 +163,15 @@ impl JobRun<'_> {
             metadata: metadata.or(fetched.metadata),
             version: fetched.version,
         })
+    }
+
+    /// Another process that carries on has the same version.
+    async fn note_version(&self, resource: &Name, version: &Version) {
+        if let Some(state) = &self.options.state
+            && let Err(error) = state.take(resource, version).await
+        {
+            self.warn(error.to_string()).await;
+        }
     }
 
     fn call<'c>(

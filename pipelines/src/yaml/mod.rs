@@ -24,6 +24,7 @@ use std::io::{ErrorKind, Read as _};
 use std::path::Path;
 
 use orchestra_secrets::Secrets;
+use sha2::{Digest, Sha256};
 
 use self::reader::Reader;
 pub(crate) use self::tree::Value;
@@ -171,6 +172,8 @@ fn finish(name: &str, text: &str, root: Node, variables: &Variables, fetched: &F
     }
     match pipeline {
         Some(mut pipeline) if problems.is_empty() => {
+            let digest = Sha256::digest(text);
+            pipeline.digest = digest.iter().map(|byte| format!("{byte:02x}")).collect();
             pipeline.notes = notes;
             pipeline.secrets = fetched
                 .values()

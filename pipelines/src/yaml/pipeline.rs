@@ -92,6 +92,7 @@ pub(super) fn read(reader: &Reader<'_>, name: &str, root: &Node) -> Option<Pipel
         name: name.to_owned(),
         jobs,
         execution: execution(reader, fields.get("assert")),
+        digest: String::new(),
         notes: Vec::new(),
         secrets: Vec::new(),
     })

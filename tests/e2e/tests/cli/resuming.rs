@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use orchestra_e2e::{Fixture, Running};
+use orchestra_e2e::{Dir, Fixture, Running};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -13,6 +13,7 @@ tests![
     what_a_killed_run_left_is_collected_and_a_living_one_is_not,
     a_killed_build_is_collected,
     a_run_that_was_killed_is_carried_on,
+    a_run_is_resumed_by_its_state_and_by_no_other,
     what_is_kept_stays_until_it_is_collected,
 ];
 
@@ -120,6 +121,49 @@ fn a_run_that_was_killed_is_carried_on(fixture: &Fixture) {
         "{finished}"
     );
     assert_gone(fixture, &id, &finished);
+}
+
+fn a_run_is_resumed_by_its_state_and_by_no_other(fixture: &Fixture) {
+    let _alone = dead_runs();
+    let id = run_id("state");
+    let state = Dir::with([("x", "")]);
+    let mut long = task(
+        fixture,
+        "long",
+        "echo x >> marks/long; echo begun; sleep 3; echo ended $(cat marks/first)",
+    );
+    long["config"]["inputs"] = json!([{"name": "marks"}]);
+    let dir = pipeline([producer(fixture, "marks", "echo once >> marks/first"), long]);
+    let run = |more: &[&str]| {
+        let args = ["run", "p.yml", "--run-id", &id];
+        fixture
+            .orchestra(args.iter().chain(more))
+            .dir(dir.path())
+            .env("XDG_STATE_HOME", state.path())
+    };
+    let unknown = run(&["--resume"]).run();
+    assert_eq!(unknown.code, 2, "{unknown}");
+    assert_says(&unknown, &["there is no run", "hint: "]);
+
+    let running = run(&[]).start();
+    let _ = running.line_with("long | begun");
+    running.signal("KILL");
+    let _ = running.finish();
+    let file = state.file(&format!("orchestra/runs/{id}.sqlite"));
+    assert!(file.exists());
+
+    let text = std::fs::read(dir.file("p.yml")).expect("the pipeline");
+    dir.write("p.yml", [text.as_slice(), b" "].concat());
+    let changed = run(&["--resume"]).run();
+    assert_eq!(changed.code, 2, "{changed}");
+    assert_says(&changed, &["p.yml has changed since the run"]);
+    dir.write("p.yml", text);
+
+    let finished = run(&["--resume"]).run();
+    assert_eq!(finished.code, 0, "{finished}");
+    assert_says(&finished, &["long | begun", "long | ended once"]);
+    assert_gone(fixture, &id, &finished);
+    assert!(!file.exists(), "a run that has ended can't be carried on with");
 }
 
 fn what_is_kept_stays_until_it_is_collected(fixture: &Fixture) {
