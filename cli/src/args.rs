@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::build::Destination;
+use crate::build::{AlsoTarget, Destination};
 use clap::{Args, Parser, Subcommand};
 use orchestra::{ExtraHost, ImageRef, JobId, NetworkMode, Platform, Ulimit};
 use orchestra_caches::CacheKey;
-use orchestra_image_build::{CacheFrom, CacheTo, Provenance};
+use orchestra_image_build::{CacheFrom, CacheTo, Provenance, Sbom};
 use orchestra_pipelines::parse_size;
 
 use crate::duration;
@@ -216,8 +216,8 @@ pub(crate) struct ValidateArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct BuildArgs {
-    /// The directory that is the build's context
-    #[arg(default_value = ".")]
+    /// The directory that is the build's context, or a git or https URL that BuildKit fetches
+    #[arg(default_value = ".", value_name = "DIR|URL")]
     pub(crate) dir: PathBuf,
     /// The image's name, for example registry.example.com/team/app:1.2
     #[arg(short, long)]
@@ -228,6 +228,15 @@ pub(crate) struct BuildArgs {
     /// Set a build argument; without a value, that of the environment is taken
     #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
     pub(crate) build_args: Vec<String>,
+    /// Read build arguments from a file with lines of NAME=VALUE; --build-arg wins
+    #[arg(long = "build-arg-file", value_name = "FILE")]
+    pub(crate) build_arg_files: Vec<PathBuf>,
+    /// Let RUN --mount=type=ssh use a key of this file; without an id it is the default one
+    #[arg(long = "ssh", value_name = "[ID=]FILE")]
+    pub(crate) ssh: Vec<String>,
+    /// Let FROM $NAME be the image of this archive or OCI layout in the context
+    #[arg(long = "image-arg", value_name = "NAME=PATH")]
+    pub(crate) image_args: Vec<String>,
     /// Set a variable of the build container, for example of a proxy; without a value, that of the environment is taken
     #[arg(long = "env", value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<String>,
@@ -237,6 +246,9 @@ pub(crate) struct BuildArgs {
     /// Label the image
     #[arg(long = "label", value_name = "NAME=VALUE")]
     pub(crate) labels: Vec<String>,
+    /// Read labels from a file with lines of NAME=VALUE; --label wins
+    #[arg(long = "label-file", value_name = "FILE")]
+    pub(crate) label_files: Vec<PathBuf>,
     /// Annotate the image's manifest, if it is pushed
     #[arg(long = "annotation", value_name = "NAME=VALUE")]
     pub(crate) annotations: Vec<String>,
@@ -246,6 +258,9 @@ pub(crate) struct BuildArgs {
     /// Limit processes of RUN steps, for example nofile=1024:2048
     #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]")]
     pub(crate) ulimits: Vec<Ulimit>,
+    /// The network of RUN steps: none, or host, which is the build container's
+    #[arg(long, value_name = "MODE")]
+    pub(crate) run_network: Option<NetworkMode>,
     /// The size of /dev/shm in RUN steps, for example 256MiB
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) shm_size: Option<u64>,
@@ -255,7 +270,7 @@ pub(crate) struct BuildArgs {
     /// Run every step of this stage, whatever a cache has; may be given more than once
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     pub(crate) no_cache_filter: Vec<String>,
-    /// What the Dockerfile knows as NAME: docker-image://IMAGE, or a URL with https or git
+    /// What the Dockerfile knows as NAME: docker-image://IMAGE, oci-layout://PATH in the context, or a URL with https or git
     #[arg(long = "build-context", value_name = "NAME=VALUE")]
     pub(crate) build_contexts: Vec<String>,
     /// Date the image to these seconds since 1970, so that the same context gives the same digest
@@ -264,10 +279,14 @@ pub(crate) struct BuildArgs {
     /// Attach an attestation of how the image was built, if it is pushed: min, or max
     #[arg(long, value_name = "MODE")]
     pub(crate) provenance: Option<Provenance>,
-    /// Take layers from there: type=registry,ref=NAME, or a NAME alone; may be given more than once
+    /// Attach a list of what is in the image, if it is pushed, made by this image or by BuildKit's own choice
+    #[arg(long, value_name = "IMAGE", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub(crate) sbom: Option<Sbom>,
+    /// Take layers from there: type=registry,ref=NAME, a NAME alone, or type=s3,bucket=NAME,region=NAME, which
+    /// AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY open; may be given more than once
     #[arg(long = "cache-from", value_name = "CACHE")]
     pub(crate) cache_from: Vec<CacheFrom>,
-    /// Put layers there: type=inline, type=registry,ref=NAME[,mode=max][,ignore-error=true], or a NAME alone
+    /// Put layers there: type=inline, type=registry,ref=NAME[,mode=max][,ignore-error=true], type=s3,…, or a NAME alone
     #[arg(long = "cache-to", value_name = "CACHE")]
     pub(crate) cache_to: Vec<CacheTo>,
     /// Ask this host before the registry's own; may be given more than once
@@ -279,6 +298,9 @@ pub(crate) struct BuildArgs {
     /// Write the image to a file too: type=oci,dest=FILE, or type=docker,dest=FILE; may be given more than once
     #[arg(short = 'o', long = "output", value_name = "OUTPUT")]
     pub(crate) outputs: Vec<Destination>,
+    /// Build this stage too, and write it to a file: STAGE=type=oci,dest=FILE; may be given more than once
+    #[arg(long = "also-target", value_name = "STAGE=OUTPUT")]
+    pub(crate) additional_targets: Vec<AlsoTarget>,
     /// The BuildKit image that builds
     #[arg(long, value_name = "IMAGE")]
     pub(crate) image: Option<ImageRef>,
@@ -294,11 +316,23 @@ pub(crate) struct BuildArgs {
     /// Push the image to its registry instead of loading it into the engine
     #[arg(long)]
     pub(crate) push: bool,
+    /// Load the image into the engine though it is pushed
+    #[arg(long)]
+    pub(crate) load: bool,
+    /// Check the registry's certificate with the authorities of this file too
+    #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
+    pub(crate) registry_ca: Option<PathBuf>,
+    /// The certificate by which the registry knows this client
+    #[arg(long, value_name = "FILE", requires = "registry_key")]
+    pub(crate) registry_cert: Option<PathBuf>,
+    /// The key of that certificate
+    #[arg(long, value_name = "FILE", requires = "registry_cert")]
+    pub(crate) registry_key: Option<PathBuf>,
     /// Speak plain HTTP to the registry
     #[arg(long)]
     pub(crate) insecure: bool,
-    /// The registry that the user name is for [default: the tag's]
-    #[arg(long, value_name = "HOST", requires = "username")]
+    /// The registry that user name and certificates are for [default: the tag's]
+    #[arg(long, value_name = "HOST")]
     pub(crate) registry: Option<String>,
     /// The user name for the registry
     #[arg(long, requires = "password_stdin")]

@@ -4,6 +4,9 @@
 //! driver = "docker"                   # or "podman", or "auto" for the first of them that answers
 //! grace = "10s"                       # what a task that is asked to end has until it is killed
 //!
+//! allow_privileged = false            # refuses privileged containers before anything is made,
+//! privileged_images = ["moby/buildkit"]  # but those of these images, of all tags where none is written
+//!
 //! [docker]
 //! host = "unix:///var/run/docker.sock"
 //!
@@ -12,7 +15,7 @@
 //!
 //! [image_build]
 //! image = "moby/buildkit:v0.34.2-rootless"
-//! rootless = true
+//! rootless = true                     # or "auto": without privileges where the engine's host can do that
 //!
 //! [caches]
 //! store = "s3://ci-caches/team"       # or file:///var/cache/orchestra; without one, caches live as long as their job
@@ -49,8 +52,10 @@ use std::time::Duration;
 use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
 use figment::{Figment, Source};
-use orchestra::{ExposeSecret, ImageRef, SecretString};
+use orchestra::layer::PrivilegePolicy;
+use orchestra::{ExposeSecret, ImageRef, PullPolicy, SecretString, SharedDriver};
 use orchestra_caches::{Policy, StoreOptions};
+use orchestra_image_build::{DEFAULT_BUILDKIT_IMAGE, DEFAULT_ROOTLESS_IMAGE, probe};
 use orchestra_pipelines::parse_size;
 use orchestra_secrets::{Reference, SecretKey, Secrets};
 use serde::{Deserialize, Deserializer};
@@ -66,9 +71,11 @@ const FILE: &str = "orchestra.toml";
 /// What the names of variables start with.
 const PREFIX: &str = "ORCHESTRA_";
 /// The keys at the top, which a variable's name is compared with.
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 10] = [
     "driver",
     "grace",
+    "allow_privileged",
+    "privileged_images",
     "docker",
     "podman",
     "image_build",
@@ -87,6 +94,11 @@ pub(crate) struct Config {
     /// How long a task that is asked to end has until it is killed.
     #[serde(default = "default_grace", deserialize_with = "read_duration")]
     pub(crate) grace: Duration,
+    /// Whether all containers may be privileged, or those of the images below alone.
+    #[serde(default = "yes")]
+    allow_privileged: bool,
+    #[serde(default)]
+    privileged_images: Vec<ImageRef>,
     #[serde(default)]
     pub(crate) docker: DockerConfig,
     #[serde(default)]
@@ -174,7 +186,67 @@ pub(crate) struct ImageBuildConfig {
     pub(crate) image: Option<ImageRef>,
     /// Whether builds that say nothing of it run without privileges.
     #[serde(default)]
-    pub(crate) rootless: bool,
+    pub(crate) rootless: Rootless,
+}
+
+/// Whether builds run without privileges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Rootless {
+    #[default]
+    No,
+    Yes,
+    /// Where the engine's host can do that.
+    Auto,
+}
+
+impl<'de> Deserialize<'de> for Rootless {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Read {
+            Flag(bool),
+            Text(String),
+        }
+        match Read::deserialize(deserializer)? {
+            Read::Flag(true) => Ok(Self::Yes),
+            Read::Flag(false) => Ok(Self::No),
+            Read::Text(text) if text == "auto" => Ok(Self::Auto),
+            Read::Text(text) => Err(serde::de::Error::custom(format!(
+                "{text:?} is neither true, false nor \"auto\""
+            ))),
+        }
+    }
+}
+
+impl ImageBuildConfig {
+    /// The BuildKit image of builds with or without privileges, where they name none.
+    pub(crate) fn buildkit(&self, rootless: bool) -> orchestra::Result<ImageRef> {
+        match &self.image {
+            Some(image) => Ok(image.clone()),
+            None if rootless => ImageRef::new(DEFAULT_ROOTLESS_IMAGE),
+            None => ImageRef::new(DEFAULT_BUILDKIT_IMAGE),
+        }
+    }
+
+    /// Whether builds that say nothing of it run without privileges, by a try on this engine where that is to be found out.
+    pub(crate) async fn is_rootless(&self, driver: &SharedDriver) -> orchestra::Result<bool> {
+        match self.rootless {
+            Rootless::No => Ok(false),
+            Rootless::Yes => Ok(true),
+            Rootless::Auto => {
+                let image = self.buildkit(true)?;
+                let why_not = probe(driver, &image, true, PullPolicy::IfNotPresent).await?;
+                if let Some(why) = &why_not {
+                    tracing::info!(%why, "builds run with privileges");
+                }
+                Ok(why_not.is_none())
+            }
+        }
+    }
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn default_driver() -> String {
@@ -212,6 +284,14 @@ pub(crate) fn read_some_duration<'de, D: Deserializer<'de>>(deserializer: D) -> 
 }
 
 impl Config {
+    /// What may be privileged.
+    pub(crate) fn privileges(&self) -> PrivilegePolicy {
+        match self.allow_privileged {
+            true => PrivilegePolicy::default(),
+            false => PrivilegePolicy::only(self.privileged_images.iter().cloned()),
+        }
+    }
+
     /// Reads all of it.
     ///
     /// # Errors
@@ -358,6 +438,21 @@ mod tests {
         let config = load("grace = '1m'\n[image_build]\nimage = 'localhost/buildkit:1'").unwrap();
         assert_eq!(config.grace, Duration::from_secs(60));
         assert_eq!(config.image_build.image.unwrap().as_str(), "localhost/buildkit:1");
+    }
+
+    #[test]
+    fn privileges_are_for_all_or_for_those_that_are_named() {
+        let permits = |text: &str, image: &str| load(text).unwrap().privileges().permits(&image.parse().unwrap());
+        assert!(permits("", "busybox"));
+        let some = "allow_privileged = false\nprivileged_images = ['moby/buildkit']";
+        assert!(permits(some, "moby/buildkit:v1") && !permits(some, "busybox"));
+        let rootless = |text: &str| load(text).map(|config| config.image_build.rootless);
+        assert_eq!(rootless("[image_build]\nrootless = 'auto'"), Ok(Rootless::Auto));
+        assert!(
+            rootless("[image_build]\nrootless = 'maybe'")
+                .unwrap_err()
+                .contains("neither true")
+        );
     }
 
     #[test]

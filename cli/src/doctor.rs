@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use orchestra::{Capabilities, DriverInfo, GcOptions, ImageRef, Resource, SharedDriver};
+use orchestra::{Capabilities, DriverInfo, GcOptions, ImageRef, PullPolicy, Resource, SharedDriver};
+use orchestra_image_build::probe;
 use serde_json::{Map, Value, json};
 
 use crate::args::DoctorArgs;
@@ -21,6 +22,33 @@ struct Findings {
     buildkit: ImageRef,
     has_buildkit: bool,
     left_behind: Vec<Resource>,
+    builds: Vec<Mode>,
+}
+
+/// A way to run image builds.
+struct Mode {
+    name: &'static str,
+    image: ImageRef,
+    /// `None` if it was not tried, as its image is not there.
+    why_not: Option<Option<String>>,
+}
+
+/// Tries both ways to run builds, where their images are there: nothing is fetched.
+async fn modes(driver: &SharedDriver, config: &Config) -> Result<Vec<Mode>, Failure> {
+    let mut modes = Vec::new();
+    for (name, rootless) in [("privileged", false), ("rootless", true)] {
+        let image = config.image_build.buildkit(rootless)?;
+        let why_not = match driver.image_exists(&image).await? {
+            true => Some(
+                probe(driver, &image, rootless, PullPolicy::Never)
+                    .await
+                    .unwrap_or_else(|error| Some(error.to_string())),
+            ),
+            false => None,
+        };
+        modes.push(Mode { name, image, why_not });
+    }
+    Ok(modes)
 }
 
 pub(crate) async fn run(args: DoctorArgs) -> Result<Exit, Failure> {
@@ -50,6 +78,7 @@ async fn examine(driver: &SharedDriver, config: &Config) -> Result<Findings, Fai
     let mut options = GcOptions::default();
     options.dry_run = true;
     let left = orchestra::collect_garbage(driver.as_ref(), options).await?;
+    let builds = modes(driver, config).await?;
     let left_behind = left.into_iter().flat_map(|job| job.resources).collect();
     Ok(Findings {
         info: driver.info().clone(),
@@ -57,6 +86,7 @@ async fn examine(driver: &SharedDriver, config: &Config) -> Result<Findings, Fai
         buildkit,
         has_buildkit,
         left_behind,
+        builds,
     })
 }
 
@@ -137,6 +167,16 @@ fn text(found: &Findings, wrong: &[&str], theme: Theme) -> String {
             let _ = writeln!(text, "{}  {row}", theme.dim(format!("{label:>10}")));
         }
     }
+    for (number, mode) in found.builds.iter().enumerate() {
+        let label = if number == 0 { "builds" } else { "" };
+        let (mark, why) = match &mode.why_not {
+            Some(None) => (theme.good("✓"), String::new()),
+            Some(Some(why)) => (theme.bad("✗"), why.clone()),
+            None => (theme.dim("?"), format!("not tried: {} is not here yet", mode.image)),
+        };
+        let row = format!("{mark} {:<21}{}", mode.name, theme.dim(why));
+        let _ = writeln!(text, "{}  {}", theme.dim(format!("{label:>10}")), row.trim_end());
+    }
     text.push('\n');
     if !found.left_behind.is_empty() {
         let left = counts(&found.left_behind);
@@ -164,6 +204,12 @@ fn json_of(found: &Findings, wrong: &[&str]) -> Value {
         "missing": missing,
         "answered_in": found.answered_in,
         "buildkit": {"image": found.buildkit, "present": found.has_buildkit},
+        "builds": found.builds.iter().map(|mode| json!({
+            "mode": mode.name,
+            "image": mode.image,
+            "works": mode.why_not.as_ref().map(Option::is_none),
+            "why_not": mode.why_not.as_ref().and_then(Option::as_ref),
+        })).collect::<Vec<_>>(),
         "left_behind": found.left_behind,
         "problems": wrong,
     })
@@ -187,6 +233,16 @@ mod tests {
             buildkit: ImageRef::new("moby/buildkit").unwrap(),
             has_buildkit: false,
             left_behind: Vec::new(),
+            builds: [
+                ("privileged", Some(None)),
+                ("rootless", Some(Some("newuidmap: not permitted".to_owned()))),
+            ]
+            .map(|(name, why_not)| Mode {
+                name,
+                image: ImageRef::new("moby/buildkit").unwrap(),
+                why_not,
+            })
+            .into(),
         }
     }
 
@@ -194,7 +250,11 @@ mod tests {
     fn an_engine_that_can_everything_is_ready() {
         let shown = text(&found(Capabilities::ALL), &wrong(&Capabilities::ALL), Theme::PLAIN);
         assert!(shown.contains("  endpoint  unix:///d.sock\n"), "{shown}");
-        assert!(shown.contains("✓ host_network") && !shown.contains('✗'), "{shown}");
+        assert!(shown.contains("✓ host_network"), "{shown}");
+        assert!(
+            shown.contains("    builds  ✓ privileged\n            ✗ rootless             newuidmap: not permitted\n"),
+            "{shown}"
+        );
         assert!(shown.ends_with("The engine is ready.\n"), "{shown}");
     }
 

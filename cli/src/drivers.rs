@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
+use orchestra::layer::Privileges;
 use orchestra::{ErrorKind, SharedDriver, layer};
 pub(crate) use orchestra_containerd::ContainerdConfig;
 use orchestra_containerd::ContainerdDriver;
@@ -97,6 +98,7 @@ pub(crate) async fn connect(config: &Config, secrets: Option<Secrets>) -> Result
         Some(secrets) => SecretsLayer::wrap(driver, secrets),
         None => driver,
     };
+    let driver = Privileges::wrap(driver, config.privileges());
     Ok(layer::standard(driver))
 }
 

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use orchestra::{JobId, Name};
-use orchestra_pipelines::{Pipeline, RunOptions, Status};
+use orchestra_pipelines::{Pipeline, RunOptions, Status, StepKind};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::RunArgs;
@@ -33,6 +33,11 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let state = state.transpose()?.flatten();
     let driver = drivers::connect(&config, Some(secrets.clone())).await?;
 
+    let mut steps = pipeline.jobs.iter().flat_map(|job| job.leaves());
+    let has_builds = steps.any(|step| step.kind() == StepKind::BuildImage);
+    let rootless = has_builds && config.image_build.is_rootless(&driver).await?;
+    let privileges = config.privileges();
+    pipeline.check_privileges(&privileges, rootless, config.image_build.image.as_ref())?;
     let cancel = CancellationToken::new();
     let display = Display::start(args.show, Log::Stdout, cancel.clone());
     let recording = reports.record(&pipeline.name, display.events())?;
@@ -47,9 +52,10 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit, Failure> {
     options.events = Some(recording.events());
     options.grace = config.grace;
     options.caches = caches;
+    options.rootless = rootless;
+    options.privileges = privileges;
     options.buildkit = config.image_build.image;
     options.secrets = Some(secrets);
-    options.rootless = config.image_build.rootless;
     let report = orchestra_pipelines::run(&pipeline, driver, options).await;
 
     drop(interrupts);

@@ -5,13 +5,16 @@ use std::fmt;
 use std::time::Duration;
 
 use orchestra::{
-    ByteStream, ContainerPath, Env, ImageRef, Job, Name, NetworkMode, OutputSink, Platform, PullPolicy, SecretString,
-    VolumeId,
+    ByteStream, ContainerPath, Credentials, Env, ImageRef, Job, Name, NetworkMode, OutputSink, Platform, PullPolicy,
+    SecretString, VolumeId,
 };
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::{BuildError, BuildEvent, BuildOptions, BuildOutput, BuildResult, RegistryAuth, run, validate};
+use crate::{
+    AdditionalTarget, BuildError, BuildEvent, BuildOptions, BuildOutput, BuildResult, RegistryAuth, SharedBuilders,
+    run, validate,
+};
 
 /// The BuildKit image that builds run in where nothing else is said.
 pub const DEFAULT_BUILDKIT_IMAGE: &str = "moby/buildkit:v0.34.2";
@@ -50,14 +53,22 @@ pub struct ImageBuild {
     pub dockerfile: Option<String>,
     /// Whether the image is pushed to the registry in its tag. If not, it is loaded into the engine under its tag.
     pub push: bool,
+    /// Whether it is loaded into the engine under its tag; where `None`, if it is not pushed. One that is neither pushed nor
+    /// loaded is in the [outputs](Self::outputs) alone.
+    pub load: Option<bool>,
     /// Values of the Dockerfile's `ARG`s. They are no place for secrets: they stand in the image's history.
     pub build_args: BTreeMap<String, String>,
     /// What `RUN --mount=type=secret,id=ID` gives a step: in no layer, no argument and no history. A value may be
     /// `secret:KEY`, where the job's driver has a layer that resolves it.
     pub secrets: BTreeMap<String, SecretString>,
+    /// Keys that `RUN --mount=type=ssh,id=ID` lets a step use, in PEM and without a passphrase: an agent of the builder has
+    /// them, and no step sees them. `default` is the one of a mount without an id. A key may be `secret:KEY`.
+    pub ssh: BTreeMap<String, SecretString>,
     /// The Dockerfile's stage to build; the last where `None`.
     pub target: Option<String>,
-    /// What the image is built for; the builder's own platform where empty. More than one needs [`push`](Self::push).
+    /// What the image is built for; the builder's own platform where empty. More than one is one index, which no engine takes:
+    /// it needs [`push`](Self::push), or `load: false` and an output of `oci`. `RUN` steps of others than the host's own need an
+    /// emulator there.
     pub platforms: Vec<Platform>,
     /// What else BuildKit is told.
     pub options: BuildOptions,
@@ -71,6 +82,10 @@ pub struct ImageBuild {
     pub caches: Vec<BuildCache>,
     /// Volumes that the result is written to too.
     pub outputs: Vec<BuildOutput>,
+    /// Access key id and secret access key of caches in a bucket. Each may be `secret:KEY`.
+    pub cache_credentials: Option<Credentials>,
+    /// Stages that are built before the image, each written to an output of its own.
+    pub additional_targets: Vec<AdditionalTarget>,
     /// The build container's environment: variables of a proxy, `BUILDKITD_FLAGS`. Steps of the Dockerfile don't see it.
     pub env: Env,
     /// How the tag's registry is spoken to.
@@ -87,6 +102,8 @@ pub struct ImageBuild {
     pub attempts: u32,
     /// How many bytes of the output are kept for [`BuildResult::stderr`] from its start, and how many from its end.
     pub capture: usize,
+    /// The job's daemons, if it may use them.
+    pub(crate) shared: Option<SharedBuilders>,
     /// Whether the context comes with [`Live::context`].
     pub(crate) streamed: bool,
     /// A sink need not be `Sync`; a build is all the same.
@@ -133,8 +150,10 @@ impl ImageBuild {
             context,
             dockerfile: None,
             push: false,
+            load: None,
             build_args: BTreeMap::new(),
             secrets: BTreeMap::new(),
+            ssh: BTreeMap::new(),
             target: None,
             platforms: Vec::new(),
             options: BuildOptions::default(),
@@ -143,6 +162,8 @@ impl ImageBuild {
             inputs: Vec::new(),
             caches: Vec::new(),
             outputs: Vec::new(),
+            cache_credentials: None,
+            additional_targets: Vec::new(),
             env: Env::default(),
             registry: None,
             base_registries: Vec::new(),
@@ -151,6 +172,7 @@ impl ImageBuild {
             timeout: None,
             attempts: 1,
             capture: 1 << 20,
+            shared: None,
             streamed: false,
             live: Mutex::default(),
         }
@@ -159,6 +181,18 @@ impl ImageBuild {
     /// All names of the image: [`tag`](Self::tag), then those of the [options](BuildOptions::tags).
     pub fn tags(&self) -> impl Iterator<Item = &ImageRef> {
         std::iter::once(&self.tag).chain(&self.options.tags)
+    }
+
+    /// Whether the image is loaded into the engine.
+    #[must_use]
+    pub fn loads(&self) -> bool {
+        self.load.unwrap_or(!self.push)
+    }
+
+    /// All outputs, those of additional targets too.
+    pub(crate) fn all_outputs(&self) -> impl Iterator<Item = &BuildOutput> {
+        let additional = self.additional_targets.iter().map(|additional| &additional.output);
+        self.outputs.iter().chain(additional)
     }
 
     /// Builds without privileges, in a user namespace: with BuildKit's rootless image if no other was chosen, and nothing
@@ -175,6 +209,14 @@ impl ImageBuild {
         if self.image.as_str() == DEFAULT_BUILDKIT_IMAGE {
             self.image = constant(DEFAULT_ROOTLESS_IMAGE);
         }
+        self
+    }
+
+    /// Uses a daemon of these, which the next builds of the job that use it find as this one leaves it. If it does not
+    /// start, or has died, the build has one to itself.
+    #[must_use]
+    pub fn shared(mut self, builders: &SharedBuilders) -> Self {
+        self.shared = Some(builders.clone());
         self
     }
 
@@ -239,8 +281,10 @@ impl fmt::Debug for ImageBuild {
             .field("context", &self.context)
             .field("dockerfile", &self.dockerfile)
             .field("push", &self.push)
+            .field("load", &self.load)
             .field("build_args", &self.build_args.keys())
             .field("secrets", &self.secrets.keys())
+            .field("ssh", &self.ssh.keys())
             .field("target", &self.target)
             .field("platforms", &self.platforms)
             .field("options", &self.options)
@@ -248,6 +292,8 @@ impl fmt::Debug for ImageBuild {
             .field("rootless", &self.rootless)
             .field("inputs", &self.inputs)
             .field("caches", &self.caches)
+            .field("outputs", &self.outputs)
+            .field("additional_targets", &self.additional_targets)
             .field("env", &self.env)
             .field("registry", &self.registry)
             .field("base_registries", &self.base_registries)

@@ -3,22 +3,24 @@
 use bytes::Bytes;
 use orchestra::tar::{self, EntryType, Head};
 use orchestra::{
-    ContainerPath, ExposeSecret, ImageRef, InjectedFile, Mount, Profile, Result, Task, VolumeId, VolumePath, labels,
+    ContainerPath, Credentials, ExposeSecret, InjectedFile, Mount, NetworkMode, Profile, Result, SecretString, Task,
+    VolumeId, VolumePath, labels,
 };
 
-use crate::{BuildCache, BuildOutput, CacheTo, ImageBuild, OutputFormat, RegistryAuth, registry};
+use crate::arguments::{Place, argv};
+use crate::{BuildCache, CacheTo, ImageBuild, RegistryAuth, registry};
 
-/// What runs in the container. Its exit codes are those below, else `buildctl`'s.
-const SCRIPT: &str = include_str!("build.sh");
 /// The context is no directory.
 pub(crate) const CONTEXT_MISSING: u8 = 91;
 /// The Dockerfile is neither in the context nor in the working directory.
 pub(crate) const DOCKERFILE_MISSING: u8 = 92;
 /// The context or the Dockerfile's directory is a symbolic link that leads out of the working directory.
 pub(crate) const OUTSIDE: u8 = 93;
+/// A platform has `RUN` steps, and its programs can't run on the engine's host.
+pub(crate) const NO_EMULATOR: u8 = 94;
 
 /// Where the output volume stands, if there is one: outside of the working directory, so that no context contains it.
-const OUT: &str = "/orchestra";
+pub(crate) const OUT: &str = "/orchestra";
 /// In the output volume: the image, if it is not pushed.
 const IMAGE: &str = "image.tar";
 /// What an unprivileged builder can write to in a volume: an engine makes its root root's.
@@ -34,30 +36,30 @@ const NO_SANDBOX: &str = "--oci-worker-no-process-sandbox";
 const FLAGS: &str = "BUILDKITD_FLAGS";
 
 /// Where the build's secrets stand, for `buildctl` alone: it hands each to the steps that mount it.
-const SECRETS: &str = "/.orchestra-secrets";
-
-/// `buildctl-daemonless.sh` tries 10 times, about 2 seconds, to reach the daemon it started, which a slow host needs more
-/// than (moby/buildkit issues 1423 and 3002). Its pauses grow: 60 are about 40 seconds.
-const RETRIES: (&str, &str) = ("BUILDCTL_CONNECT_RETRIES_MAX", "60");
+pub(crate) const SECRETS: &str = "/.orchestra-secrets";
+/// In there: keys that the agent of the build has. No secret's id begins with a dot.
+pub(crate) const SSH: &str = ".ssh";
+/// In there: what the cache in a bucket is opened with, which `build.sh` makes the daemon's.
+const S3: &str = ".s3";
+/// What an image of an archive is called in the Dockerfile, with a number.
+pub(crate) const IMAGE_ARG: &str = "orchestra-image-arg-";
 
 /// The build's task; with its image on the volume `out`, if it is not pushed.
-pub(crate) fn task(build: &ImageBuild, out: Option<&VolumeId>) -> Result<Task> {
+pub(crate) fn task(build: &ImageBuild, out: Option<&VolumeId>, place: Place<'_>) -> Result<Task> {
     let registries: Vec<_> = build.registry.iter().chain(&build.base_registries).collect();
+    let configuration = configuration(build, &registries);
     let mut task = Task::with_image(build.name.clone(), build.image.clone())
-        .command(argv(build, &configuration(build, &registries))?)
+        .command(argv(build, &configuration, place)?)
         .working_dir(Task::WORKING_DIR)?
-        .privileged(!build.rootless)
-        .network(build.network)
-        .pull(build.pull)
         .attempts(build.attempts);
+    task = confined(task, build);
     if let Some(out) = out {
         task = task.mount(out, OUT)?;
     }
     task.spec.stdin = build.streamed;
     let inputs = build.inputs.iter().map(|input| (&input.volume, &input.path, true));
     let caches = build.caches.iter().map(|cache| (&cache.volume, &cache.path, false));
-    let outputs = build.outputs.iter();
-    let outputs = outputs.map(|output| (&output.volume, &output.path, false));
+    let outputs = build.all_outputs().map(|output| (&output.volume, &output.path, false));
     task.spec.mounts.extend(
         inputs
             .chain(caches)
@@ -68,46 +70,11 @@ pub(crate) fn task(build: &ImageBuild, out: Option<&VolumeId>) -> Result<Task> {
                 read_only,
             }),
     );
-    task.spec.env = build.env.clone();
-    task.spec
-        .env
-        .0
-        .entry(RETRIES.0.to_owned())
-        .or_insert_with(|| RETRIES.1.to_owned());
+    task.spec.mounts.extend(place.shared.map(|shared| shared.mount.clone()));
     let rawjson = labels::OUTPUT_RAWJSON.to_owned();
     task.spec.labels.insert(labels::OUTPUT.to_owned(), rawjson);
-    for (id, value) in &build.secrets {
-        let path = ContainerPath::new(format!("{SECRETS}/{id}"))?;
-        let mut file = InjectedFile::new(path, value.expose_secret().to_owned());
-        if build.rootless {
-            (file.uid, file.gid) = (USER, USER);
-        }
+    for file in files(build, &registries)? {
         task = task.file(file);
-    }
-    if build.rootless {
-        // The daemon makes a user namespace, and mounts in there; both engines' profiles forbid that.
-        task.spec.security.seccomp = Profile::Unconfined;
-        task.spec.security.apparmor = Profile::Unconfined;
-        let state = build.caches.iter().any(|cache| cache.path.as_str() == STATE);
-        let root = if state {
-            format!(" --root={STATE}/{OWN}")
-        } else {
-            String::new()
-        };
-        let flags = task.spec.env.0.entry(FLAGS.to_owned()).or_default();
-        *flags = format!("{NO_SANDBOX}{root} {flags}").trim_end().to_owned();
-    }
-    if let Some(mut file) = registry::credentials(&registries, &build.tag, build.rootless)? {
-        if build.rootless {
-            (file.uid, file.gid) = (USER, USER);
-        }
-        task = task.file(file);
-    }
-    let of_image = registries
-        .iter()
-        .find(|registry| registry.host(&build.tag) == build.image.registry());
-    if let Some(credentials) = of_image.and_then(|registry| registry.credentials.clone()) {
-        task = task.credentials(credentials);
     }
     if let Some(timeout) = build.timeout {
         task = task.timeout(timeout);
@@ -116,7 +83,7 @@ pub(crate) fn task(build: &ImageBuild, out: Option<&VolumeId>) -> Result<Task> {
 }
 
 /// The daemon's `buildkitd.toml`; empty if it has nothing to be told.
-fn configuration(build: &ImageBuild, registries: &[&RegistryAuth]) -> String {
+pub(crate) fn configuration(build: &ImageBuild, registries: &[&RegistryAuth]) -> String {
     let mut configuration = registry::configuration(registries, &build.tag, &build.options);
     let keeps_state = ContainerPath::new(STATE).is_ok_and(|state| in_cache(build, &state).is_some());
     if keeps_state && !configuration.contains("[history]") {
@@ -125,6 +92,77 @@ fn configuration(build: &ImageBuild, registries: &[&RegistryAuth]) -> String {
         configuration.push_str("[history]\n  maxEntries = 0\n");
     }
     configuration
+}
+
+/// The task with what a daemon of this build's needs, and no more.
+pub(crate) fn confined(mut task: Task, build: &ImageBuild) -> Task {
+    task = task.privileged(!build.rootless).network(build.network).pull(build.pull);
+    task.spec.env = build.env.clone();
+    if build.rootless {
+        // The daemon makes a user namespace, and mounts in there; both engines' profiles forbid that.
+        task.spec.security.seccomp = Profile::Unconfined;
+        task.spec.security.apparmor = Profile::Unconfined;
+    }
+    let flags = flags(build);
+    if !flags.is_empty() {
+        let given = task.spec.env.0.entry(FLAGS.to_owned()).or_default();
+        *given = format!("{flags} {given}").trim_end().to_owned();
+    }
+    let mut registries = build.registry.iter().chain(&build.base_registries);
+    let of_image = registries.find(|registry| registry.host(&build.tag) == build.image.registry());
+    if let Some(credentials) = of_image.and_then(|registry| registry.credentials.clone()) {
+        task = task.credentials(credentials);
+    }
+    task
+}
+
+/// The cache that has the daemon's state.
+pub(crate) fn state(build: &ImageBuild) -> Option<&BuildCache> {
+    build.caches.iter().find(|cache| cache.path.as_str() == STATE)
+}
+
+/// What the daemon is told besides what the user tells it.
+pub(crate) fn flags(build: &ImageBuild) -> String {
+    let mut flags = Vec::new();
+    if build.rootless {
+        flags.push(NO_SANDBOX.to_owned());
+        if state(build).is_some() {
+            flags.push(format!("--root={STATE}/{OWN}"));
+        }
+    }
+    if build.options.run_network == NetworkMode::Host {
+        flags.push("--allow-insecure-entitlement=network.host".to_owned());
+    }
+    flags.join(" ")
+}
+
+/// Everything that only the builder may read.
+fn files(build: &ImageBuild, registries: &[&RegistryAuth]) -> Result<Vec<InjectedFile>> {
+    let secret = |path: &str, value: &SecretString| {
+        let path = ContainerPath::new(format!("{SECRETS}/{path}"))?;
+        Ok(InjectedFile::new(path, value.expose_secret().to_owned()))
+    };
+    let mut files = Vec::new();
+    for (id, value) in &build.secrets {
+        files.push(secret(id, value)?);
+    }
+    for (id, key) in &build.ssh {
+        files.push(secret(&format!("{SSH}/{id}"), key)?);
+    }
+    if let Some(Credentials { username, password }) = &build.cache_credentials {
+        files.push(secret(&format!("{S3}/id"), username)?);
+        files.push(secret(&format!("{S3}/key"), password)?);
+    }
+    for (number, registry) in registries.iter().enumerate() {
+        files.extend(registry.files(number)?);
+    }
+    files.extend(registry::credentials(registries, &build.tag, build.rootless)?);
+    if build.rootless {
+        for file in &mut files {
+            (file.uid, file.gid) = (USER, USER);
+        }
+    }
+    Ok(files)
 }
 
 /// Where the image comes out, from the output volume's root.
@@ -141,20 +179,31 @@ pub(crate) fn prepared<'a>(build: &'a ImageBuild, out: Option<&'a VolumeId>) -> 
     if !build.rootless {
         return Vec::new();
     }
-    let state = build.caches.iter().filter(|cache| cache.path.as_str() == STATE);
-    let own = out.into_iter().chain(state.map(|cache| &cache.volume));
-    let own = own.map(|volume| (volume, directory(OWN)));
+    let own = prepared_state(build, out);
     let local = build.options.cache_to.iter().filter_map(|to| match to {
         CacheTo::Local { path, .. } => in_cache(build, path),
         _ => None,
     });
     let local = local.map(|(cache, inner)| (&cache.volume, directory(&inner)));
     // It can't make a file in a root that is root's, and can write to one that is there.
-    let outputs = build.outputs.iter().filter_map(|output| {
+    let outputs = build.all_outputs().filter_map(|output| {
         let archive = output.format.archive()?;
         Some((&output.volume, owned(EntryType::Regular, 0o644, archive.as_str())))
     });
     own.chain(local).chain(outputs).collect()
+}
+
+/// The same for a daemon that listens in the volume `socket`.
+pub(crate) fn prepared_daemon<'a>(build: &'a ImageBuild, socket: &'a VolumeId) -> Vec<(&'a VolumeId, Bytes)> {
+    prepared_state(build, Some(socket)).filter(|_| build.rootless).collect()
+}
+
+fn prepared_state<'a>(
+    build: &'a ImageBuild,
+    other: Option<&'a VolumeId>,
+) -> impl Iterator<Item = (&'a VolumeId, Bytes)> {
+    let own = other.into_iter().chain(state(build).map(|cache| &cache.volume));
+    own.map(|volume| (volume, directory(OWN)))
 }
 
 /// The cache that holds a path, and the path in there.
@@ -189,108 +238,9 @@ pub(crate) fn dockerfile(build: &ImageBuild) -> Result<ContainerPath> {
     ContainerPath::new(build.dockerfile.as_deref().unwrap_or("Dockerfile"))
 }
 
-fn argv(build: &ImageBuild, configuration: &str) -> Result<Vec<String>> {
-    let dockerfile = build.dockerfile.as_deref().unwrap_or("Dockerfile");
-    let mut argv: Vec<String> = [
-        "sh",
-        "-c",
-        SCRIPT,
-        "orchestra-build",
-        build.context.as_str(),
-        dockerfile,
-        if build.streamed { "streamed" } else { "" },
-        configuration,
-        build.options.dockerfile_inline.as_deref().unwrap_or_default(),
-    ]
-    .map(str::to_owned)
-    .into();
-    // An option's value is an argument of its own: `buildctl` takes trailing blanks from `--opt=VALUE`.
-    let mut opt = |value: String| argv.extend(["--opt".to_owned(), value]);
-    build
-        .build_args
-        .iter()
-        .for_each(|(key, value)| opt(format!("build-arg:{key}={value}")));
-    build.target.iter().for_each(|target| opt(format!("target={target}")));
-    if !build.platforms.is_empty() {
-        let platforms: Vec<_> = build.platforms.iter().map(ToString::to_string).collect();
-        opt(format!("platform={}", platforms.join(",")));
-    }
-    let secrets = build.secrets.keys();
-    argv.extend(secrets.map(|id| format!("--secret=id={id},src={SECRETS}/{id}")));
-    argv.push(format!(
-        "--frontend={}",
-        if build.options.frontend.is_some() {
-            "gateway.v0"
-        } else {
-            "dockerfile.v0"
-        }
-    ));
-    argv.extend(build.options.arguments());
-    for from in &build.options.cache_from {
-        argv.push(format!("--import-cache={}", record(&from.fields(Task::WORKING_DIR))));
-    }
-    for to in &build.options.cache_to {
-        argv.push(format!("--export-cache={}", record(&to.fields(Task::WORKING_DIR))));
-    }
-    // The last one's digest is the build's.
-    argv.extend(
-        build
-            .outputs
-            .iter()
-            .map(|output| format!("--output={}", written(build, output))),
-    );
-    argv.push(format!("--output={}", output(build)?));
-    Ok(argv)
-}
-
-/// The record of what is written to a volume.
-fn written(build: &ImageBuild, output: &BuildOutput) -> String {
-    let mut fields = output.format.fields(&output.path.resolve(Task::WORKING_DIR));
-    if output.format.is_image() {
-        let names: Vec<_> = build.tags().map(ImageRef::canonical).collect();
-        fields.push(format!("name={}", names.join(",")));
-        // `docker load` knows none.
-        let has_annotations = output.format != OutputFormat::Loadable;
-        fields.extend(build.options.output(has_annotations));
-    }
-    record(&fields)
-}
-
-/// A record of comma separated values, as `--output` is read.
-fn output(build: &ImageBuild) -> Result<String> {
-    let names: Vec<_> = build.tags().map(ImageRef::canonical).collect();
-    let name = format!("name={}", names.join(","));
-    let mut registries = build.registry.iter().chain(&build.base_registries);
-    let insecure = registries.any(|registry| registry.insecure && registry.host(&build.tag) == build.tag.registry());
-    let mut fields = if build.push {
-        vec!["type=image".to_owned(), name, "push=true".to_owned()]
-    } else {
-        vec!["type=docker".to_owned(), name, format!("dest={OUT}/{}", image(build)?)]
-    };
-    if build.push && insecure {
-        fields.push("registry.insecure=true".to_owned());
-    }
-    fields.extend(build.options.output(build.push));
-    Ok(record(&fields))
-}
-
-fn record(fields: &[String]) -> String {
-    fields.iter().map(|field| csv(field)).collect::<Vec<_>>().join(",")
-}
-
-/// One field (RFC 4180).
-fn csv(field: &str) -> String {
-    if field.contains([',', '"', '\n', '\r']) {
-        format!("\"{}\"", field.replace('"', "\"\""))
-    } else {
-        field.to_owned()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use orchestra::{Credentials, ExposeSecret};
 
     fn build() -> ImageBuild {
         ImageBuild::new(
@@ -301,84 +251,14 @@ mod tests {
     }
 
     fn arguments(build: &ImageBuild) -> Vec<String> {
-        argv(build, "").unwrap().split_off(4)
-    }
-
-    #[test]
-    fn a_build_that_says_nothing_is_loaded_from_the_output_volume() {
-        assert_eq!(
-            arguments(&build()),
-            [
-                "source",
-                "Dockerfile",
-                "",
-                "",
-                "",
-                "--frontend=dockerfile.v0",
-                "--output=type=docker,name=r.example.com/app:1,dest=/orchestra/image.tar",
-            ]
-        );
-    }
-
-    #[test]
-    fn everything_that_is_said_becomes_one_argument() {
-        let mut build = build();
-        build.push = true;
-        build.dockerfile = Some("source/Docker file".into());
-        build.build_args = [("A", "x, y\n$(id) \"'"), ("B", "")]
-            .map(|(k, v)| (k.into(), v.into()))
-            .into();
-        build.target = Some("production".into());
-        build.platforms = vec!["linux/amd64".parse().unwrap(), "linux/arm/v7".parse().unwrap()];
-        build.registry = Some(RegistryAuth {
-            insecure: true,
-            ..RegistryAuth::default()
-        });
-        assert_eq!(
-            arguments(&build),
-            [
-                "source",
-                "source/Docker file",
-                "",
-                "",
-                "",
-                "--opt",
-                "build-arg:A=x, y\n$(id) \"'",
-                "--opt",
-                "build-arg:B=",
-                "--opt",
-                "target=production",
-                "--opt",
-                "platform=linux/amd64,linux/arm/v7",
-                "--frontend=dockerfile.v0",
-                "--output=type=image,name=r.example.com/app:1,push=true,registry.insecure=true",
-            ]
-        );
-    }
-
-    #[test]
-    fn a_field_stays_one_field() {
-        assert_eq!(csv("name=a,push=false"), "\"name=a,push=false\"");
-        assert_eq!(csv("a\"b"), "\"a\"\"b\"");
-        assert_eq!(csv("name=a"), "name=a");
-    }
-
-    #[test]
-    fn the_script_is_the_same_whatever_is_built() {
-        let mut other = build();
-        other.context = "$(reboot)".parse().unwrap();
-        other.dockerfile = Some("`reboot`".into());
-        assert_eq!(
-            argv(&build(), "").unwrap()[..4],
-            argv(&other, "$(reboot)").unwrap()[..4]
-        );
+        argv(build, "", Place::default()).unwrap()
     }
 
     #[test]
     fn a_password_is_in_no_part_of_the_container_that_an_engine_shows() {
         let mut build = build();
         build.registry = Some(RegistryAuth::new(Credentials::new("robot", "hunter2")));
-        let task = task(&build, Some(&"out".parse().unwrap())).unwrap();
+        let task = task(&build, Some(&"out".parse().unwrap()), Place::default()).unwrap();
         let password = build.registry.as_ref().unwrap().credentials.as_ref().unwrap();
         assert_eq!(password.password.expose_secret(), "hunter2");
         let encoded = "cm9ib3Q6aHVudGVyMg";
@@ -404,7 +284,7 @@ mod tests {
         let mut build = build();
         build.secrets.insert("npm-token".into(), "hunter2".into());
         assert!(arguments(&build).contains(&"--secret=id=npm-token,src=/.orchestra-secrets/npm-token".to_owned()));
-        let task = task(&build, None).unwrap();
+        let task = task(&build, None, Place::default()).unwrap();
         let shown = format!("{task:?} {:?} {build:?}", task.spec.entrypoint);
         assert!(shown.contains("/.orchestra-secrets/npm-token: 7 bytes, mode 600") && !shown.contains("hunter2"));
     }
@@ -419,7 +299,7 @@ mod tests {
         });
         build.env.0.insert(FLAGS.into(), "--debug".into());
         build.registry = Some(RegistryAuth::new(Credentials::new("robot", "hunter2")));
-        let task = task(&build, Some(&out)).unwrap();
+        let task = task(&build, Some(&out), Place::default()).unwrap();
         assert_eq!(build.image.as_str(), crate::DEFAULT_ROOTLESS_IMAGE);
         assert!(!task.spec.privileged && task.spec.cap_add.is_empty());
         assert_eq!(
@@ -437,11 +317,25 @@ mod tests {
     }
 
     #[test]
-    fn what_the_user_says_of_the_connection_wins() {
+    fn keys_and_certificates_are_files_and_the_host_s_network_is_a_flag() {
         let mut build = build();
-        let tries = |build: &ImageBuild| task(build, None).unwrap().spec.env.0[RETRIES.0].clone();
-        assert_eq!(tries(&build), "60");
-        build.env.0.insert(RETRIES.0.into(), "3".into());
-        assert_eq!(tries(&build), "3");
+        build.ssh.insert("default".into(), "secret:DEPLOY_KEY".into());
+        build.cache_credentials = Some(Credentials::new("id", "hunter2"));
+        build.options.run_network = NetworkMode::Host;
+        build.registry = Some(RegistryAuth {
+            ca: Some("PEM".into()),
+            ..RegistryAuth::default()
+        });
+        let task = task(&build, None, Place::default()).unwrap();
+        let shown = format!("{task:?}");
+        for file in [".ssh/default", ".s3/id", ".s3/key", ".registry/0/ca.pem"] {
+            assert!(shown.contains(&format!("/.orchestra-secrets/{file}")), "{shown}");
+        }
+        assert!(!shown.contains("hunter2"), "{shown}");
+        assert_eq!(task.spec.env.0[FLAGS], "--allow-insecure-entitlement=network.host");
+        let arguments = arguments(&build);
+        for argument in ["--ssh=default=/.orchestra-secrets/.ssh/default", "--allow=network.host"] {
+            assert!(arguments.iter().any(|given| given == argument), "{argument}");
+        }
     }
 }

@@ -147,6 +147,10 @@ pub struct FailedBuild {
     pub step: Option<String>,
     /// BuildKit's words for the failure.
     pub error: Option<String>,
+    /// The exit code of the step's process, if it was one that failed.
+    pub step_code: Option<u32>,
+    /// The Dockerfile's lines around the one that failed, which `>>>` marks, below the file's name and the line's number.
+    pub excerpt: Option<String>,
     /// The last output of the step, at most 16 KiB.
     pub log: String,
     /// What was written last that is no progress, at most 16 KiB: BuildKit's excerpt of the Dockerfile and closing words, or
@@ -161,10 +165,11 @@ pub struct FailedBuild {
     pub(crate) network: NetworkMode,
     pub(crate) has_credentials: bool,
     pub(crate) image: ImageRef,
+    pub(crate) rootless: bool,
 }
 
 /// How many lines of a step's output, and of the closing words, are shown.
-const SHOWN: usize = 20;
+const SHOWN: usize = 25;
 
 impl fmt::Display for FailedBuild {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -184,6 +189,7 @@ impl fmt::Display for FailedBuild {
         if let Some(error) = &self.error {
             write!(f, "\nerror: {error}")?;
         }
+        block(f, "in the Dockerfile:", self.excerpt.as_deref().unwrap_or_default())?;
         block(f, "the step's last output:", &self.log)?;
         // The last of these words is the error that stands above already.
         let said = self.said.trim_end();

@@ -28,6 +28,13 @@ pub(crate) fn of(failed: &FailedBuild) -> Option<String> {
         }
         ExitStatus::Cancelled => return None,
         ExitStatus::OutOfMemory => return Some("give the engine more memory, or build fewer stages at once".into()),
+        ExitStatus::Code(crate::command::NO_EMULATOR) => {
+            return Some(
+                "register an emulator on the engine's host (package qemu-user-static, or the image tonistiigi/binfmt), or \
+                 compile in a stage of `FROM --platform=$BUILDPLATFORM`"
+                    .into(),
+            );
+        }
         ExitStatus::Code(126 | 127) => {
             return Some(format!(
                 "{} has to be a BuildKit image, with sh, buildctl, buildctl-daemonless.sh and buildkitd",
@@ -37,20 +44,40 @@ pub(crate) fn of(failed: &FailedBuild) -> Option<String> {
         _ => {}
     }
     if failed.said.contains("could not connect to unix://") {
-        return Some("BuildKit's daemon did not start: see its log above; on a slow host, raise BUILDCTL_CONNECT_RETRIES_MAX in env".into());
+        return Some(of_daemon(failed));
     }
     let error = failed.error.as_deref()?;
     let says = |words: &[&str]| words.iter().any(|word| error.contains(word));
+    if says(&["no cgroup mount found"]) {
+        return Some(NO_CGROUPS.into());
+    }
+    if says(&["exec format error"]) || failed.log.contains("exec format error") {
+        return Some(
+            "the step's program is for another processor: register an emulator on the engine's host, or check `platforms` \
+             and what was copied"
+                .into(),
+        );
+    }
     // A step's own failure is told by its output, which this error does not contain.
     if error.starts_with("process ") {
         return None;
+    }
+    if says(&["toomanyrequests", "429 Too Many Requests", "rate limit"]) {
+        return Some(
+            "the registry limits how often it is asked: log in to it by `registry`, or ask another one first by `mirrors`"
+                .into(),
+        );
+    }
+    if says(&["no space left on device", "disk quota exceeded"]) {
+        return Some(DISK_FULL.into());
     }
     if says(&["server gave HTTP response to HTTPS client"]) {
         return Some("the registry speaks plain HTTP: set registry.insecure if it is a test registry".into());
     }
     if says(&["x509: ", "tls: "]) {
         return Some(
-            "the registry's certificate can't be verified: mend it, or set registry.insecure if it is a test registry"
+            "the registry's certificate can't be verified: give its authority's by registry.ca, mend it, or set \
+             registry.insecure if it is a test registry"
                 .into(),
         );
     }
@@ -73,10 +100,53 @@ pub(crate) fn of(failed: &FailedBuild) -> Option<String> {
         };
         return Some(hint.into());
     }
-    if says(&["no space left on device"]) {
-        return Some("free space where the engine keeps its volumes, or empty the build's cache".into());
-    }
     None
+}
+
+const NO_CGROUPS: &str = "the engine gives its containers no cgroup file system, without which no step can run: mount it on \
+    the engine's host, or use another engine";
+const DISK_FULL: &str = "free space where the engine keeps its volumes, or empty the build's cache";
+
+/// Why the daemon did not start, from its log.
+fn of_daemon(failed: &FailedBuild) -> String {
+    let says = |words: &[&str]| words.iter().any(|word| failed.said.contains(word));
+    if says(&["no space left on device", "disk quota exceeded"]) {
+        return DISK_FULL.into();
+    }
+    if says(&["no cgroup mount found"]) {
+        return NO_CGROUPS.into();
+    }
+    if failed.rootless
+        && says(&[
+            "newuidmap",
+            "newgidmap",
+            "unshare",
+            "user namespace",
+            "rootlesskit:parent",
+        ])
+    {
+        return "the engine's host does not let a user make namespaces: allow it (user.max_user_namespaces, \
+                kernel.apparmor_restrict_unprivileged_userns=0), or build with privileges"
+            .into();
+    }
+    if says(&["operation not permitted", "permission denied", "must be root"]) {
+        return match failed.rootless {
+            true => "BuildKit's daemon may not do what it needs: see its log above, or build with privileges".into(),
+            false => {
+                "BuildKit's daemon needs privileges that it was not given: check that the engine's own daemon has \
+                      them, or build without by `rootless`"
+                    .into()
+            }
+        };
+    }
+    if says(&["could not lock", "timeout", "bolt"]) && says(&["buildkitd.lock", "database", "lock"]) {
+        return "another BuildKit daemon uses the same state: give each build that runs at once a cache of its own"
+            .into();
+    }
+    if says(&["overlay"]) {
+        return "the file system of BuildKit's state takes no overlay: keep it on a cache at /var/lib/buildkit".into();
+    }
+    "BuildKit's daemon did not start: see its log above".into()
 }
 
 #[cfg(test)]
@@ -93,6 +163,8 @@ mod tests {
             code: exit.code(),
             step: None,
             error: error.map(Into::into),
+            step_code: None,
+            excerpt: None,
             log: String::new(),
             said: String::new(),
             stdout: Captured::new(0),
@@ -101,6 +173,7 @@ mod tests {
             network: NetworkMode::Default,
             has_credentials: false,
             image: "busybox".parse().unwrap(),
+            rootless: false,
         }
     }
 
@@ -128,6 +201,23 @@ mod tests {
         );
         assert!(hint("x", |failed| failed.exit = ExitStatus::TimedOut).contains("timeout"));
         assert!(hint("x", |failed| failed.exit = ExitStatus::Code(127)).contains("busybox has to be a BuildKit image"));
+    }
+
+    #[test]
+    fn what_keeps_the_daemon_from_starting_is_named() {
+        let of_log = |log: &str, rootless| {
+            hint("x", |failed| {
+                failed.said = format!("could not connect to unix:///run/x after 0 trials\n===\n{log}");
+                failed.rootless = rootless;
+            })
+        };
+        assert!(of_log("mount: operation not permitted", false).contains("privileges that it was not given"));
+        assert!(of_log("write: no space left on device", false).contains("free space"));
+        assert!(of_log("newuidmap 22 0 1000: operation not permitted", true).contains("namespaces"));
+        assert!(of_log("could not lock /var/lib/buildkit/buildkitd.lock", false).contains("same state"));
+        assert!(of_log("strange", false).contains("see its log above"));
+        assert!(hint("toomanyrequests: You have reached your pull rate limit", |_| ()).contains("mirrors"));
+        assert!(hint("x", |failed| failed.exit = ExitStatus::Code(94)).contains("emulator"));
     }
 
     #[test]

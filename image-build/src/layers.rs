@@ -20,6 +20,8 @@ pub enum CacheFrom {
     Registry(ImageRef),
     /// In this directory of an input or a cache of the build.
     Local(ContainerPath),
+    /// In a bucket.
+    S3(Bucket),
 }
 
 /// Where a build's layers are put for others (`--cache-to`).
@@ -44,6 +46,68 @@ pub enum CacheTo {
         /// Of which steps.
         mode: CacheMode,
     },
+    /// In a bucket.
+    S3 {
+        /// Which, and where in it.
+        bucket: Bucket,
+        /// Of which steps.
+        mode: CacheMode,
+        /// Whether the build succeeds though the layers could not be put there.
+        ignore_error: bool,
+    },
+}
+
+/// A place in a bucket of S3 or what speaks as it does. What opens it is
+/// [`cache_credentials`](crate::ImageBuild::cache_credentials).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Bucket {
+    /// The bucket.
+    pub bucket: String,
+    /// Its region.
+    pub region: String,
+    /// What the cache is called; BuildKit's `buildkit` where `None`.
+    pub name: Option<String>,
+    /// What the names of its objects begin with.
+    pub prefix: Option<String>,
+    /// Where it is served, if not by Amazon.
+    pub endpoint: Option<String>,
+    /// Whether the bucket is named in the path rather than in the host.
+    pub path_style: bool,
+}
+
+impl Bucket {
+    fn read(record: &mut Record<'_>) -> Result<Self> {
+        let text = |text: &str| text.to_owned();
+        Ok(Self {
+            bucket: record.required("s3", "bucket")?.to_owned(),
+            region: record.required("s3", "region")?.to_owned(),
+            name: record.take("name").map(text),
+            prefix: record.take("prefix").map(text),
+            endpoint: record.take("endpoint_url").map(text),
+            path_style: record.flag("use_path_style")?,
+        })
+    }
+
+    fn fields(&self) -> Vec<String> {
+        let mut fields = vec![
+            "type=s3".to_owned(),
+            format!("bucket={}", self.bucket),
+            format!("region={}", self.region),
+        ];
+        let optional = [
+            ("name", &self.name),
+            ("prefix", &self.prefix),
+            ("endpoint_url", &self.endpoint),
+        ];
+        fields.extend(
+            optional
+                .into_iter()
+                .filter_map(|(key, value)| Some(format!("{key}={}", value.as_ref()?))),
+        );
+        fields.extend(self.path_style.then(|| "use_path_style=true".to_owned()));
+        fields
+    }
 }
 
 /// The steps whose layers are put somewhere.
@@ -112,6 +176,14 @@ impl<'a> Record<'a> {
         self.take("mode").map_or(Ok(CacheMode::Min), str::parse)
     }
 
+    fn flag(&mut self, key: &str) -> Result<bool> {
+        match self.take(key) {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(other) => Err(Error::invalid(format!("{key}={other} is neither true nor false"))),
+        }
+    }
+
     fn end(self, kind: &str) -> Result<()> {
         match self.0.first() {
             Some((key, _)) => Err(Error::invalid(format!("type={kind} knows no {key:?}"))),
@@ -132,7 +204,8 @@ fn unknown(kind: &str, known: &str) -> Error {
 impl FromStr for CacheFrom {
     type Err = Error;
 
-    /// From `type=registry,ref=NAME`, `type=local,src=PATH`, or a `NAME` alone.
+    /// From `type=registry,ref=NAME`, `type=local,src=PATH`, `type=s3,bucket=…,region=…[,name=…][,prefix=…]
+    /// [,endpoint_url=…][,use_path_style=true]`, or a `NAME` alone.
     fn from_str(text: &str) -> Result<Self> {
         if is_reference(text) {
             return Ok(Self::Registry(text.parse()?));
@@ -142,7 +215,11 @@ impl FromStr for CacheFrom {
         let from = match kind {
             "registry" => Self::Registry(record.required(kind, "ref")?.parse()?),
             "local" => Self::Local(record.required(kind, "src")?.parse()?),
-            _ => return Err(unknown(kind, "type=registry,ref=NAME and type=local,src=PATH")),
+            "s3" => Self::S3(Bucket::read(&mut record)?),
+            _ => {
+                let known = "type=registry,ref=NAME, type=local,src=PATH and type=s3,bucket=NAME,region=NAME";
+                return Err(unknown(kind, known));
+            }
         };
         record.end(kind)?;
         Ok(from)
@@ -152,8 +229,8 @@ impl FromStr for CacheFrom {
 impl FromStr for CacheTo {
     type Err = Error;
 
-    /// From `type=inline`, `type=registry,ref=NAME[,mode=max][,ignore-error=true]`, `type=local,dest=PATH[,mode=max]`, or a
-    /// `NAME` alone.
+    /// From `type=inline`, `type=registry,ref=NAME[,mode=max][,ignore-error=true]`, `type=local,dest=PATH[,mode=max]`,
+    /// `type=s3,bucket=…,region=…[,mode=max]`, or a `NAME` alone.
     fn from_str(text: &str) -> Result<Self> {
         if is_reference(text) {
             return Ok(Self::Registry {
@@ -169,22 +246,20 @@ impl FromStr for CacheTo {
             "registry" => Self::Registry {
                 reference: record.required(kind, "ref")?.parse()?,
                 mode: record.mode()?,
-                ignore_error: match record.take("ignore-error") {
-                    None | Some("false") => false,
-                    Some("true") => true,
-                    Some(other) => {
-                        return Err(Error::invalid(format!(
-                            "ignore-error={other} is neither true nor false"
-                        )));
-                    }
-                },
+                ignore_error: record.flag("ignore-error")?,
             },
             "local" => Self::Local {
                 path: record.required(kind, "dest")?.parse()?,
                 mode: record.mode()?,
             },
+            "s3" => Self::S3 {
+                bucket: Bucket::read(&mut record)?,
+                mode: record.mode()?,
+                ignore_error: record.flag("ignore-error")?,
+            },
             _ => {
-                let known = "type=inline, type=registry,ref=NAME and type=local,dest=PATH";
+                let known =
+                    "type=inline, type=registry,ref=NAME, type=local,dest=PATH and type=s3,bucket=NAME,region=NAME";
                 return Err(unknown(kind, known));
             }
         };
@@ -199,6 +274,7 @@ impl CacheFrom {
         match self {
             Self::Registry(reference) => vec!["type=registry".into(), format!("ref={}", reference.canonical())],
             Self::Local(path) => vec!["type=local".into(), format!("src={}", path.resolve(working_dir))],
+            Self::S3(bucket) => bucket.fields(),
         }
     }
 }
@@ -223,6 +299,15 @@ impl CacheTo {
                 format!("dest={}", path.resolve(working_dir)),
                 format!("mode={mode}"),
             ],
+            Self::S3 {
+                bucket,
+                mode,
+                ignore_error,
+            } => {
+                let mut fields = bucket.fields();
+                fields.extend([format!("mode={mode}"), format!("ignore-error={ignore_error}")]);
+                fields
+            }
         }
     }
 }
@@ -247,6 +332,10 @@ mod tests {
             "type=registry,ref=r.test/app:cache,mode=max,ignore-error=false"
         );
         assert_eq!(to("type=local,dest=/layers"), "type=local,dest=/layers,mode=min");
+        assert_eq!(
+            to("type=s3,bucket=b,region=r,endpoint_url=http://s3.test,use_path_style=true,name=app,mode=max"),
+            "type=s3,bucket=b,region=r,name=app,endpoint_url=http://s3.test,use_path_style=true,mode=max,ignore-error=false"
+        );
     }
 
     #[test]
@@ -254,6 +343,11 @@ mod tests {
         for (text, expected) in [
             ("type=gha", "\"gha\" is not known"),
             ("type=registry", "type=registry has no ref"),
+            ("type=s3,bucket=b", "type=s3 has no region"),
+            (
+                "type=s3,bucket=b,region=r,access_key_id=x",
+                "knows no \"access_key_id\"",
+            ),
             ("type=local,dest=x", "type=local has no src"),
             ("type=registry,ref=a,ref=b", "ref is given twice"),
             ("type=registry,ref=a,insecure=true", "knows no \"insecure\""),

@@ -23,6 +23,7 @@
 //!    as mounts; credentials as a file that only root can read. The context is in an input, or comes as a tar on standard
 //!    input ([`ImageBuild::context_from`]).
 //! 3. The script finds the Dockerfile and runs `buildctl-daemonless.sh`, which starts a BuildKit daemon for this build.
+//!    Builds that [share](ImageBuild::shared) one find it running.
 //! 4. `buildctl` reports progress as lines of JSON. They become [`BuildEvent`]s, and text in the form of BuildKit's plain
 //!    progress for the output sink and the result; an older `buildctl` writes that text itself.
 //! 5. The image goes from the builder to its registry; or, without [`push`](ImageBuild::push), by way of an output volume
@@ -34,26 +35,34 @@
 //! can do on the engine's host what root can. A [rootless](ImageBuild::rootless) build asks for none of it: it runs as a
 //! user, in a user namespace of its own, where the engine's host allows that.
 
+mod arguments;
 mod build;
 mod command;
 mod error;
 mod event;
 mod hint;
 mod layers;
+mod manifest;
 mod options;
 mod outputs;
+mod pairs;
+mod probe;
 mod progress;
 mod registry;
 mod result;
 mod run;
+mod shared;
 mod validate;
 mod watch;
 
 pub use build::{BuildCache, BuildInput, DEFAULT_BUILDKIT_IMAGE, DEFAULT_ROOTLESS_IMAGE, ImageBuild};
 pub use error::{BuildError, FailedBuild};
 pub use event::BuildEvent;
-pub use layers::{CacheFrom, CacheMode, CacheTo};
-pub use options::{BuildContext, BuildOptions, Provenance};
-pub use outputs::{BuildOutput, OutputFormat};
+pub use layers::{Bucket, CacheFrom, CacheMode, CacheTo};
+pub use options::{BuildContext, BuildOptions, Provenance, Sbom, is_url};
+pub use outputs::{AdditionalTarget, BuildOutput, OutputFormat};
+pub use pairs::parse_pairs;
+pub use probe::probe;
 pub use registry::RegistryAuth;
-pub use result::{BuildResult, Steps};
+pub use result::{BuildResult, BuiltTarget, PlatformImage, Steps};
+pub use shared::SharedBuilders;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use orchestra::{ContainerPath, Error, ExtraHost, ImageRef, Result, Ulimit};
+use orchestra::{ContainerPath, Error, ExtraHost, ImageRef, NetworkMode, Result, Ulimit};
 
 use crate::validate::is_word;
 use crate::{CacheFrom, CacheTo, registry};
@@ -29,6 +29,9 @@ pub struct BuildOptions {
     pub annotations: BTreeMap<String, String>,
     /// Lines of `/etc/hosts` in `RUN` steps.
     pub extra_hosts: Vec<ExtraHost>,
+    /// How `RUN` steps are connected: [`None`](NetworkMode::None) not at all, [`Host`](NetworkMode::Host) as the build
+    /// container is, whatever the Dockerfile says less. The latter is BuildKit's entitlement `network.host`.
+    pub run_network: NetworkMode,
     /// Limits of the processes of `RUN` steps.
     pub ulimits: Vec<Ulimit>,
     /// Bytes of `/dev/shm` in `RUN` steps; BuildKit's 64 MiB where `None`.
@@ -39,6 +42,18 @@ pub struct BuildOptions {
     pub no_cache_filter: Vec<String>,
     /// What `FROM name` and `COPY --from=name` mean besides stages and images.
     pub build_contexts: BTreeMap<String, BuildContext>,
+    /// A context that BuildKit fetches instead of one of an input: a git repository (`https://…/app.git#main:folder`,
+    /// `git@…`), or with `https://` an archive or a Dockerfile alone. A private repository's token is the build secret
+    /// `GIT_AUTH_TOKEN`, its key one of [`ssh`](crate::ImageBuild::ssh).
+    pub context_url: Option<String>,
+    /// Files of the inputs with further build arguments, relative to the working directory: lines of `KEY=VALUE`. What is
+    /// among the [build arguments](crate::ImageBuild::build_args) wins, then the last file.
+    pub build_args_files: Vec<ContainerPath>,
+    /// Files of the inputs with further labels, in the same form.
+    pub labels_files: Vec<ContainerPath>,
+    /// Images of the inputs for builds that reach no network: `FROM $NAME` with `ARG NAME` is the image of this archive or
+    /// OCI layout, relative to the working directory.
+    pub image_args: BTreeMap<String, ContainerPath>,
     /// The Dockerfile itself, instead of a file's.
     pub dockerfile_inline: Option<String>,
     /// An image that reads the Dockerfile, instead of BuildKit's own frontend. It is fetched by the builder.
@@ -48,10 +63,14 @@ pub struct BuildOptions {
     pub source_date_epoch: Option<u64>,
     /// How much of a provenance attestation is attached to an image that is pushed; none where `None`.
     pub provenance: Option<Provenance>,
+    /// A list of what is in the image, attached to one that is pushed.
+    pub sbom: Option<Sbom>,
     /// Where layers that were built elsewhere are taken from.
     pub cache_from: Vec<CacheFrom>,
     /// Where the layers are put for other builds.
     pub cache_to: Vec<CacheTo>,
+    /// Bytes that the builder's own layers may take at the build's end; what was used least lately goes first.
+    pub cache_limit: Option<u64>,
     /// For the host of a registry, the hosts that are asked before it, each with a path where its images stand below one.
     pub mirrors: BTreeMap<String, Vec<String>>,
     /// The daemon's own configuration (`buildkitd.toml`). What [`mirrors`](Self::mirrors) and registries add to it comes
@@ -67,6 +86,8 @@ pub enum BuildContext {
     Directory(ContainerPath),
     /// An image, fetched by the builder: `docker-image://REFERENCE`.
     Image(ImageRef),
+    /// An image that an input holds as an archive or an OCI layout: `oci-layout://PATH`, relative to the working directory.
+    OciLayout(ContainerPath),
     /// A git repository or an archive, fetched by the builder: `https://…`, `http://…` or `git://…`.
     Url(String),
 }
@@ -74,30 +95,62 @@ pub enum BuildContext {
 impl FromStr for BuildContext {
     type Err = Error;
 
-    /// From `docker-image://REFERENCE`, a URL, or a path relative to the working directory.
+    /// From `docker-image://REFERENCE`, `oci-layout://PATH`, a URL, or a path relative to the working directory.
     fn from_str(text: &str) -> Result<Self> {
         if let Some(reference) = text.strip_prefix("docker-image://") {
             return Ok(Self::Image(reference.parse()?));
         }
-        if ["https://", "http://", "git://"]
-            .iter()
-            .any(|scheme| text.starts_with(scheme))
-        {
+        if let Some(path) = text.strip_prefix("oci-layout://") {
+            return Ok(Self::OciLayout(relative(path)?));
+        }
+        if is_url(text) {
+            check_url(text)?;
             return Ok(Self::Url(text.to_owned()));
         }
         if text.contains("://") {
             return Err(
                 Error::invalid(format!("{text:?} is of no kind that a build context can be"))
-                    .with_hint("write docker-image://REFERENCE, a URL with https, http or git, or a path of an input"),
+                    .with_hint("write docker-image://REFERENCE, oci-layout://PATH, a URL with https, http or git, or a path of an input"),
             );
         }
-        let path: ContainerPath = text.parse()?;
-        if path.is_absolute() {
-            return Err(Error::invalid(format!("build context {text} is absolute"))
-                .with_hint("write it relative to the working directory: the name of an input, or a directory of it"));
-        }
-        Ok(Self::Directory(path))
+        Ok(Self::Directory(relative(text)?))
     }
+}
+
+fn relative(text: &str) -> Result<ContainerPath> {
+    let path: ContainerPath = text.parse()?;
+    if path.is_absolute() {
+        return Err(Error::invalid(format!("build context {text} is absolute"))
+            .with_hint("write it relative to the working directory: the name of an input, or a directory of it"));
+    }
+    Ok(path)
+}
+
+/// Whether BuildKit fetches a context of this name, as its clients tell it from a path.
+#[must_use]
+pub fn is_url(text: &str) -> bool {
+    let schemes = ["https://", "http://", "git://", "ssh://", "git@"];
+    schemes.iter().any(|scheme| text.starts_with(scheme))
+}
+
+/// Whether it is a URL that may stand in arguments.
+pub(crate) fn check_url(text: &str) -> Result<()> {
+    if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Err(Error::invalid(
+            "the URL of a context holds a blank or a control character",
+        ));
+    }
+    let authority = text
+        .split_once("://")
+        .map_or("", |(_, rest)| rest.split(['/', '?', '#']).next().unwrap_or_default());
+    if authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) {
+        return Err(
+            Error::invalid("the URL of a context holds a password, which arguments and logs would show").with_hint(
+                "give a token as the build secret GIT_AUTH_TOKEN, or a key with `ssh`, and leave it out of the URL",
+            ),
+        );
+    }
+    Ok(())
 }
 
 impl fmt::Display for BuildContext {
@@ -105,6 +158,7 @@ impl fmt::Display for BuildContext {
         match self {
             Self::Directory(path) => write!(f, "{path}"),
             Self::Image(image) => write!(f, "docker-image://{}", image.canonical()),
+            Self::OciLayout(path) => write!(f, "oci-layout://{path}"),
             Self::Url(url) => f.write_str(url),
         }
     }
@@ -142,6 +196,26 @@ impl fmt::Display for Provenance {
     }
 }
 
+/// A software bill of materials (<https://docs.docker.com/build/metadata/attestations/sbom/>).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sbom {
+    /// The image that makes it, fetched by the builder; BuildKit's own choice, of the Docker Hub, where `None`.
+    pub generator: Option<ImageRef>,
+}
+
+impl FromStr for Sbom {
+    type Err = Error;
+
+    /// From `true`, or the generator's image.
+    fn from_str(text: &str) -> Result<Self> {
+        let generator = match text {
+            "true" => None,
+            image => Some(image.parse()?),
+        };
+        Ok(Self { generator })
+    }
+}
+
 impl BuildOptions {
     /// Whether each fits the others, and into BuildKit's options.
     pub(crate) fn check(&self) -> Result<()> {
@@ -173,6 +247,30 @@ impl BuildOptions {
                 Error::invalid(format!("build context {name:?} is not a name that FROM can have"))
                     .with_hint("use lower case letters, digits, `_`, `.` and `-`"),
             );
+        }
+        if let Some(url) = &self.context_url {
+            if !is_url(url) {
+                return Err(
+                    Error::invalid(format!("context {url:?} is no URL that BuildKit fetches"))
+                        .with_hint("write a URL with https, http or git, or git@HOST:PATH"),
+                );
+            }
+            check_url(url)?;
+        }
+        if let Some(name) = self.image_args.keys().find(|name| !is_word(name)) {
+            return Err(
+                Error::invalid(format!("image argument {name:?} is not a name that ARG can have"))
+                    .with_hint("use letters, digits and `_`"),
+            );
+        }
+        let files = self.build_args_files.iter().chain(&self.labels_files);
+        if let Some(path) = files.chain(self.image_args.values()).find(|path| path.is_absolute()) {
+            return Err(Error::invalid(format!("{path} is absolute"))
+                .with_hint("write it relative to the working directory: it begins with an input's path"));
+        }
+        if self.cache_limit.is_some_and(|limit| limit < 10 << 20) {
+            return Err(Error::invalid("cache_limit is less than 10 MiB")
+                .with_hint("leave out the cache where no layers are to be kept"));
         }
         if let Some(ulimit) = self.ulimits.iter().find(|ulimit| ulimit.soft > ulimit.hard) {
             return Err(
@@ -243,6 +341,12 @@ impl BuildOptions {
                 .map(|limit| format!("{}={}:{}", limit.name, limit.soft, limit.hard));
             options.push(format!("ulimit={}", joined(ulimits)));
         }
+        let network = match self.run_network {
+            NetworkMode::None => Some("none"),
+            NetworkMode::Host => Some("host"),
+            _ => None,
+        };
+        options.extend(network.map(|mode| format!("force-network-mode={mode}")));
         options.extend(self.shm_size.map(|bytes| format!("shm-size={bytes}")));
         // Empty means all.
         options.extend(self.no_cache.then(|| "no-cache=".to_owned()));
@@ -259,13 +363,22 @@ impl BuildOptions {
                 .map(|seconds| format!("build-arg:SOURCE_DATE_EPOCH={seconds}")),
         );
         options.extend(self.provenance.map(|mode| format!("attest:provenance=mode={mode}")));
+        options.extend(self.sbom.iter().map(|sbom| match &sbom.generator {
+            Some(image) => format!("attest:sbom=generator={}", image.canonical()),
+            None => "attest:sbom=".to_owned(),
+        }));
         let mut directories = Vec::new();
+        if self.run_network == NetworkMode::Host {
+            directories.push("--allow=network.host".to_owned());
+        }
         for (name, context) in &self.build_contexts {
             match context {
                 BuildContext::Directory(path) => {
                     options.push(format!("context:{name}=local:named-{name}"));
                     directories.push(format!("--local=named-{name}=./{path}"));
                 }
+                // Its digest is found where it is.
+                BuildContext::OciLayout(_) => {}
                 other => options.push(format!("context:{name}={other}")),
             }
         }
@@ -318,6 +431,9 @@ mod tests {
             options.build_contexts.insert(name.clone(), context);
             if options.check().is_ok() {
                 let arguments = options.arguments();
+                if path.starts_with("oci-layout://") {
+                    return Ok(());
+                }
                 prop_assert_eq!(&arguments[0], "--opt");
                 let of_option = format!("context:{name}=");
                 prop_assert!(arguments[1].starts_with(&of_option));

@@ -29,6 +29,29 @@ pub enum OutputFormat {
     Loadable,
     /// `local`: the files of the image's last stage, in the volume's root, or for several platforms in a directory for each.
     Local,
+    /// `rootfs`: the files of the image's last stage in `rootfs/`, and in `metadata.json` its environment and user, as
+    /// Concourse's tasks take an image (`{"env": ["PATH=/bin"], "user": "root"}`).
+    RootFs,
+}
+
+/// A stage that is built too, and what is written of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AdditionalTarget {
+    /// The Dockerfile's stage.
+    pub target: String,
+    /// What is written of it, and where. Not [`RootFs`](OutputFormat::RootFs).
+    pub output: BuildOutput,
+}
+
+impl AdditionalTarget {
+    /// The stage `target`, written to `output`.
+    pub fn new(target: impl Into<String>, output: BuildOutput) -> Self {
+        Self {
+            target: target.into(),
+            output,
+        }
+    }
 }
 
 /// The archive's name in its volume.
@@ -40,7 +63,7 @@ impl OutputFormat {
     pub fn archive(self) -> Option<VolumePath> {
         match self {
             Self::Oci | Self::Loadable => VolumePath::new(ARCHIVE).ok(),
-            Self::OciLayout | Self::Local => None,
+            Self::OciLayout | Self::Local | Self::RootFs => None,
         }
     }
 
@@ -50,13 +73,14 @@ impl OutputFormat {
             Self::OciLayout => "type=oci-layout",
             Self::Loadable => "type=docker",
             Self::Local => "type=local",
+            Self::RootFs => "type=rootfs",
         };
         field.trim_start_matches("type=")
     }
 
     /// Whether it is an image, with a name and annotations.
     pub(crate) fn is_image(self) -> bool {
-        self != Self::Local
+        !matches!(self, Self::Local | Self::RootFs)
     }
 
     /// The first fields of `buildctl`'s record.
@@ -67,6 +91,7 @@ impl OutputFormat {
             Self::OciLayout => vec!["type=oci".into(), "tar=false".into(), format!("dest={path}")],
             Self::Loadable => vec!["type=docker".into(), archive],
             Self::Local => vec!["type=local".into(), format!("dest={path}")],
+            Self::RootFs => vec!["type=local".into(), format!("dest={path}/rootfs")],
         }
     }
 }
@@ -74,9 +99,9 @@ impl OutputFormat {
 impl FromStr for OutputFormat {
     type Err = Error;
 
-    /// From `oci`, `oci-layout`, `docker` or `local`.
+    /// From `oci`, `oci-layout`, `docker`, `local` or `rootfs`.
     fn from_str(text: &str) -> Result<Self> {
-        let all = [Self::Oci, Self::OciLayout, Self::Loadable, Self::Local];
+        let all = [Self::Oci, Self::OciLayout, Self::Loadable, Self::Local, Self::RootFs];
         all.into_iter().find(|format| format.word() == text).ok_or_else(|| {
             let known = all.map(Self::word).join(", ");
             Error::invalid(format!("a build has no output of type {text:?}")).with_hint(format!("write one of {known}"))

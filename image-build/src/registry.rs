@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use orchestra::{ContainerPath, Credentials, Error, ExposeSecret, ImageRef, InjectedFile, Result};
+use orchestra::{ContainerPath, Credentials, Error, ExposeSecret, ImageRef, InjectedFile, Result, SecretString};
 use serde_json::json;
 
 use crate::BuildOptions;
+use crate::command::SECRETS;
 
 /// Where `buildctl` looks for credentials, in its image's user's home.
 const CREDENTIALS: &str = ".docker/config.json";
@@ -28,6 +29,10 @@ pub struct RegistryAuth {
     /// Permits plain HTTP and certificates that can't be verified. Never for a registry that matters. BuildKit's own
     /// configuration file, if its image holds one, is replaced.
     pub insecure: bool,
+    /// Certificates, in PEM, of the authorities that the registry's own is checked with, besides those of the BuildKit image.
+    pub ca: Option<String>,
+    /// The certificate, in PEM, by which the registry knows the builder, and its key, which may be `secret:KEY`.
+    pub client: Option<(String, SecretString)>,
 }
 
 impl RegistryAuth {
@@ -49,7 +54,53 @@ impl RegistryAuth {
         }
     }
 
+    fn file(number: usize, name: &str) -> String {
+        format!("{SECRETS}/.registry/{number}/{name}.pem")
+    }
+
+    /// The certificates and keys of the registry of this number.
+    pub(crate) fn files(&self, number: usize) -> Result<Vec<InjectedFile>> {
+        let file = |name: &str, content: &str| {
+            let path = ContainerPath::new(Self::file(number, name))?;
+            Ok(InjectedFile::new(path, content.to_owned()))
+        };
+        let mut files = Vec::new();
+        if let Some(ca) = &self.ca {
+            files.push(file("ca", ca)?);
+        }
+        if let Some((certificate, key)) = &self.client {
+            files.push(file("client", certificate)?);
+            files.push(file("key", key.expose_secret())?);
+        }
+        Ok(files)
+    }
+
+    /// How `buildctl` itself speaks to the registry's host, where it asks for a token.
+    pub(crate) fn tls_context(&self, number: usize, tag: &ImageRef) -> Option<Vec<String>> {
+        let file = |name: &str| Self::file(number, name);
+        let mut fields = vec![format!("host={}", self.host(tag))];
+        fields.extend(self.ca.iter().map(|_| format!("ca={}", file("ca"))));
+        if self.client.is_some() {
+            fields.extend([format!("cert={}", file("client")), format!("key={}", file("key"))]);
+        }
+        (fields.len() > 1).then_some(fields)
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
+        let is_pem = |text: &str| text.contains("-----BEGIN ") || text.starts_with(REFERENCE);
+        let pems = [self.ca.as_deref(), self.client.as_ref().map(|(pem, _)| pem.as_str())];
+        let key = self.client.as_ref().map(|(_, key)| key.expose_secret());
+        if pems.into_iter().chain([key]).flatten().any(|text| !is_pem(text)) {
+            return Err(
+                Error::invalid("a certificate or key of the registry is not in PEM").with_hint(
+                    "give its text, which has a line -----BEGIN CERTIFICATE----- or the like, and not its file's name",
+                ),
+            );
+        }
+        if self.insecure && self.ca.is_some() {
+            return Err(Error::invalid("a registry is insecure and has a certificate authority")
+                .with_hint("leave out one of the two: what is insecure is not checked"));
+        }
         if let Some(host) = self.hostname.as_deref().filter(|host| !is_host(host)) {
             return Err(
                 Error::invalid(format!("registry hostname {host:?} is not valid")).with_hint(
@@ -112,8 +163,28 @@ pub(crate) fn credentials(
 pub(crate) fn configuration(registries: &[&RegistryAuth], tag: &ImageRef, options: &BuildOptions) -> String {
     // TOML lets a table stand there once. Hosts were checked to hold nothing that its quotes do not.
     let mut tables: BTreeMap<&str, String> = BTreeMap::new();
-    for registry in registries.iter().filter(|registry| registry.insecure) {
-        tables.insert(registry.host(tag), "  http = true\n  insecure = true\n".to_owned());
+    for (number, registry) in registries.iter().enumerate() {
+        let mut lines = String::new();
+        if registry.insecure {
+            lines += "  http = true\n  insecure = true\n";
+        } else if registry.ca.is_some() || registry.client.is_some() {
+            // One on loopback is spoken to without TLS where nothing is said.
+            lines += "  http = false\n";
+        }
+        let file = |name| RegistryAuth::file(number, name);
+        if registry.ca.is_some() {
+            lines += &format!("  ca = [\"{}\"]\n", file("ca"));
+        }
+        if registry.client.is_some() {
+            lines += &format!(
+                "  keypair = [{{ key = \"{}\", cert = \"{}\" }}]\n",
+                file("key"),
+                file("client")
+            );
+        }
+        if !lines.is_empty() {
+            tables.insert(registry.host(tag), lines);
+        }
     }
     for (host, mirrors) in &options.mirrors {
         let line = format!("  mirrors = [\"{}\"]\n", mirrors.join("\", \""));
@@ -136,7 +207,7 @@ mod tests {
         RegistryAuth {
             hostname: hostname.map(Into::into),
             credentials: Some(Credentials::new(user, "pa:ss\"word")),
-            insecure: false,
+            ..RegistryAuth::default()
         }
     }
 
@@ -196,6 +267,36 @@ mod tests {
         let (secure, tag) = (RegistryAuth::default(), "x".parse().unwrap());
         assert_eq!(configuration(&[&secure], &tag, &BuildOptions::default()), "");
         assert!(credentials(&[&secure], &tag, true).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_registry_of_ones_own_authority_is_told_to_daemon_and_client() {
+        let registry = RegistryAuth {
+            ca: Some("-----BEGIN CERTIFICATE-----".into()),
+            client: Some(("-----BEGIN CERTIFICATE-----".into(), "secret:KEY".into())),
+            ..RegistryAuth::default()
+        };
+        registry.check().unwrap();
+        let tag = "r.test/x".parse().unwrap();
+        let at = "/.orchestra-secrets/.registry/0";
+        assert_eq!(
+            configuration(&[&registry], &tag, &BuildOptions::default()),
+            format!(
+                "[registry.\"r.test\"]\n  http = false\n  ca = [\"{at}/ca.pem\"]\n  \
+                 keypair = [{{ key = \"{at}/key.pem\", cert = \"{at}/client.pem\" }}]\n"
+            )
+        );
+        let fields = registry.tls_context(0, &tag).unwrap().join(",");
+        assert_eq!(
+            fields,
+            format!("host=r.test,ca={at}/ca.pem,cert={at}/client.pem,key={at}/key.pem")
+        );
+        assert_eq!(registry.files(0).unwrap().len(), 3);
+        let named = RegistryAuth {
+            ca: Some("/etc/ca.pem".into()),
+            ..RegistryAuth::default()
+        };
+        assert!(named.check().unwrap_err().to_string().contains("not in PEM"));
     }
 
     #[test]

@@ -5,31 +5,39 @@
 
 use std::future::{Future, pending};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
 use orchestra::{
-    ByteStream, Error, ErrorKind, ExitStatus, ImageRef, Job, Name, PullImage, Resource, ResourceKind, Result,
-    TaskResult, VolumeId, VolumePath, file_from_tar, labels,
+    ByteStream, ContainerPath, Error, ErrorKind, ExitStatus, ImageRef, InjectedFile, Job, Name, PullImage, Resource,
+    ResourceKind, Result, TaskResult, VolumeId, VolumePath, file_from_tar, labels, tar_of_files,
 };
 use tokio::task::JoinError;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::arguments::Place;
 use crate::watch::Watched;
-use crate::{BuildError, BuildResult, FailedBuild, ImageBuild, command, validate};
+use crate::{
+    BuildError, BuildResult, BuiltTarget, FailedBuild, ImageBuild, OutputFormat, command, manifest, pairs, validate,
+};
+
+/// The most that the configuration of an image may be.
+const MAX_CONFIG: u64 = 8 << 20;
 
 pub(crate) async fn build(
     mut build: ImageBuild,
     job: Job,
     cancel: CancellationToken,
 ) -> Result<BuildResult, BuildError> {
+    let began = Instant::now();
     let out = validate::out_name(&build.name)?;
     refuse(&build, &job, &job.id().volume(&out))?;
-    let volume = if build.push {
-        None
-    } else {
-        Some(job.create_volume(&out).await?)
+    pairs::take_in(&mut build, &job).await?;
+    build.validate()?;
+    let volume = match build.loads() {
+        true => Some(job.create_volume(&out).await?),
+        false => None,
     };
     let mut live = std::mem::take(build.live.get_mut());
     let context = live.context.take();
@@ -41,6 +49,7 @@ pub(crate) async fn build(
         volume: volume.as_ref(),
         watched,
         cancel,
+        began,
     }
     .image(context)
     .await;
@@ -61,8 +70,8 @@ pub(crate) fn ended_with_runtime(error: &JoinError) -> BuildError {
 /// What the engine can't do is refused before the volume is made.
 fn refuse(build: &ImageBuild, job: &Job, out: &VolumeId) -> Result<()> {
     let capabilities = &job.driver().info().capabilities;
-    capabilities.check_container(&command::task(build, Some(out))?.spec)?;
-    if !build.push && !capabilities.import_image {
+    capabilities.check_container(&command::task(build, Some(out), Place::default())?.spec)?;
+    if build.loads() && !capabilities.import_image {
         return Err(Error::new(
             ErrorKind::Unsupported,
             "the engine lacks import_image, by which an image that is not pushed is loaded",
@@ -71,7 +80,7 @@ fn refuse(build: &ImageBuild, job: &Job, out: &VolumeId) -> Result<()> {
     }
     let inputs = build.inputs.iter().map(|input| &input.volume);
     if inputs
-        .chain(build.outputs.iter().map(|output| &output.volume))
+        .chain(build.all_outputs().map(|output| &output.volume))
         .chain(build.caches.iter().map(|cache| &cache.volume))
         .any(|volume| volume == out)
     {
@@ -118,6 +127,7 @@ struct Run<'a> {
     volume: Option<&'a VolumeId>,
     watched: Watched,
     cancel: CancellationToken,
+    began: Instant,
 }
 
 impl Run<'_> {
@@ -126,7 +136,23 @@ impl Run<'_> {
             let tar = stream::iter([Ok(tar)]).boxed();
             self.job.driver().write_volume(volume, &VolumePath::root(), tar).await?;
         }
-        let mut task = command::task(&self.build, self.volume)?.output(self.watched.clone());
+        let info = self.job.driver().info();
+        let shared = match &self.build.shared {
+            Some(builders) => unless(&self.cancel, builders.ready(&self.build)).await,
+            None => None,
+        };
+        // Without it the build has a daemon to itself.
+        let shared = shared.and_then(|shared| {
+            shared.unwrap_or_else(|error| {
+                tracing::warn!(build = %self.build.name, %error, "no shared builder could be started");
+                None
+            })
+        });
+        let place = Place {
+            shared: shared.as_ref(),
+            native: Some(&info.platform),
+        };
+        let mut task = command::task(&self.build, self.volume, place)?.output(self.watched.clone());
         let unsent = Arc::new(Mutex::new(None));
         if let Some(context) = context {
             task = task.stdin(telling(context, unsent.clone()));
@@ -155,10 +181,18 @@ impl Run<'_> {
             });
         }
         let Digests { digest, config_digest } = self.digests().await?;
-        let warnings = match self.volume {
+        for output in self
+            .build
+            .outputs
+            .iter()
+            .filter(|output| output.format == OutputFormat::RootFs)
+        {
+            self.describe_rootfs(&output.volume).await?;
+        }
+        let noticed = match self.volume {
             None => {
                 let mut warnings = Vec::new();
-                for tag in self.build.tags() {
+                for tag in self.build.tags().filter(|_| self.build.push) {
                     warnings.extend(self.refresh(tag).await);
                 }
                 warnings
@@ -171,10 +205,22 @@ impl Run<'_> {
                 Vec::new()
             }
         };
-        for warning in &warnings {
+        for warning in &noticed {
             self.watched.warn(warning).await?;
         }
+        let mut warnings = self.watched.warnings().await;
+        warnings.extend(noticed);
+        let (platforms, size) = manifest::read(&self.watched.manifests().await);
+        let additional = self.build.additional_targets.iter().zip(self.watched.targets().await);
+        let targets = additional.map(|(additional, digest)| BuiltTarget {
+            target: additional.target.clone(),
+            digest: Some(digest).filter(|digest| !digest.is_empty()),
+        });
         Ok(BuildResult {
+            targets: targets.collect(),
+            platforms,
+            size,
+            duration: self.began.elapsed(),
             reference: self.build.tag.clone(),
             references: self.build.tags().cloned().collect(),
             digest,
@@ -207,6 +253,35 @@ impl Run<'_> {
             digest: digest("containerimage.digest").ok_or_else(|| wrong("has no containerimage.digest".into()))?,
             config_digest: digest("containerimage.config.digest"),
         })
+    }
+
+    /// Makes of the image's configuration, which is where the root file system is, what tasks of Concourse look for there.
+    async fn describe_rootfs(&self, volume: &VolumeId) -> Result<(), BuildError> {
+        #[derive(serde::Deserialize, Default)]
+        #[serde(default)]
+        struct Image {
+            config: Config,
+        }
+        #[derive(serde::Deserialize, Default)]
+        #[serde(default, rename_all = "PascalCase")]
+        struct Config {
+            env: Option<Vec<String>>,
+            user: String,
+        }
+        let path = VolumePath::new("metadata.json")?;
+        let content = self.job.read_file(volume, &path, MAX_CONFIG).await?;
+        let image = serde_json::from_slice::<Option<Image>>(&content);
+        let Ok(Some(Image { config })) = image else {
+            return Err(BuildError::Metadata {
+                build: self.build.name.clone(),
+                problem: "names a configuration that the builder's store does not have".to_owned(),
+            });
+        };
+        let metadata = serde_json::json!({ "env": config.env.unwrap_or_default(), "user": config.user });
+        let mut file = InjectedFile::new(ContainerPath::new(format!("/{path}"))?, metadata.to_string());
+        file.mode = 0o644;
+        let tar = stream::iter([Ok(tar_of_files(&[file]).await?)]).boxed();
+        Ok(self.job.driver().write_volume(volume, &VolumePath::root(), tar).await?)
     }
 
     /// Loads the image into the engine under all its names; how it ended if it did not.
@@ -296,6 +371,8 @@ impl Run<'_> {
             timeout: build.timeout,
             exit: ended.exit,
             code: ended.exit.code(),
+            excerpt: outcome.excerpt(),
+            step_code: outcome.step_code(),
             step: outcome.step,
             error: outcome.error,
             log: outcome.log,
@@ -309,6 +386,7 @@ impl Run<'_> {
                 .as_ref()
                 .is_some_and(|registry| registry.credentials.is_some()),
             image: build.image.clone(),
+            rootless: build.rootless,
         }))
     }
 }

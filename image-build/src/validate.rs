@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use orchestra::{ContainerPath, Error, Name, Result, Task, VolumeId};
+use orchestra::{ContainerPath, Error, ExposeSecret, Name, Result, Task, VolumeId};
 
+use crate::arguments::Place;
 use crate::{CacheFrom, CacheTo, ImageBuild, OutputFormat, command};
 
 /// What the output volume's name has more than the build's: odd, so that no artifact is called so.
@@ -29,9 +30,11 @@ pub(crate) fn check(build: &ImageBuild) -> Result<()> {
         )));
     }
     let is_id = |id: &str| is_word(id) && !id.starts_with('.') && id.len() <= 128;
-    if let Some(id) = build.secrets.keys().find(|id| !is_id(id)) {
-        return Err(Error::invalid(format!("{id:?} can't be the id of a build secret"))
-            .with_hint("use letters, digits, `_`, `.` and `-`"));
+    if let Some(id) = build.secrets.keys().chain(build.ssh.keys()).find(|id| !is_id(id)) {
+        return Err(
+            Error::invalid(format!("{id:?} can't be the id of a build secret or an ssh key"))
+                .with_hint("use letters, digits, `_`, `.` and `-`"),
+        );
     }
     if let Some(target) = build.target.as_deref().filter(|target| !is_word(target)) {
         return Err(
@@ -50,11 +53,32 @@ pub(crate) fn check(build: &ImageBuild) -> Result<()> {
     }
     build.options.check()?;
     check_layers(build)?;
-    if let Some(output) = build
-        .outputs
-        .iter()
-        .find(|output| build.rootless && output.format.archive().is_none())
-    {
+    check_outputs(build)?;
+    if build.timeout.is_some_and(|timeout| timeout.is_zero()) {
+        return Err(Error::invalid("the timeout is zero").with_hint("leave it out for a build without one"));
+    }
+    // What all tasks have to fulfil: two mounts at one place, names of environment variables.
+    command::task(build, Some(&VolumeId::new(out.as_str())?), Place::default())?
+        .spec
+        .validate()
+}
+
+fn check_outputs(build: &ImageBuild) -> Result<()> {
+    let additional = &build.additional_targets;
+    if let Some(target) = additional.iter().map(|of| &of.target).find(|target| !is_word(target)) {
+        return Err(Error::invalid(format!(
+            "additional target {target:?} is not a name that a stage can have"
+        ))
+        .with_hint("write what stands after AS in the Dockerfile"));
+    }
+    if let Some(of) = additional.iter().find(|of| of.output.format == OutputFormat::RootFs) {
+        return Err(
+            Error::invalid(format!("additional target {} has an output of type rootfs", of.target))
+                .with_hint("write local, or oci for an image with its configuration"),
+        );
+    }
+    let is_written = |output: &&crate::BuildOutput| build.rootless && output.format.archive().is_none();
+    if let Some(output) = build.all_outputs().find(is_written) {
         return Err(Error::invalid(format!(
             "a rootless build can't write an output of type {}",
             output.format
@@ -63,24 +87,21 @@ pub(crate) fn check(build: &ImageBuild) -> Result<()> {
             "a volume's root is root's: write type=oci or type=docker, which are one file, or build with privileges",
         ));
     }
-    if build.platforms.len() > 1
-        && build
-            .outputs
-            .iter()
-            .any(|output| output.format == OutputFormat::Loadable)
-    {
+    let of_one = |output: &&crate::BuildOutput| matches!(output.format, OutputFormat::Loadable | OutputFormat::RootFs);
+    if let Some(output) = build.all_outputs().find(of_one).filter(|_| build.platforms.len() > 1) {
+        return Err(Error::invalid(format!(
+            "an output of type={} holds one platform, and several are asked for",
+            output.format
+        ))
+        .with_hint("write oci, which holds all of them"));
+    }
+    if build.load == Some(false) && !build.push && build.outputs.is_empty() {
         return Err(
-            Error::invalid("an output of type=docker holds one platform, and several are asked for")
-                .with_hint("write oci, which holds all of them"),
+            Error::invalid("the image is neither pushed nor loaded, and has no output")
+                .with_hint("give it an output, or leave out `load`"),
         );
     }
-    if build.timeout.is_some_and(|timeout| timeout.is_zero()) {
-        return Err(Error::invalid("the timeout is zero").with_hint("leave it out for a build without one"));
-    }
-    // What all tasks have to fulfil: two mounts at one place, names of environment variables.
-    command::task(build, Some(&VolumeId::new(out.as_str())?))?
-        .spec
-        .validate()
+    Ok(())
 }
 
 /// The name of the build's output volume.
@@ -94,6 +115,12 @@ pub(crate) fn out_name(name: &Name) -> Result<Name> {
 }
 
 fn check_context(build: &ImageBuild) -> Result<()> {
+    if build.options.context_url.is_some() {
+        return match build.streamed {
+            true => Err(Error::invalid("the context is both a URL and a tar").with_hint("keep one of the two")),
+            false => Ok(()),
+        };
+    }
     let context = &build.context;
     if context.is_absolute() {
         return Err(Error::invalid(format!("context {context} is absolute"))
@@ -165,17 +192,20 @@ fn check_platforms(build: &ImageBuild) -> Result<()> {
     {
         return Err(Error::invalid(format!("platform {twice} is given twice")));
     }
-    if build.platforms.len() > 1 && !build.push {
-        return Err(Error::invalid(format!(
-            "{} platforms are asked for without push",
-            build.platforms.len()
-        ))
-        .with_hint(
-            "an engine's image store holds one platform of an image: push to a registry, or name one platform",
-        ));
+    if build.platforms.len() > 1 && build.loads() {
+        let how = if build.push { "with load" } else { "without push" };
+        return Err(
+            Error::invalid(format!("{} platforms are asked for {how}", build.platforms.len())).with_hint(
+                "an engine's image store holds one platform of an image: push to a registry, name one platform, or set \
+             `load: false` and an output of type oci",
+            ),
+        );
     }
-    if let Some(epoch) = build.options.provenance.filter(|_| !build.push) {
-        return Err(Error::invalid(format!("provenance {epoch} is asked for without push"))
+    let attestation = build.options.provenance.map(|_| "provenance");
+    let attestation = attestation.or(build.options.sbom.as_ref().map(|_| "sbom"));
+    if let Some(attestation) = attestation.filter(|_| build.loads()) {
+        let how = if build.push { "with load" } else { "without push" };
+        return Err(Error::invalid(format!("{attestation} is asked for {how}"))
             .with_hint("an archive that an engine loads has no attestations: push to a registry"));
     }
     // They are public fields: what parsing refuses may still be in there.
@@ -222,6 +252,25 @@ fn check_layers(build: &ImageBuild) -> Result<()> {
                     .with_hint("choose another tag, or type=inline, which puts it into the image"));
             }
             _ => {}
+        }
+    }
+    let in_bucket = build
+        .options
+        .cache_from
+        .iter()
+        .any(|from| matches!(from, CacheFrom::S3(_)))
+        || build.options.cache_to.iter().any(|to| matches!(to, CacheTo::S3 { .. }));
+    if let Some(credentials) = &build.cache_credentials {
+        let one_line = |text: &str| !text.is_empty() && !text.chars().any(char::is_control);
+        if !in_bucket
+            || ![&credentials.username, &credentials.password]
+                .into_iter()
+                .all(|part| one_line(part.expose_secret()))
+        {
+            return Err(
+                Error::invalid("cache_credentials are given without a cache of type=s3, or are empty")
+                    .with_hint("give them an access key id and a secret access key, beside a cache of type=s3"),
+            );
         }
     }
     Ok(())
@@ -367,6 +416,32 @@ mod tests {
             }),
             &["platform"],
         );
+    }
+
+    #[test]
+    fn an_image_goes_somewhere_and_what_goes_to_an_engine_is_what_it_takes() {
+        contains(
+            &refused(|build| build.load = Some(false)),
+            &["neither pushed nor loaded"],
+        );
+        contains(
+            &refused(|build| {
+                (build.push, build.load, build.options.provenance) = (true, Some(true), Some(crate::Provenance::Min))
+            }),
+            &["provenance is asked for with load"],
+        );
+        contains(
+            &refused(|build| build.options.context_url = Some("https://u:hunter2@git.test/a.git".into())),
+            &["holds a password", "GIT_AUTH_TOKEN"],
+        );
+        contains(
+            &refused(|build| build.options.context_url = Some("/etc".into())),
+            &["no URL"],
+        );
+        let mut build = build();
+        build.inputs.clear();
+        build.options.context_url = Some("git@git.test:team/app.git#main".into());
+        build.validate().unwrap();
     }
 
     #[test]

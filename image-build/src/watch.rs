@@ -71,6 +71,21 @@ impl Watched {
         self.0.lock().await.progress.metadata().cloned()
     }
 
+    /// What the builder's store told of the image.
+    pub(crate) async fn manifests(&self) -> Vec<(String, serde_json::Value)> {
+        self.0.lock().await.progress.manifests().to_vec()
+    }
+
+    /// The digests of additional targets.
+    pub(crate) async fn targets(&self) -> Vec<String> {
+        self.0.lock().await.progress.targets().to_vec()
+    }
+
+    /// What BuildKit's checks of the Dockerfile found.
+    pub(crate) async fn warnings(&self) -> Vec<String> {
+        self.0.lock().await.progress.warnings()
+    }
+
     pub(crate) async fn stderr(&self) -> Captured {
         self.0.lock().await.stderr.clone()
     }

@@ -1,19 +1,52 @@
 //! From a [`BuildPlan`] to the build that `orchestra-image-build` runs.
 
 use orchestra::{Error, ImageRef, Name, VolumeId};
-use orchestra_image_build::{BuildCache, BuildInput, BuildOutput, ImageBuild};
+use orchestra_image_build::{AdditionalTarget, BuildCache, BuildInput, BuildOutput, ImageBuild};
 
 use crate::{Artifact, BuildPlan};
 
 type Set = fn(&mut ImageBuild, &BuildPlan);
 
 /// Each key of a `build_image` step, and what it sets.
-const KEYS: [(&str, Set); 29] = [
+const KEYS: [(&str, Set); 40] = [
     ("tag", |build, plan| build.tag = plan.tag.clone()),
     ("dockerfile", |build, plan| {
         build.dockerfile.clone_from(&plan.dockerfile)
     }),
     ("push", |build, plan| build.push = plan.push),
+    ("load", |build, plan| build.load = plan.load),
+    // The path is the build's from its beginning.
+    ("context", |build, plan| {
+        build.options.context_url.clone_from(&plan.options.context_url)
+    }),
+    ("ssh", |build, plan| build.ssh.clone_from(&plan.ssh)),
+    ("build_args_file", |build, plan| {
+        build
+            .options
+            .build_args_files
+            .clone_from(&plan.options.build_args_files)
+    }),
+    ("labels_file", |build, plan| {
+        build.options.labels_files.clone_from(&plan.options.labels_files)
+    }),
+    ("image_args", |build, plan| {
+        build.options.image_args.clone_from(&plan.options.image_args)
+    }),
+    ("run_network", |build, plan| {
+        build.options.run_network = plan.options.run_network
+    }),
+    ("sbom", |build, plan| build.options.sbom.clone_from(&plan.options.sbom)),
+    ("cache_limit", |build, plan| {
+        build.options.cache_limit = plan.options.cache_limit.or(plan.state_limit())
+    }),
+    // Where they are is told by their volumes.
+    ("additional_targets", |_, _| ()),
+    // Those of caches come with the caches.
+    ("cache_credentials", |build, plan| {
+        build.cache_credentials.clone_from(&plan.cache_credentials);
+        build.options.cache_from.clone_from(&plan.options.cache_from);
+        build.options.cache_to.clone_from(&plan.options.cache_to);
+    }),
     ("build_args", |build, plan| {
         build.build_args.clone_from(&plan.build_args)
     }),
@@ -90,6 +123,16 @@ impl BuildPlan {
         self.inputs
             .iter()
             .chain(self.outputs.iter().map(|(artifact, _)| artifact))
+            .chain(self.additional_targets.iter().map(|(_, artifact, _)| artifact))
+    }
+
+    /// What the cache of BuildKit's own state may take where it is persisted.
+    fn state_limit(&self) -> Option<u64> {
+        let state = self
+            .caches
+            .iter()
+            .find(|cache| cache.path.as_str() == "/var/lib/buildkit")?;
+        state.size_limit
     }
 
     /// The build, on these volumes: those of the [artifacts](Self::artifacts), then those of the caches.
@@ -111,6 +154,13 @@ impl BuildPlan {
                 format: *format,
             })
             .collect();
+        let additional = self.additional_targets.iter().zip(volumes.by_ref());
+        build.additional_targets = additional
+            .map(|((target, output, format), volume)| {
+                let (path, format) = (output.path.clone(), *format);
+                AdditionalTarget::new(target, BuildOutput { volume, path, format })
+            })
+            .collect();
         let caches = self.caches.iter().zip(volumes);
         build.caches = caches
             .map(|(cache, volume)| BuildCache {
@@ -130,6 +180,7 @@ impl BuildPlan {
         let mut bare = self.clone();
         bare.caches.clear();
         bare.outputs.clear();
+        bare.additional_targets.clear();
         let base = || {
             let mut build = ImageBuild::new(name.clone(), tag.clone(), self.context.clone());
             build.inputs = bare
@@ -137,14 +188,23 @@ impl BuildPlan {
                 .inputs;
             // Several platforms are a problem of `platforms`, and only without it.
             build.push = self.push;
+            // It may have no input.
+            build.options.context_url.clone_from(&self.options.context_url);
             build
         };
         let of_base = std::iter::once(("name", base()));
         let of_keys = KEYS.iter().map(|(key, set)| {
             let mut build = base();
-            if *key == "platforms" || *key == "outputs" {
-                build.rootless = *key == "outputs" && self.rootless.unwrap_or(false);
-                build.outputs = self.image_build(name, self.artifacts().map(|_| volume.clone())).outputs;
+            if ["platforms", "outputs", "additional_targets", "load"].contains(key) {
+                let whole = self.image_build(name, self.artifacts().map(|_| volume.clone()));
+                build.rootless = *key != "platforms" && self.rootless.unwrap_or(false);
+                (build.outputs, build.load) = (whole.outputs, self.load);
+                if *key == "additional_targets" {
+                    build.additional_targets = whole.additional_targets;
+                }
+            }
+            if ["provenance", "sbom"].contains(key) {
+                build.load = self.load.filter(|_| self.push);
             }
             if key.starts_with("cache_") {
                 // Layers may be in a cache, and must not be under the image's name.

@@ -97,17 +97,23 @@
 //! | `build_image:` | |
 //! | --- | --- |
 //! | `name` | `build-` and the image's name where not given |
-//! | `tag`, `push` | where the image goes: into its registry, or without `push` into the engine |
-//! | `context`, `inputs` | without `inputs`, the artifact that `context` starts with |
-//! | `outputs` | `name`, `path`, and a `type`: `oci` or `docker` for an `image.tar` in the artifact, `oci-layout`, or `local` for the files of the last stage; the first two alone where it is `rootless` |
-//! | `dockerfile`, `target`, `build_args`, `platforms` | `dockerfile` is relative to the context or to the working directory |
-//! | `registry` | `hostname`, `username`, `password`, `insecure`; a list of such where base images and caches have registries of their own |
+//! | `tag`, `push`, `load` | where the image goes: into its registry, or without `push` into the engine; `load: true` does both, `load: false` without `push` neither |
+//! | `context`, `inputs` | without `inputs`, the artifact that `context` starts with. A `context` that is a URL (git, https) is fetched by BuildKit: a private repository's token is the build secret `GIT_AUTH_TOKEN` |
+//! | `outputs` | `name`, `path`, and a `type`: `oci` or `docker` for an `image.tar` in the artifact, `oci-layout`, `local` for the files of the last stage, or `rootfs` for `rootfs/` and `metadata.json`; the first two alone where it is `rootless` |
+//! | `target`, `additional_targets` | the stage to build; a list of `target`, `name`, `path` and `type` as in `outputs` for further ones |
+//! | `dockerfile`, `build_args`, `platforms` | `dockerfile` is relative to the context or to the working directory; several platforms are one index; `RUN` steps of one that is not the host's own need an emulator there |
+//! | `build_args_file`, `labels_file` | a file of an input with lines of `KEY=VALUE`; `build_args` and `labels` win |
+//! | `secrets`, `ssh` | what `RUN --mount=type=secret,id=ID` and `--mount=type=ssh,id=ID` give a step, by `ID`: in no layer, no history and no log. A key is one in PEM, of `default` for a mount without an id |
+//! | `registry` | `hostname`, `username`, `password`, `insecure`, `ca`, `client_cert` and `client_key` (text in PEM); a list of such where base images and caches have registries of their own |
 //! | `image`, `env`, `caches`, `network` | BuildKit's own |
 //! | `rootless` | whether it runs without privileges |
-//! | `tags`, `labels`, `annotations`, `provenance` | what else the image is called and carries |
-//! | `dockerfile_inline`, `build_contexts`, `frontend` | what it is built from |
-//! | `extra_hosts`, `ulimits`, `shm_size` | where `RUN` steps run |
-//! | `cache_from`, `cache_to` | where layers come from and go to, as `docker buildx` has it: `type=registry,ref=NAME,mode=max`, `type=inline`, `type=local,dest=PATH` in one of `caches` |
+//! | `builder` | `shared`: a daemon that the job's builds use one after the other, with all that it has fetched and made; `own` where not given |
+//! | `tags`, `labels`, `annotations`, `provenance`, `sbom` | what else the image is called and carries; `sbom` is `true`, or the image that makes it |
+//! | `dockerfile_inline`, `build_contexts`, `frontend` | what it is built from: a context is a directory, `docker-image://IMAGE`, `oci-layout://PATH` or a URL |
+//! | `image_args` | `NAME: PATH` of an archive or OCI layout in an input: with `ARG NAME`, `FROM $NAME` is that image, and no network is needed |
+//! | `extra_hosts`, `ulimits`, `shm_size`, `run_network` | where `RUN` steps run; `run_network` is `none`, or `host` for that of the build container |
+//! | `cache_from`, `cache_to` | where layers come from and go to, as `docker buildx` has it: `type=registry,ref=NAME,mode=max`, `type=inline`, `type=local,dest=PATH` in one of `caches`, `type=s3,bucket=NAME,region=NAME`, which `cache_credentials` (`access_key_id`, `secret_access_key`) opens |
+//! | `cache_limit` | what layers in `/var/lib/buildkit` may take at the end, `size_limit` of that cache where not given: those that were used least lately go |
 //! | `mirrors`, `buildkitd_config` | `docker.io: [mirror.example.com]`, and whatever else BuildKit's daemon is told |
 //! | `no_cache`, `no_cache_filter`, `source_date_epoch` | what is done anew, and dated to when |
 //!

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use orchestra::layer::PrivilegePolicy;
 use orchestra::{
     ContainerPath, Credentials, Env, ImageRef, Limits, Name, NetworkMode, Platform, SecretString, Security, User,
     VolumePath,
@@ -40,6 +41,38 @@ impl Pipeline {
     #[must_use]
     pub fn notes(&self) -> &[crate::Problem] {
         &self.notes
+    }
+
+    /// Compares what asks for privileges with a policy, before anything is made. `rootless` and `buildkit` are those of
+    /// [`RunOptions`](crate::RunOptions), for builds that say nothing of it.
+    ///
+    /// # Errors
+    /// [`PermissionDenied`](orchestra::ErrorKind::PermissionDenied) naming the first step that is not permitted, and its image.
+    pub fn check_privileges(
+        &self,
+        policy: &PrivilegePolicy,
+        rootless: bool,
+        buildkit: Option<&ImageRef>,
+    ) -> orchestra::Result<()> {
+        let default = ImageRef::new(orchestra_image_build::DEFAULT_BUILDKIT_IMAGE)?;
+        let default = buildkit.unwrap_or(&default);
+        for step in self.jobs.iter().flat_map(JobPlan::leaves) {
+            let image = match &step.action {
+                Action::Task(plan) => Some(&plan.image.reference).filter(|_| plan.privileged),
+                Action::BuildImage(plan) => {
+                    let image = plan.image.as_ref().unwrap_or(default);
+                    Some(image).filter(|_| !plan.rootless.unwrap_or(rootless))
+                }
+                // What is known only when it runs is refused when it is to be made.
+                _ => None,
+            };
+            if let Some(image) = image {
+                policy
+                    .check_image(image)
+                    .map_err(|error| error.with("step", &step.name))?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -136,6 +169,11 @@ impl Step {
             Action::Try(step) => step.collect(leaves),
         }
         self.hooks.steps().for_each(|step| step.collect(leaves));
+    }
+
+    /// Whether it is a build by a daemon that outlives it.
+    pub(crate) fn shares_a_builder(&self) -> bool {
+        matches!(&self.action, Action::BuildImage(plan) if plan.shared)
     }
 
     /// What kind of step it is, as users write it.
@@ -373,12 +411,18 @@ pub struct BuildPlan {
     pub dockerfile: Option<String>,
     /// Whether it is pushed to its registry; if not, the engine gets it.
     pub push: bool,
+    /// Whether the engine gets it; where `None`, if it is not pushed.
+    pub load: Option<bool>,
     /// Values of the Dockerfile's `ARG`s.
     pub build_args: BTreeMap<String, String>,
     /// What `RUN --mount=type=secret` gives steps of the Dockerfile, by id. A value may be `secret:KEY`.
     pub secrets: BTreeMap<String, SecretString>,
+    /// Keys for `RUN --mount=type=ssh`, by id. A value may be `secret:KEY`.
+    pub ssh: BTreeMap<String, SecretString>,
     /// The stage to build.
     pub target: Option<String>,
+    /// Further stages, each with the artifact that it makes and what is written there.
+    pub additional_targets: Vec<(String, Artifact, OutputFormat)>,
     /// What to build for; the engine's own platform where empty.
     pub platforms: Vec<Platform>,
     /// The BuildKit image; the default one where `None`.
@@ -389,6 +433,8 @@ pub struct BuildPlan {
     pub outputs: Vec<(Artifact, OutputFormat)>,
     /// Directories that BuildKit keeps its layers in.
     pub caches: Vec<CachePlan>,
+    /// Access key id and secret access key of caches in a bucket.
+    pub cache_credentials: Option<Credentials>,
     /// BuildKit's environment.
     pub env: Env,
     /// How to log in to the registry.
@@ -399,6 +445,8 @@ pub struct BuildPlan {
     pub network: NetworkMode,
     /// Whether the builder runs without privileges; as the run says where `None`.
     pub rootless: Option<bool>,
+    /// Whether it uses a daemon of the job's, which the next such build finds as this one leaves it.
+    pub shared: bool,
     /// What else BuildKit is told.
     pub options: BuildOptions,
 }

@@ -427,3 +427,65 @@ fn every_option_of_a_build_reaches_the_plan() {
     assert_eq!(plan.registries[0].hostname.as_deref(), Some("base.test"));
     assert!(plan.registries[0].insecure);
 }
+
+#[test]
+fn every_further_key_of_a_build_reaches_the_plan() {
+    let steps = steps(
+        "
+plan:
+  - task: checkout
+    image: busybox
+    config: { outputs: [{ name: source }, { name: packed }], run: { path: 'true' } }
+  - build_image:
+      context: source
+      tag: r.test/app:1
+      push: true
+      load: true
+      builder: shared
+      inputs: [{ name: source }, { name: packed }]
+      build_args_file: source/args
+      labels_file: source/labels
+      image_args: { BASE: packed/image.tar }
+      build_contexts: { more: oci-layout://packed/layout }
+      ssh: { default: '-----BEGIN PRIVATE KEY-----' }
+      run_network: none
+      additional_targets: [{ target: test, name: report, type: local }]
+      outputs: [{ name: rootfs, type: rootfs }]
+      cache_from: ['type=s3,bucket=b,region=r']
+      cache_to: ['type=s3,bucket=b,region=r,mode=max']
+      cache_credentials: { access_key_id: id, secret_access_key: hunter2 }
+      caches: [{ path: /var/lib/buildkit, size_limit: 1GB }]
+      registry:
+        ca: '-----BEGIN CERTIFICATE-----'
+        client_cert: '-----BEGIN CERTIFICATE-----'
+        client_key: '-----BEGIN PRIVATE KEY-----'
+  - task: look
+    image: busybox
+    config: { inputs: [{ name: report }, { name: rootfs }], run: { path: 'true' } }
+  - build_image: { context: 'https://git.test/app.git#main:docker', tag: r.test/other:1, push: true, sbom: true }
+",
+    );
+    let plan = build(&steps[1]);
+    assert_eq!((plan.load, plan.shared), (Some(true), true));
+    let options = &plan.options;
+    assert_eq!(options.build_args_files[0].as_str(), "source/args");
+    assert_eq!(options.labels_files[0].as_str(), "source/labels");
+    assert_eq!(options.image_args["BASE"].as_str(), "packed/image.tar");
+    assert_eq!(options.build_contexts["more"].to_string(), "oci-layout://packed/layout");
+    assert_eq!(options.run_network, orchestra::NetworkMode::None);
+    assert!(plan.ssh.contains_key("default") && plan.cache_credentials.is_some());
+    let (target, artifact, format) = &plan.additional_targets[0];
+    assert_eq!(
+        (target.as_str(), artifact.name.as_str(), format.to_string().as_str()),
+        ("test", "report", "local")
+    );
+    assert_eq!(plan.outputs[0].1.to_string(), "rootfs");
+    let registry = plan.registry.as_ref().unwrap();
+    assert!(registry.ca.is_some() && registry.client.is_some());
+    let fetched = build(&steps[3]);
+    assert_eq!(
+        fetched.options.context_url.as_deref(),
+        Some("https://git.test/app.git#main:docker")
+    );
+    assert!(fetched.inputs.is_empty() && fetched.options.sbom.is_some());
+}

@@ -235,25 +235,56 @@ fn line(logs: Vec<Value>) -> Vec<u8> {
 }
 
 /// A line of the script's own: what it is about, and of the metadata the digests alone. The rest of BuildKit's metadata
-/// file repeats what the user gave, keys too.
+/// file repeats what the user gave, keys too; of a manifest, its annotations do.
 fn own_line(own: &Map<String, Value>) -> Vec<u8> {
-    let about = own
-        .get(OWN)
+    let about = own.get(OWN).and_then(Value::as_str).unwrap_or_default();
+    let metadata = own.get("metadata");
+    let digest = own
+        .get("digest")
         .and_then(Value::as_str)
-        .filter(|about| *about == "metadata");
-    let metadata: Map<_, _> = own
-        .get("metadata")
-        .and_then(Value::as_object)
-        .into_iter()
-        .flatten()
-        .filter(|(key, value)| value.as_str().is_some_and(|text| is_digest(key, text)))
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect();
+        .filter(|text| is_hash(text))
+        .unwrap_or_default();
     let line = match about {
-        Some(about) => json!({OWN: about, "metadata": metadata}),
-        None => json!({OWN: "start"}),
+        "metadata" => {
+            let fields = metadata.and_then(Value::as_object).into_iter().flatten();
+            let digests = fields.filter(|(key, value)| value.as_str().is_some_and(|text| is_digest(key, text)));
+            let digests: Map<_, _> = digests.map(|(key, value)| (key.clone(), value.clone())).collect();
+            json!({OWN: about, "metadata": digests})
+        }
+        "manifest" => json!({OWN: about, "digest": digest, "metadata": metadata.map(manifest)}),
+        "target" => json!({OWN: about, "digest": digest}),
+        _ => json!({OWN: "start"}),
     };
     format!("{line}\n").into_bytes()
+}
+
+/// Of a manifest or an index: which blobs there are, how large they are, and for which platform.
+fn manifest(value: &Value) -> Value {
+    match value {
+        Value::Array(items) => items.iter().map(manifest).collect(),
+        Value::Object(fields) => {
+            let kept = fields.iter().filter(|(key, value)| match key.as_str() {
+                "manifests" | "layers" | "config" | "platform" => true,
+                "size" => value.is_u64(),
+                "digest" => is_text_of(value, is_hash),
+                "os" | "architecture" | "variant" => is_text_of(value, |text| {
+                    text.len() <= 16 && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
+                }),
+                _ => false,
+            });
+            Value::Object(kept.map(|(key, value)| (key.clone(), manifest(value))).collect())
+        }
+        Value::String(_) | Value::Number(_) => value.clone(),
+        Value::Null | Value::Bool(_) => Value::Null,
+    }
+}
+
+fn is_text_of(value: &Value, is: impl Fn(&str) -> bool) -> bool {
+    value.as_str().is_some_and(is)
+}
+
+fn is_hash(text: &str) -> bool {
+    is_digest("digest", text)
 }
 
 fn is_digest(key: &str, text: &str) -> bool {
@@ -385,6 +416,12 @@ mod tests {
             json!({"orchestra": "start"}),
             json!({"vertexes": [{"digest": digest, "name": "push to orchestra/x"}]}),
             json!({"orchestra": "metadata", "metadata": {"containerimage.digest": digest, "image.name": "orchestra/x", "hunter2hunter3": 1}}),
+            json!({"orchestra": "target", "digest": digest}),
+            json!({"orchestra": "manifest", "digest": digest, "metadata": {
+                "layers": [{"digest": digest, "size": 7, "annotations": {"hunter2hunter3": "hunter2hunter3"}}],
+                "config": {"digest": "hunter2hunter3", "size": 1},
+                "platform": {"os": "linux", "architecture": "hunter2hunter3; x"},
+            }}),
         ];
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
         let out = progress.push(&job, text.as_bytes()).unwrap();
@@ -395,6 +432,12 @@ mod tests {
             lines[0].clone(),
             json!({"vertexes": [{"digest": digest, "name": format!("push to {MARKER}/x")}]}),
             json!({"orchestra": "metadata", "metadata": {"containerimage.digest": digest}}),
+            lines[3].clone(),
+            json!({"orchestra": "manifest", "digest": digest, "metadata": {
+                "layers": [{"digest": digest, "size": 7}],
+                "config": {"size": 1},
+                "platform": {"os": "linux"},
+            }}),
         ];
         let read: Vec<Value> = out
             .split_inclusive(|byte| *byte == b'\n')

@@ -96,6 +96,8 @@ const ENVIRONMENT: &[Package] = &[
         "chromium-headless-shell",
         "the browser that tests open reports in",
     ),
+    package("skopeo", "skopeo", "reads what builds have pushed"),
+    package("openssh-client", "ssh-add", "asks a build's agent for its keys"),
 ];
 
 /// What makes the root file systems of newer generations.

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use futures_util::{StreamExt, stream};
 use orchestra::{ContainerPath, Credentials, ImageRef, Name, SecretString};
-use orchestra_image_build::{BuildContext, BuildError, BuildOptions, ImageBuild, RegistryAuth};
+use orchestra_image_build::{
+    BuildContext, BuildError, BuildOptions, CacheFrom, CacheTo, ImageBuild, RegistryAuth, is_url, parse_pairs,
+};
 
 use super::CONTEXT;
 use crate::args::BuildArgs;
-use crate::config::Config;
+use crate::config::{Config, Rootless};
 use crate::context;
 use crate::exit::Failure;
 
@@ -21,12 +23,28 @@ const LONGEST_PASSWORD: u64 = 64 * 1024;
 ///
 /// Its context is yet to come.
 pub(super) fn describe(args: &BuildArgs, config: &Config) -> Result<ImageBuild, Failure> {
-    context::check(&args.dir)?;
-    let mut build = ImageBuild::new(name(&args.tag)?, args.tag.clone(), ContainerPath::new(CONTEXT)?)
-        .context_from(stream::empty().boxed());
-    build.dockerfile = Some(dockerfile(&args.dir, args.file.as_deref())?);
+    let url = args.dir.to_str().filter(|dir| is_url(dir));
+    let mut build = ImageBuild::new(name(&args.tag)?, args.tag.clone(), ContainerPath::new(CONTEXT)?);
+    build.options = options(args)?;
+    if let Some(url) = url {
+        build.options.context_url = Some(url.to_owned());
+        build.dockerfile.clone_from(&args.file);
+    } else {
+        context::check(&args.dir)?;
+        build = build.context_from(stream::empty().boxed());
+        build.dockerfile = Some(dockerfile(&args.dir, args.file.as_deref())?);
+    }
     build.push = args.push;
-    build.build_args = pairs("build argument", &args.build_args)?;
+    build.load = args.load.then_some(true);
+    build.build_args = of_files(&args.build_arg_files)?;
+    build.build_args.extend(pairs("build argument", &args.build_args)?);
+    for key in &args.ssh {
+        let (id, file) = key.split_once('=').unwrap_or(("default", key));
+        build
+            .ssh
+            .insert(id.to_owned(), text("ssh key", Path::new(file))?.into());
+    }
+    build.cache_credentials = cache_credentials(&build.options);
     build.env = pairs("variable", &args.env)?.into_iter().collect();
     let reference = |key: &str| (key.to_owned(), format!("secret:{key}").into());
     build.secrets = args.secrets.keys().map(reference).collect();
@@ -35,10 +53,9 @@ pub(super) fn describe(args: &BuildArgs, config: &Config) -> Result<ImageBuild, 
     if let Some(image) = args.image.as_ref().or(config.image_build.image.as_ref()) {
         build.image = image.clone();
     }
-    if args.rootless || config.image_build.rootless {
+    if args.rootless || config.image_build.rootless == Rootless::Yes {
         build = build.rootless();
     }
-    build.options = options(args)?;
     build.network = args.network.unwrap_or_default();
     build.timeout = args.timeout;
     let credentials = args
@@ -46,12 +63,22 @@ pub(super) fn describe(args: &BuildArgs, config: &Config) -> Result<ImageBuild, 
         .clone()
         .map(|username| Ok::<_, Failure>(Credentials::new(username, password(io::stdin())?)))
         .transpose()?;
-    if credentials.is_some() || args.insecure {
+    let read = |file: &Option<PathBuf>| file.as_deref().map(|file| text("certificate", file)).transpose();
+    let ca = read(&args.registry_ca)?;
+    let client = read(&args.registry_cert)?.zip(read(&args.registry_key)?);
+    if credentials.is_some() || args.insecure || ca.is_some() || client.is_some() {
         let mut registry = RegistryAuth::default();
         registry.hostname = args.registry.clone();
         registry.credentials = credentials;
         registry.insecure = args.insecure;
+        registry.ca = ca;
+        registry.client = client.map(|(certificate, key)| (certificate, key.into()));
         build.registry = Some(registry);
+    } else if let Some(host) = &args.registry {
+        return Err(
+            Failure::bad_input(format!("nothing is said of how the registry {host} is spoken to"))
+                .with_hint("give --username with --password-stdin, --registry-ca or --registry-cert"),
+        );
     }
     build
         .validate()
@@ -62,7 +89,13 @@ pub(super) fn describe(args: &BuildArgs, config: &Config) -> Result<ImageBuild, 
 fn options(args: &BuildArgs) -> Result<BuildOptions, Failure> {
     let mut options = BuildOptions::default();
     options.tags.clone_from(&args.tags);
-    options.labels = pairs("label", &args.labels)?;
+    options.labels = of_files(&args.label_files)?;
+    options.labels.extend(pairs("label", &args.labels)?);
+    options.run_network = args.run_network.unwrap_or_default();
+    options.sbom.clone_from(&args.sbom);
+    for (name, path) in pairs("image argument", &args.image_args)? {
+        options.image_args.insert(name, within(&path)?);
+    }
     options.annotations = pairs("annotation", &args.annotations)?;
     options.extra_hosts.clone_from(&args.extra_hosts);
     options.ulimits.clone_from(&args.ulimits);
@@ -70,7 +103,10 @@ fn options(args: &BuildArgs) -> Result<BuildOptions, Failure> {
     options.no_cache = args.no_cache;
     options.no_cache_filter.clone_from(&args.no_cache_filter);
     for (name, context) in pairs("build context", &args.build_contexts)? {
-        let context: BuildContext = context.parse()?;
+        let mut context: BuildContext = context.parse()?;
+        if let BuildContext::OciLayout(path) = &mut context {
+            *path = within(path.as_str())?;
+        }
         if matches!(context, BuildContext::Directory(_)) {
             let message = format!("the build context {name} is a directory, and this command sends one alone");
             return Err(Failure::bad_input(message)
@@ -99,6 +135,42 @@ fn options(args: &BuildArgs) -> Result<BuildOptions, Failure> {
         options.buildkitd_config = Some(text);
     }
     Ok(options)
+}
+
+/// What is at a path of the context.
+fn within(path: &str) -> Result<ContainerPath, Failure> {
+    let path = ContainerPath::new(path)?;
+    if path.is_absolute() {
+        return Err(Failure::bad_input(format!("{path} is absolute")).with_hint("write it relative to the context"));
+    }
+    Ok(ContainerPath::new(format!("{CONTEXT}/{path}"))?)
+}
+
+/// The text of a small file.
+fn text(what: &str, file: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(file)
+        .map_err(|error| Failure::bad_input(format!("read the {what} {}: {error}", file.display())))
+}
+
+/// Pairs of these files; the last wins.
+fn of_files(files: &[PathBuf]) -> Result<BTreeMap<String, String>, Failure> {
+    let mut pairs = BTreeMap::new();
+    for file in files {
+        let read = parse_pairs(&text("file", file)?);
+        pairs.extend(read.map_err(|error| Failure::bad_input(format!("{}: {}", file.display(), error.message())))?);
+    }
+    Ok(pairs)
+}
+
+/// What opens a bucket, from where all of its clients take it.
+fn cache_credentials(options: &BuildOptions) -> Option<Credentials> {
+    let in_bucket = options.cache_from.iter().any(|from| matches!(from, CacheFrom::S3(_)))
+        || options.cache_to.iter().any(|to| matches!(to, CacheTo::S3 { .. }));
+    let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let credentials = set("AWS_ACCESS_KEY_ID").zip(set("AWS_SECRET_ACCESS_KEY"));
+    credentials
+        .filter(|_| in_bucket)
+        .map(|(id, key)| Credentials::new(id, key))
 }
 
 /// Pairs of the form `NAME=VALUE`. As docker's client has it, `NAME` alone takes the environment's value, and one that the

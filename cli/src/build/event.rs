@@ -127,6 +127,7 @@ impl End {
                 let mut lines = vec![failed.exit.to_string()];
                 lines.extend(failed.step.iter().map(|step| format!("step: {step}")));
                 lines.extend(failed.error.iter().map(|error| format!("error: {error}")));
+                lines.extend(failed.excerpt.clone());
                 end.error = Some(lines.join("\n"));
                 // What the step wrote says more than BuildKit's closing words.
                 let said = if failed.log.trim().is_empty() {

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::describe::describe;
 use self::event::{End, Kind, Teller};
-pub(crate) use self::output::Destination;
+pub(crate) use self::output::{AlsoTarget, Destination};
 use crate::args::BuildArgs;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
@@ -46,6 +46,12 @@ pub(crate) async fn run(args: BuildArgs) -> Result<Exit, Failure> {
     let mut build = describe(&args, &config)?;
     registries(&mut build, &secrets).await?;
     let driver = drivers::connect(&config, Some(secrets.clone())).await?;
+    if !build.rootless && config.image_build.is_rootless(&driver).await? {
+        build = build.rootless();
+    }
+    if !build.rootless {
+        config.privileges().check_image(&build.image)?;
+    }
 
     let cancel = CancellationToken::new();
     let display = Display::start(args.show, Log::Stderr, cancel.clone());
@@ -141,24 +147,39 @@ async fn send_and_build(
     teller: &Teller,
 ) -> Result<BuildResult, BuildError> {
     output::add(job, &mut build, &args.outputs).await?;
-    let volumes: Vec<_> = build.outputs.iter().map(|output| output.volume.clone()).collect();
+    output::add_targets(job, &mut build, &args.additional_targets).await?;
+    let additional = build.additional_targets.iter().map(|of| &of.output);
+    let volumes: Vec<_> = build
+        .outputs
+        .iter()
+        .chain(additional)
+        .map(|output| output.volume.clone())
+        .collect();
+    let additional = args.additional_targets.iter().map(AlsoTarget::destination);
+    let destinations: Vec<_> = args.outputs.iter().cloned().chain(additional).collect();
     let (output, written) = mpsc::channel(WAITING);
     let (events, happened) = mpsc::channel(WAITING);
     let as_output = |chunk: LogChunk| Kind::Output {
         stream: chunk.stream,
         data: Data(chunk.bytes),
     };
-    let (context, sending) = context(&args.dir, teller.clone());
+    let mut sending = None;
+    if build.options.context_url.is_none() {
+        let (context, sent) = context(&args.dir, teller.clone());
+        build = build.context_from(context);
+        sending = Some(tokio::spawn(sent));
+    }
     let written = tokio::spawn(watch(written, as_output, teller.clone()));
     let happened = tokio::spawn(watch(happened, Kind::Build, teller.clone()));
-    let sending = tokio::spawn(sending);
-    let built = build.context_from(context).output(output).events(events).run(job).await;
+    let built = build.output(output).events(events).run(job).await;
     // Everything that was said comes before the end.
     written.await.ok();
     happened.await.ok();
-    sending.await.ok();
+    if let Some(sending) = sending {
+        sending.await.ok();
+    }
     let built = built?;
-    output::save(job, &volumes, &args.outputs).await?;
+    output::save(job, &volumes, &destinations).await?;
     Ok(built)
 }
 

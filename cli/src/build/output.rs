@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use futures_util::StreamExt;
 use orchestra::{ContainerPath, Error, ErrorKind, Job, Result, VolumeId, file_from_tar};
-use orchestra_image_build::{BuildOutput, ImageBuild, OutputFormat};
+use orchestra_image_build::{AdditionalTarget, BuildOutput, ImageBuild, OutputFormat};
 use std::io::Write;
 
 /// An archive, and the file that it is to be.
@@ -42,6 +42,50 @@ impl FromStr for Destination {
         }
         Ok(Self { format, file })
     }
+}
+
+/// A stage that is built too, and the archive that it is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AlsoTarget {
+    target: String,
+    destination: Destination,
+}
+
+impl FromStr for AlsoTarget {
+    type Err = Error;
+
+    /// From `STAGE=type=oci,dest=FILE`.
+    fn from_str(text: &str) -> Result<Self> {
+        let (target, destination) = text.split_once('=').ok_or_else(|| {
+            Error::invalid(format!("{text:?} is no stage with an output")).with_hint("write STAGE=type=oci,dest=FILE")
+        })?;
+        Ok(Self {
+            target: target.to_owned(),
+            destination: destination.parse()?,
+        })
+    }
+}
+
+impl AlsoTarget {
+    /// Where it goes.
+    pub(super) fn destination(&self) -> Destination {
+        self.destination.clone()
+    }
+}
+
+/// A volume for each, which the job removes.
+pub(super) async fn add_targets(job: &Job, build: &mut ImageBuild, targets: &[AlsoTarget]) -> Result<()> {
+    for (number, of) in targets.iter().enumerate() {
+        let name = format!("target-{number}");
+        let output = BuildOutput {
+            volume: job.create_volume(&name).await?,
+            path: ContainerPath::new(name)?,
+            format: of.destination.format,
+        };
+        let target = AdditionalTarget::new(of.target.as_str(), output);
+        build.additional_targets.push(target);
+    }
+    Ok(())
 }
 
 /// A volume for each, which the job removes.

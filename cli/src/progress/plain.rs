@@ -70,7 +70,12 @@ impl<O: Write, E: Write> Plain<O, E> {
             Activity::TakenOver => self.say(step, "was begun by an earlier process and is carried on"),
             Activity::Stopping { why } => self.say(step, &format!("is being stopped: {why}")),
             // A log has no place for what is over the next moment.
-            Activity::Layer { .. } | Activity::Building { .. } | Activity::Sending { .. } => Ok(()),
+            Activity::Layer { .. } | Activity::Sending { .. } => Ok(()),
+            // It is in the output.
+            Activity::Building { .. }
+            | Activity::Transfer { .. }
+            | Activity::Built { .. }
+            | Activity::NotBuilt { .. } => Ok(()),
         }
     }
 

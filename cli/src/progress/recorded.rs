@@ -69,7 +69,8 @@ pub(crate) fn run_of_four_steps() -> Vec<Update> {
         Update::Doing {
             step: id("app"),
             what: Activity::Building {
-                vertex: "[1/2] FROM busybox".into(),
+                vertex: 1,
+                name: "[1/2] FROM busybox".into(),
             },
         },
         Update::StepFinished(Box::new(built)),

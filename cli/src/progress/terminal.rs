@@ -1,6 +1,6 @@
 //! A terminal: one line for each step that runs, redrawn in place; what has ended stays above.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::time::Duration;
 
@@ -40,7 +40,14 @@ struct Running {
     busy: bool,
     /// Its report knows better than the tail which output says why it failed.
     is_build: bool,
+    /// What a build does now, each with a line below the build's.
+    vertexes: HashMap<u32, ProgressBar>,
+    /// What it has done, and was told; BuildKit takes some up again.
+    told: HashSet<u32>,
 }
+
+/// How many lines a build may have besides its own; what else it does at once is told when it is done.
+const LINES: usize = 8;
 
 /// The last lines of a step's output, in the order they were written.
 #[derive(Debug, Default)]
@@ -94,6 +101,8 @@ impl Terminal {
                 pulling: String::new(),
                 busy: false,
                 is_build,
+                vertexes: HashMap::new(),
+                told: HashSet::new(),
             },
         );
     }
@@ -102,6 +111,10 @@ impl Terminal {
         let theme = self.theme;
         let running = self.running.remove(&end.step);
         if let Some(running) = &running {
+            for bar in running.vertexes.values() {
+                bar.finish_and_clear();
+                self.screen.remove(bar);
+            }
             running.bar.finish_and_clear();
             self.screen.remove(&running.bar);
         }
@@ -141,6 +154,11 @@ impl Terminal {
         let Some(running) = self.running.get_mut(step) else {
             return Ok(());
         };
+        let what = match running.vertex(&self.screen, theme, what) {
+            Vertex::Told(line) => return self.screen.println(line),
+            Vertex::Drawn => return Ok(()),
+            Vertex::Other(what) => what,
+        };
         running.busy = !matches!(what, Activity::Pulled { .. } | Activity::TakenOver);
         let text = match what {
             Activity::Pulling { image } => {
@@ -170,7 +188,8 @@ impl Terminal {
             }
             Activity::Cache { .. } => String::new(),
             Activity::Stopping { why } => format!("stopping: {why}"),
-            Activity::Building { vertex } => clean(&vertex, false).into_owned(),
+            Activity::Building { name, .. } => clean(&name, false).into_owned(),
+            Activity::Transfer { .. } | Activity::Built { .. } | Activity::NotBuilt { .. } => return Ok(()),
             Activity::Sending { bytes } | Activity::Sent { bytes } => {
                 format!("sending the context  {}", DecimalBytes(bytes))
             }
@@ -195,6 +214,104 @@ impl Terminal {
             bar.set_message(self.theme.dim(clean(newest, false)));
         }
     }
+}
+
+/// What becomes of something that happened in a build.
+enum Vertex {
+    /// A line that stays.
+    Told(String),
+    /// Nothing else.
+    Drawn,
+    /// It is none of a build's, or has no line of its own.
+    Other(Activity),
+}
+
+impl Running {
+    /// The tree below a build: what it does has a line that is redrawn, what it has done one that stays, with its time.
+    fn vertex(&mut self, screen: &MultiProgress, theme: Theme, what: Activity) -> Vertex {
+        match what {
+            Activity::Building { vertex, name } if !is_internal(&name) => {
+                if self.vertexes.len() < LINES && !self.vertexes.contains_key(&vertex) {
+                    let bar = screen.insert_after(&self.bar, ProgressBar::new_spinner());
+                    bar.set_style(style(theme));
+                    bar.set_prefix(format!("  {}", shortened(&name)));
+                    bar.enable_steady_tick(TICK);
+                    self.vertexes.insert(vertex, bar);
+                }
+                Vertex::Drawn
+            }
+            Activity::Transfer {
+                vertex,
+                id,
+                current,
+                total,
+            } => {
+                if let Some(bar) = self.vertexes.get(&vertex) {
+                    let of = total.map_or_else(String::new, |total| format!(" of {}", DecimalBytes(total)));
+                    let amount = if current > 0 {
+                        format!("  {}{of}", DecimalBytes(current))
+                    } else {
+                        String::new()
+                    };
+                    bar.set_message(theme.dim(format!("{}{amount}", clean(&id, false))));
+                }
+                Vertex::Drawn
+            }
+            Activity::Built {
+                vertex,
+                name,
+                cached,
+                duration,
+            } => {
+                self.forget(screen, vertex);
+                if is_internal(&name) || !self.told.insert(vertex) {
+                    return Vertex::Drawn;
+                }
+                let took = if cached {
+                    "cached".to_owned()
+                } else {
+                    duration::show(duration)
+                };
+                let mark = theme.good("✓");
+                Vertex::Told(format!(
+                    "  {mark} {}  {}",
+                    shortened(&name),
+                    theme.dim(format!("{took:>7}"))
+                ))
+            }
+            Activity::NotBuilt { vertex, name, canceled } => {
+                self.forget(screen, vertex);
+                if canceled || !self.told.insert(vertex) {
+                    return Vertex::Drawn;
+                }
+                Vertex::Told(format!("  {} {}", theme.bad("✗"), shortened(&name)))
+            }
+            other => Vertex::Other(other),
+        }
+    }
+
+    fn forget(&mut self, screen: &MultiProgress, vertex: u32) {
+        if let Some(bar) = self.vertexes.remove(&vertex) {
+            bar.finish_and_clear();
+            screen.remove(&bar);
+        }
+    }
+}
+
+/// What BuildKit does for itself: to read the Dockerfile, to look for what is ignored.
+fn is_internal(name: &str) -> bool {
+    name.starts_with("[internal]")
+}
+
+/// A vertex's name, which may be a whole script, in one line of a screen.
+fn shortened(name: &str) -> String {
+    const MOST: usize = 72;
+    let name = clean(name, false);
+    let mut short: String = name.chars().take(MOST).collect();
+    if short.len() < name.len() {
+        short.push('…');
+    }
+    short
 }
 
 impl Tail {
@@ -319,6 +436,90 @@ failed in 16.2s"
         let contents = term.contents();
         assert!(contents.ends_with("pulling busybox  1.50 MB of 4.00 MB"), "{contents}");
         assert_eq!(contents.lines().count(), 1, "{contents}");
+    }
+
+    #[test]
+    fn a_build_is_a_tree_of_what_it_did_and_does() {
+        let (term, mut terminal) = terminal();
+        let mut updates = run_of_four_steps().into_iter();
+        let (started, begun) = (
+            updates.next().unwrap(),
+            updates.find(|update| {
+                matches!(
+                    update,
+                    Update::StepStarted {
+                        kind: StepKind::BuildImage,
+                        ..
+                    }
+                )
+            }),
+        );
+        terminal.show(started).unwrap();
+        terminal.show(begun.unwrap()).unwrap();
+        let step = terminal.running.keys().next().unwrap().clone();
+        let name = |text: &str| text.to_owned();
+        for what in [
+            Activity::Building {
+                vertex: 1,
+                name: name("[internal] load build definition"),
+            },
+            Activity::Building {
+                vertex: 2,
+                name: name("[1/3] FROM base"),
+            },
+            Activity::Built {
+                vertex: 2,
+                name: name("[1/3] FROM base"),
+                cached: true,
+                duration: TICK,
+            },
+            Activity::Building {
+                vertex: 3,
+                name: name("[2/3] RUN make"),
+            },
+            Activity::Built {
+                vertex: 3,
+                name: name("[2/3] RUN make"),
+                cached: false,
+                duration: Duration::from_millis(1200),
+            },
+            Activity::Built {
+                vertex: 3,
+                name: name("[2/3] RUN make"),
+                cached: false,
+                duration: TICK,
+            },
+            Activity::Building {
+                vertex: 4,
+                name: name("exporting to image"),
+            },
+            Activity::Transfer {
+                vertex: 4,
+                id: name("pushing layers"),
+                current: 1_500_000,
+                total: Some(4_000_000),
+            },
+        ] {
+            terminal
+                .show(Update::Doing {
+                    step: step.clone(),
+                    what,
+                })
+                .unwrap();
+        }
+        let running = &terminal.running[&step];
+        running.bar.tick();
+        running.vertexes.values().for_each(ProgressBar::tick);
+        let contents = term.contents();
+        let lines: Vec<_> = contents.lines().collect();
+        assert_eq!(lines[0], "  ✓ [1/3] FROM base   cached", "{contents}");
+        assert_eq!(lines[1], "  ✓ [2/3] RUN make     1.2s", "{contents}");
+        assert!(
+            lines[2].contains("app") && lines[3].contains("exporting to image"),
+            "{contents}"
+        );
+        assert!(lines[3].ends_with("pushing layers  1.50 MB of 4.00 MB"), "{contents}");
+        assert_eq!(lines.len(), 4, "{contents}");
     }
 
     #[test]

@@ -83,7 +83,28 @@ pub(crate) enum Activity {
     },
     /// A build does this now: `[2/3] RUN make`.
     Building {
-        vertex: String,
+        vertex: u32,
+        name: String,
+    },
+    /// A part of that goes on: a layer that is fetched, a context that is transferred.
+    Transfer {
+        vertex: u32,
+        id: String,
+        current: u64,
+        total: Option<u64>,
+    },
+    /// A build has done this.
+    Built {
+        vertex: u32,
+        name: String,
+        cached: bool,
+        duration: Duration,
+    },
+    /// A build could not do this.
+    NotBuilt {
+        vertex: u32,
+        name: String,
+        canceled: bool,
     },
     /// So many bytes of a build's context have gone to the engine.
     Sending {
@@ -246,12 +267,36 @@ fn cache(path: &ContainerPath, key: &CacheKey, kind: CacheEventKind) -> Option<S
 
 /// What is to be seen of a build's progress.
 pub(crate) fn building(step: StepId, event: BuildEvent) -> Option<Update> {
-    match event {
-        BuildEvent::Started { name, .. } => Some(Update::Doing {
-            step,
-            what: Activity::Building { vertex: name },
-        }),
-        BuildEvent::Warning { message, .. } => Some(Update::Warning { message }),
-        _ => None,
-    }
+    let what = match event {
+        BuildEvent::Started { vertex, name, .. } => Activity::Building { vertex, name },
+        BuildEvent::Progress {
+            vertex,
+            id,
+            current,
+            total,
+            ..
+        } => Activity::Transfer {
+            vertex,
+            id,
+            current,
+            total,
+        },
+        BuildEvent::Completed {
+            vertex,
+            name,
+            cached,
+            duration,
+        } => Activity::Built {
+            vertex,
+            name,
+            cached,
+            duration,
+        },
+        BuildEvent::Failed {
+            vertex, name, canceled, ..
+        } => Activity::NotBuilt { vertex, name, canceled },
+        BuildEvent::Warning { message, .. } => return Some(Update::Warning { message }),
+        _ => return None,
+    };
+    Some(Update::Doing { step, what })
 }

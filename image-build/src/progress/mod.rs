@@ -20,12 +20,17 @@ use crate::{BuildEvent, Steps};
 /// third is added by base64.
 const MAX_LINE: usize = 8 << 20;
 
+/// How many manifests of an image, and how many targets, are kept.
+const MAX_MANIFESTS: usize = 256;
+
 /// One attempt's progress after another.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     line: Line,
     view: View,
     metadata: Option<serde_json::Value>,
+    manifests: Vec<(String, serde_json::Value)>,
+    targets: Vec<String>,
     restarted: bool,
 }
 
@@ -92,6 +97,21 @@ impl Progress {
         self.metadata.as_ref()
     }
 
+    /// What BuildKit's checks found, each once.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        self.view.warnings()
+    }
+
+    /// The image's own manifest, and those of its platforms.
+    pub(crate) fn manifests(&self) -> &[(String, serde_json::Value)] {
+        &self.manifests
+    }
+
+    /// The digests of additional targets, empty of what is no image.
+    pub(crate) fn targets(&self) -> &[String] {
+        &self.targets
+    }
+
     fn piece(&mut self, piece: &[u8], whole: bool) {
         match &mut self.line {
             Line::Json(line) => {
@@ -116,14 +136,24 @@ impl Progress {
         match SolveStatus::parse(line) {
             Some(SolveStatus {
                 orchestra: Some(about),
+                digest,
                 metadata,
                 ..
-            }) if about == "metadata" => self.metadata = metadata,
-            Some(SolveStatus { orchestra: Some(_), .. }) => {
-                self.view = View::default();
-                self.metadata = None;
-                self.restarted = true;
-            }
+            }) => match about.as_str() {
+                "metadata" => self.metadata = metadata,
+                "manifest" if self.manifests.len() < MAX_MANIFESTS => {
+                    self.manifests.push((digest, metadata.unwrap_or_default()));
+                }
+                "target" if self.targets.len() < MAX_MANIFESTS => self.targets.push(digest),
+                "start" => {
+                    let restarted = true;
+                    *self = Self {
+                        restarted,
+                        ..Self::default()
+                    };
+                }
+                _ => {}
+            },
             Some(status) => self.view.status(status),
             None => self.view.text(line),
         }

@@ -17,7 +17,9 @@ pub(super) struct SolveStatus {
     pub(super) warnings: Vec<Warning>,
     /// Not BuildKit's: a line of our own script, and what it is about.
     pub(super) orchestra: Option<String>,
-    /// With that: BuildKit's metadata file.
+    /// With that: whose manifest it is.
+    pub(super) digest: String,
+    /// With that: BuildKit's metadata file, or a manifest.
     pub(super) metadata: Option<serde_json::Value>,
 }
 

@@ -15,6 +15,8 @@ use crate::{BuildEvent, Steps};
 pub(super) const MAX_VERTEXES: usize = 10_000;
 /// How many unfinished parts of vertexes are known; of further ones only the end is shown.
 const MAX_PARTS: usize = 10_000;
+/// How many warnings are kept for the result.
+const MAX_WARNINGS: usize = 100;
 /// A part's progress is shown when it has grown by this share or so much time has passed, as BuildKit's plain output has it.
 const MIN_SHARE: f64 = 0.05;
 const MIN_TIME: Duration = Duration::from_secs(5);
@@ -34,6 +36,8 @@ pub(super) struct View {
     failed: Option<usize>,
     /// What was written that is no progress.
     said: Tail,
+    /// What BuildKit's checks found, as far as it is kept.
+    warnings: Vec<String>,
     text: Vec<u8>,
     events: Vec<BuildEvent>,
 }
@@ -46,6 +50,8 @@ struct Step {
     /// The beginning of the last of its intervals.
     started: Option<Time>,
     completed: Option<Time>,
+    /// Whether it ever ended: a daemon that knows its result already may say that it begins again, and no more.
+    has_ended: bool,
     /// All of its intervals that are complete.
     spent: Duration,
     cached: bool,
@@ -71,6 +77,26 @@ pub(crate) struct Outcome {
     pub(crate) log: String,
     /// What was written last that is no progress.
     pub(crate) said: String,
+}
+
+impl Outcome {
+    /// The exit code of the step's process, which BuildKit's words for the failure end with.
+    pub(crate) fn step_code(&self) -> Option<u32> {
+        let (_, code) = self.error.as_deref()?.rsplit_once("exit code: ")?;
+        code.trim().parse().ok()
+    }
+
+    /// The Dockerfile's lines around the one that failed, as `buildctl` shows them between two rules behind the file's name
+    /// and the line's number (`solver/errdefs/source.go`).
+    pub(crate) fn excerpt(&self) -> Option<String> {
+        const RULE: &str = "--------------------";
+        let lines: Vec<&str> = self.said.lines().collect();
+        let begin = lines.iter().rposition(|line| line.contains(" >>> "))?;
+        let start = lines[..begin].iter().rposition(|line| *line == RULE)?;
+        let end = begin + lines[begin..].iter().position(|line| *line == RULE)?;
+        let head = start.checked_sub(1).and_then(|head| lines.get(head))?;
+        Some([&[*head], &lines[start + 1..end]].concat().join("\n"))
+    }
 }
 
 impl View {
@@ -113,12 +139,16 @@ impl View {
     }
 
     pub(super) fn steps(&self) -> Steps {
-        let ended = || self.steps.iter().filter(|step| step.completed.is_some());
+        let ended = || self.steps.iter().filter(|step| step.has_ended);
         let count = |cached| u32::try_from(ended().filter(|step| step.cached == cached).count()).unwrap_or(u32::MAX);
         Steps {
             run: count(false),
             cached: count(true),
         }
+    }
+
+    pub(super) fn warnings(&self) -> Vec<String> {
+        self.warnings.clone()
     }
 
     pub(super) fn outcome(&self) -> Outcome {
@@ -349,6 +379,9 @@ impl View {
             self.head(step);
             self.line(step, format_args!("WARN: {message}"));
         }
+        if self.warnings.len() < MAX_WARNINGS && !self.warnings.contains(&message) {
+            self.warnings.push(message.clone());
+        }
         self.events.push(BuildEvent::Warning {
             vertex: step.map(|step| self.steps[step].number),
             message,
@@ -382,7 +415,9 @@ impl Step {
         self.spent += spent.unwrap_or_default();
         self.started = self.started.or(vertex.started);
         self.completed = vertex.completed;
-        self.cached = vertex.cached;
+        self.has_ended = true;
+        // What the cache had may be fetched later on, which takes time of its own.
+        self.cached |= vertex.cached;
         true
     }
 

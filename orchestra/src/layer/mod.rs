@@ -15,6 +15,7 @@ mod concurrency;
 mod context;
 mod fault;
 mod hook;
+mod privileges;
 mod timeout;
 mod trace;
 
@@ -22,6 +23,7 @@ pub use concurrency::ConcurrencyLimit;
 pub use context::ErrorContext;
 pub use fault::{Fault, Faults};
 pub use hook::{Hook, Layered, Method, Operation};
+pub use privileges::{PrivilegePolicy, Privileges};
 pub use timeout::{Deadlines, Timeouts};
 pub use trace::Tracing;
 

@@ -263,7 +263,9 @@ impl super::job::JobRun<'_> {
                     .iter()
                     .any(|cache| cache.identity(&other.name) == identity)
             };
-            if leaves.iter().any(|other| shares(other) && self.is_pending(other)) {
+            // A shared builder writes to it until the job's end.
+            let in_use = |other: &&&Step| self.is_pending(other) || other.shares_a_builder();
+            if leaves.iter().filter(|other| shares(other)).any(|other| in_use(&other)) {
                 continue;
             }
             let Some(volume) = self.forget(name).await else {

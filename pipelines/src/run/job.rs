@@ -10,6 +10,7 @@ use orchestra::{
     Credentials, Error, EventKind, ImageRef, Job, JobId, Labels, Name, Result, SharedDriver, VolumeId, VolumePath,
     file_from_tar,
 };
+use orchestra_image_build::SharedBuilders;
 use orchestra_secrets::{JobSecrets, Reference, SecretValue};
 use tokio::sync::{mpsc, oneshot};
 
@@ -52,6 +53,8 @@ pub(super) struct JobRun<'a> {
     pub(super) job: Job,
     pub(super) driver: SharedDriver,
     pub(super) cache_use: CacheUse,
+    /// Daemons that builds of the job share.
+    pub(super) builders: SharedBuilders,
     /// Tasks and builds that may still run: what they use can't go.
     pub(super) pending: Mutex<HashSet<Name>>,
     pub(super) options: &'a RunOptions,
@@ -197,6 +200,7 @@ impl<'a> JobRun<'a> {
             .capture(options.capture)
             .events(events)
             .build();
+        let builders = SharedBuilders::new(&job);
         let (flush, flushes) = mpsc::channel(EVENTS);
         let (aliases, warnings) = (Aliases::default(), Arc::default());
         let pump = Pump {
@@ -213,6 +217,7 @@ impl<'a> JobRun<'a> {
             job,
             driver,
             cache_use: CacheUse::default(),
+            builders,
             pending: Mutex::new(plan.leaves().into_iter().map(|step| step.name.clone()).collect()),
             options,
             teller,
@@ -513,6 +518,8 @@ impl<'a> JobRun<'a> {
     /// Removes everything of the job, or leaves it where that was asked for. Returns what should be known.
     pub(super) async fn end(&mut self) -> Vec<String> {
         let job = self.job.clone();
+        // What they write is whole then.
+        self.watch(self.builders.stop()).await;
         // A job that was not begun has nothing, unless another process began it.
         if self.options.keep || !self.begun && self.options.run_id.is_none() {
             job.keep();

@@ -20,6 +20,7 @@ mod tree;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use orchestra::layer::PrivilegePolicy;
 use orchestra::{ImageRef, JobId, Name, PullPolicy, SharedDriver};
 use orchestra_secrets::{JobSecrets, Secrets};
 use sha2::{Digest, Sha256};
@@ -71,6 +72,8 @@ pub struct RunOptions {
     pub secrets: Option<Secrets>,
     /// Whether builds that say nothing of it run [without privileges](orchestra_image_build::ImageBuild::rootless).
     pub rootless: bool,
+    /// What may be privileged. A pipeline with a step that may not is not run.
+    pub privileges: PrivilegePolicy,
 }
 
 impl Default for RunOptions {
@@ -89,6 +92,7 @@ impl Default for RunOptions {
             caches: None,
             secrets: None,
             rootless: false,
+            privileges: PrivilegePolicy::default(),
         }
     }
 }
@@ -122,7 +126,10 @@ pub async fn run(pipeline: &Pipeline, driver: SharedDriver, options: RunOptions)
         _ if options.secrets.is_none() && !pipeline.secrets.is_empty() => {
             Some(format!("{} refers to secrets, and is run without any", pipeline.name))
         }
-        _ => None,
+        _ => pipeline
+            .check_privileges(&options.privileges, options.rootless, options.buildkit.as_ref())
+            .err()
+            .map(|error| error.to_string()),
     };
     if let Some(message) = refused {
         teller

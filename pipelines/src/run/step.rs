@@ -230,6 +230,9 @@ impl JobRun<'_> {
         if plan.rootless.unwrap_or(self.options.rootless) {
             build = build.rootless();
         }
+        if plan.shared {
+            build = build.shared(&self.builders);
+        }
         if let Some(secrets) = &self.options.secrets
             && build
                 .registry
@@ -359,6 +362,7 @@ fn build_failed(report: &mut StepReport, error: &BuildError, tail: &Tail) {
     }];
     lines.extend(build.step.iter().map(|step| format!("step: {step}")));
     lines.extend(build.error.iter().map(|error| format!("error: {error}")));
+    lines.extend(build.excerpt.clone());
     report.error = Some(lines.join("\n"));
     // What the step itself wrote says more than the progress of its neighbours.
     let said = [&build.log, &build.said]

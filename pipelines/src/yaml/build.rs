@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::time::Duration;
 
-use orchestra::{ContainerPath, Env, Error, ImageRef, Name, Platform, SecretString};
-use orchestra_image_build::{BuildContext, BuildOptions, OutputFormat, RegistryAuth};
+use orchestra::{ContainerPath, Credentials, Env, Error, ImageRef, Name, Platform, SecretString};
+use orchestra_image_build::{BuildContext, BuildOptions, OutputFormat, RegistryAuth, Sbom, is_url};
 
 use super::fields::{Fields, Known};
 use super::reader::{Reader, list};
@@ -49,6 +49,17 @@ pub(super) const STEP: Known = Known {
         "cache_to",
         "mirrors",
         "buildkitd_config",
+        "load",
+        "builder",
+        "ssh",
+        "build_args_file",
+        "labels_file",
+        "image_args",
+        "run_network",
+        "additional_targets",
+        "sbom",
+        "cache_credentials",
+        "cache_limit",
     ],
     belongs: "under `build_image`, indented by two more spaces",
     ..Known::of(&[
@@ -98,11 +109,30 @@ pub(super) const BUILD: Known = Known::of(&[
     "cache_to",
     "mirrors",
     "buildkitd_config",
+    "load",
+    "builder",
+    "ssh",
+    "build_args_file",
+    "labels_file",
+    "image_args",
+    "run_network",
+    "additional_targets",
+    "sbom",
+    "cache_credentials",
+    "cache_limit",
     "timeout",
     "attempts",
 ]);
 
-const REGISTRY: Known = Known::of(&["hostname", "username", "password", "insecure"]);
+const REGISTRY: Known = Known::of(&[
+    "hostname",
+    "username",
+    "password",
+    "insecure",
+    "ca",
+    "client_cert",
+    "client_key",
+]);
 
 /// Reads a step that has the key `build_image`.
 pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
@@ -119,8 +149,13 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
 
     read.name = fields.parse::<Name>("name");
     let (timeout, attempts) = modifiers(&outer, &fields);
+    let url = fields
+        .text("context")
+        .map(|text| text.value)
+        .filter(|text| is_url(text));
     let context = fields
         .required("context", "context: source")
+        .filter(|_| url.is_none())
         .and_then(|_| relative(&fields, "context"));
     let tag = fields
         .required("tag", "tag: registry.example.com/team/app:1")
@@ -128,8 +163,9 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
     let dockerfile = relative(&fields, "dockerfile").map(|path| path.value.as_str().to_owned());
     let push = fields.flag("push").unwrap_or(false);
     let build_args = fields.texts("build_args");
-    let secrets = fields.texts("secrets").into_iter();
-    let secrets = secrets.map(|(id, value)| (id, SecretString::from(value))).collect();
+    let hidden = |(id, value): (String, String)| (id, SecretString::from(value));
+    let secrets = fields.texts("secrets").into_iter().map(hidden).collect();
+    let ssh = fields.texts("ssh").into_iter().map(hidden).collect();
     let target = fields.text("target").map(|target| target.value);
     let platforms: Vec<At<Platform>> = fields
         .items("platforms")
@@ -139,23 +175,42 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
     let image = fields.parse("image").map(|image| image.value);
     let inputs = inputs(&fields, context.as_ref());
     let outputs = outputs(&fields);
-    read.outputs = outputs
+    let additional = additional_targets(&fields);
+    let made = outputs.iter().map(|at| (&at.value.0, &at.spot));
+    let made: Vec<_> = made
+        .chain(additional.iter().map(|at| (&at.value.1, &at.spot)))
+        .collect();
+    read.outputs = made
         .iter()
-        .map(|at| At {
-            value: at.value.0.name.clone(),
-            spot: at.spot.clone(),
+        .map(|(artifact, spot)| At {
+            value: artifact.name.clone(),
+            spot: (*spot).clone(),
         })
         .collect();
-    read.complete = outputs.len() == fields.items("outputs").len();
+    read.complete = made.len() == fields.items("outputs").len() + fields.items("additional_targets").len();
     let caches = step::caches(&fields, &inputs, true);
     let mounts = inputs.iter().map(|at| (&at.value.path, &at.spot));
-    let mounts = mounts.chain(outputs.iter().map(|at| (&at.value.0.path, &at.spot)));
+    let mounts = mounts.chain(made.iter().map(|(artifact, spot)| (&artifact.path, *spot)));
     step::mounts(reader, mounts.chain(caches.iter().map(|at| (&at.value.path, &at.spot))));
     read.inputs = step::names(&inputs);
     let env = Env(fields.texts("env"));
     let (registry, registries) = registries(&fields, tag.as_ref().map(|tag| &tag.value));
     let network = step::network(&fields);
-    let options = options(reader, &fields);
+    let load = fields.flag("load");
+    let shared = fields.read("builder", "builder", |text| match text {
+        "shared" => Ok(true),
+        "own" => Ok(false),
+        _ => Err("write `shared`, for one that the job's builds use, or `own`"),
+    });
+    let shared = shared.unwrap_or(false);
+    let cache_credentials = cache_credentials(&fields);
+    let mut options = options(reader, &fields);
+    // It stands for nothing where BuildKit fetches the context.
+    let context = match &url {
+        Some(_) => ContainerPath::new("context").ok(),
+        None => context.map(|context| context.value),
+    };
+    options.context_url = url;
     if let (Some(context), Some(tag), true) = (context, tag, reader.count() == before) {
         // A name that is not valid was told, and the count has grown.
         let name = read
@@ -164,22 +219,27 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
             .map_or_else(|| default_name(&tag.value), |name| Some(name.value.clone()))?;
         let plan = BuildPlan {
             tag: tag.value,
-            context: context.value,
+            context,
             dockerfile,
             push,
+            load,
             build_args,
             secrets,
+            ssh,
             target,
+            additional_targets: step::values(additional),
             platforms: step::values(platforms),
             image,
             inputs: step::values(inputs),
             outputs: step::values(outputs),
             caches: step::values(caches),
+            cache_credentials,
             env,
             registry,
             registries,
             network,
             rootless: fields.flag("rootless"),
+            shared,
             options,
         };
         for (key, error) in plan.problems(&name) {
@@ -224,6 +284,30 @@ fn options(reader: &Reader<'_>, fields: &Fields<'_, '_>) -> BuildOptions {
             }
         }
     }
+    let file = |key| fields.parse::<ContainerPath>(key).map(|path| path.value);
+    options.build_args_files = file("build_args_file").into_iter().collect();
+    options.labels_files = file("labels_file").into_iter().collect();
+    for (name, path) in fields.texts("image_args") {
+        match ContainerPath::new(&path) {
+            Ok(path) => {
+                options.image_args.insert(name, path);
+            }
+            Err(error) => {
+                let spot = fields.get("image_args").map_or(fields.spot, |node| &node.spot);
+                reader.report(spot, "", format!("`{name}` in `image_args`: {}", error.message()), None);
+            }
+        }
+    }
+    options.run_network = fields
+        .parse("run_network")
+        .map(|network| network.value)
+        .unwrap_or_default();
+    options.sbom = match fields.get("sbom").map(|node| &node.value) {
+        None | Some(Value::Bool(false)) => None,
+        Some(Value::Bool(true)) => Some(Sbom::default()),
+        Some(_) => fields.parse("sbom").map(|sbom| sbom.value),
+    };
+    options.cache_limit = fields.read("cache_limit", "size", units::size);
     options.dockerfile_inline = fields.text("dockerfile_inline").map(|text| text.value);
     options.frontend = fields.parse("frontend").map(|image| image.value);
     options.source_date_epoch = fields.read("source_date_epoch", "number of seconds since 1970", |text| {
@@ -351,6 +435,37 @@ fn outputs(fields: &Fields<'_, '_>) -> Vec<At<(Artifact, OutputFormat)>> {
     fields.items("outputs").iter().filter_map(read).collect()
 }
 
+/// Further stages, and what each makes.
+fn additional_targets(fields: &Fields<'_, '_>) -> Vec<At<(String, Artifact, OutputFormat)>> {
+    const KEYS: Known = Known::of(&["target", "name", "path", "type"]);
+    let read = |node: &Node| {
+        let (artifact, output) = step::artifact(fields.reader, node, "an additional target", KEYS)?;
+        output.required("target", "target: test")?;
+        output.required("type", "type: local")?;
+        let target = output.text("target")?.value;
+        let format = output.parse::<OutputFormat>("type")?.value;
+        Some(At {
+            value: (target, artifact.value, format),
+            spot: artifact.spot,
+        })
+    };
+    fields.items("additional_targets").iter().filter_map(read).collect()
+}
+
+/// What opens a bucket.
+fn cache_credentials(fields: &Fields<'_, '_>) -> Option<Credentials> {
+    const KEYS: Known = Known::of(&["access_key_id", "secret_access_key"]);
+    let fields = fields
+        .reader
+        .fields(fields.get("cache_credentials")?, "`cache_credentials`", KEYS)?;
+    fields.required("access_key_id", "access_key_id: secret:CACHE_ID")?;
+    fields.required("secret_access_key", "secret_access_key: secret:CACHE_KEY")?;
+    Some(Credentials::new(
+        secret(&fields, "access_key_id")?,
+        secret(&fields, "secret_access_key")?,
+    ))
+}
+
 /// For each registry a list of hosts.
 fn mirrors(reader: &Reader<'_>, node: &Node) -> BTreeMap<String, Vec<String>> {
     let Value::Map(entries) = &node.value else {
@@ -407,7 +522,27 @@ fn registry(reader: &Reader<'_>, node: &Node) -> Option<RegistryAuth> {
         hostname: fields.text("hostname").map(|hostname| hostname.value),
         credentials: step::credentials(&fields),
         insecure: fields.flag("insecure").unwrap_or(false),
+        ca: fields.text("ca").map(|pem| pem.value),
+        client: client(&fields),
     })
+}
+
+/// A client's certificate and its key, which come together.
+fn client(fields: &Fields<'_, '_>) -> Option<(String, SecretString)> {
+    let given = |key: &str| fields.get(key).is_some();
+    if !given("client_cert") && !given("client_key") {
+        return None;
+    }
+    fields.required("client_cert", "client_cert: |")?;
+    fields.required("client_key", "client_key: secret:REGISTRY_KEY")?;
+    let certificate = fields.text("client_cert")?.value;
+    Some((certificate, secret(fields, "client_key")?.into()))
+}
+
+/// A text that may be a secret, which is there.
+fn secret(fields: &Fields<'_, '_>, key: &str) -> Option<String> {
+    let text = fields.text(key).filter(|text| fields.reader.checked(text));
+    text.map(|text| text.value)
 }
 
 /// A build is called after what it builds: `build-app` for `registry.example.com/team/app:1`.

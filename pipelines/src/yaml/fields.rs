@@ -254,7 +254,7 @@ pub(super) fn texts(reader: &Reader<'_>, node: &Node, what: &str) -> BTreeMap<St
             }
             _ => reader.text(value, what),
         };
-        let holds_secrets = ["env", "params", "secrets"].contains(&what);
+        let holds_secrets = ["env", "params", "secrets", "ssh"].contains(&what);
         let is_good = |value: &At<String>| {
             if holds_secrets {
                 reader.checked(value)

@@ -280,7 +280,7 @@ impl<'t> Reader<'t> {
                 "it would stand in the image for all to see: use `secrets`, and `RUN --mount=type=secret` in the Dockerfile"
             }
             _ => {
-                "secrets stand in `env`, `params`, `username`, `password`, `secrets` and `secret_files`; `((KEY))` stands anywhere"
+                "secrets stand in `env`, `params`, `username`, `password`, `secrets`, `ssh` and `secret_files`; `((KEY))` stands anywhere"
             }
         };
         self.report(&value.spot, "a secret", message, help.to_owned());

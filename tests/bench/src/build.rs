@@ -1,37 +1,158 @@
-//! One image build, pushed to the environment's registry.
+//! Image builds, pushed to the environment's registry, and the loading of a large image.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use futures_util::StreamExt;
+use orchestra::stream::from_reader;
+use orchestra::{Job, NetworkMode, VolumeId, VolumePath, tar_of_files};
+use orchestra_image_build::{BuildCache, BuildInput, ImageBuild, RegistryAuth, SharedBuilders};
 use tokio::process::Command;
 
-use crate::client::succeed;
+use crate::client::{Client, succeed};
 use crate::pipeline::binary;
 use crate::{Bench, Outcome};
 
+/// What a large image holds, in bytes.
+const LARGE: u64 = 500 << 20;
+
+/// One `RUN` step, which is over at once.
+const SHORT: &str = "FROM scratch\nCOPY --chmod=755 busybox /bin/busybox\nARG WHO=nobody\n\
+                     RUN [\"/bin/busybox\", \"sh\", \"-c\", \"echo built for $WHO > /who\"]\n";
+
+/// Steps as those of a small program are: something fetched, something computed, something packed.
+fn longer() -> String {
+    let step = |script: &str| format!("RUN [\"/bin/busybox\", \"sh\", \"-c\", \"{script}\"]\n");
+    format!(
+        "FROM scratch AS make\nCOPY --chmod=755 busybox /bin/busybox\nARG WHO=nobody\n{}{}{}FROM scratch\nCOPY --from=make /out /out\n",
+        step("/bin/busybox dd if=/dev/urandom of=/source bs=1M count=48 2>/dev/null; echo $WHO"),
+        step("for i in 1 2 3 4; do /bin/busybox sha256sum /source >>/sums; done"),
+        step("/bin/busybox mkdir /out; /bin/busybox gzip -1 -c /source >/out/packed"),
+    )
+}
+
 /// A context whose image needs nothing from outside: the machine's own static busybox and one `RUN` step.
-fn write_context(folder: &Path) -> Outcome<()> {
+fn write_context(folder: &Path, dockerfile: &str) -> Outcome<()> {
     let busybox = std::fs::read("/bin/busybox")
         .map_err(|error| format!("the build needs /bin/busybox (package busybox-static): {error}"))?;
     std::fs::create_dir_all(folder)?;
     std::fs::write(folder.join("busybox"), busybox)?;
-    let dockerfile = "FROM scratch\nCOPY --chmod=755 busybox /bin/busybox\nARG WHO=nobody\n\
-                      RUN [\"/bin/busybox\", \"sh\", \"-c\", \"echo built for $WHO > /who\"]\n";
     std::fs::write(folder.join("Dockerfile"), dockerfile)?;
     Ok(())
 }
 
-/// `orchestra build` against the client running the same image with the same arguments on a bind mount.
-pub(crate) async fn one(bench: &mut Bench) -> Outcome<()> {
+/// Where and by what things are built.
+#[derive(Clone)]
+struct Site {
+    registry: String,
+    buildkit: String,
+    folder: PathBuf,
+}
+
+impl Site {
+    fn new() -> Self {
+        let variable = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
+        Self {
+            registry: variable("ORCHESTRA_TEST_REGISTRY", "127.0.0.1:5055"),
+            buildkit: variable("ORCHESTRA_TEST_BUILDKIT_IMAGE", "moby/buildkit:v0.34.2"),
+            folder: std::env::temp_dir().join(format!("orchestra-bench-{}", std::process::id())),
+        }
+    }
+
+    fn tag(&self) -> String {
+        format!("{}/bench/app:latest", self.registry)
+    }
+
+    /// The client running the same image with the same arguments, its context on a mount.
+    async fn by_client(&self, client: &Client, mounts: &[String]) -> Outcome<()> {
+        let output = format!("type=image,name={},push=true,registry.insecure=true", self.tag());
+        let mut args = ["run", "--rm", "--privileged", "--network", "host"]
+            .map(str::to_owned)
+            .to_vec();
+        for mount in mounts {
+            args.extend(["--volume".to_owned(), mount.clone()]);
+        }
+        args.extend(["--entrypoint", "buildctl-daemonless.sh", &self.buildkit].map(str::to_owned));
+        args.extend(
+            [
+                "build",
+                "--frontend",
+                "dockerfile.v0",
+                "--local",
+                "context=/workspace/context",
+                "--local",
+                "dockerfile=/workspace/context",
+                "--opt",
+                "build-arg:WHO=you",
+                "--output",
+                &output,
+                "--metadata-file",
+                "/tmp/metadata.json",
+                "--progress",
+                "rawjson",
+            ]
+            .map(str::to_owned),
+        );
+        client.run(args).await
+    }
+
+    /// The same build in a job.
+    fn build(&self, context: &VolumeId) -> Outcome<ImageBuild> {
+        let mut build = ImageBuild::new("app".parse()?, self.tag().parse()?, "context".parse()?);
+        build.image = self.buildkit.parse()?;
+        build.inputs.push(BuildInput {
+            volume: context.clone(),
+            path: "context".parse()?,
+        });
+        build.build_args.insert("WHO".into(), "you".into());
+        build.push = true;
+        build.network = NetworkMode::Host;
+        let mut registry = RegistryAuth::default();
+        registry.insecure = true;
+        build.registry = Some(registry);
+        Ok(build)
+    }
+
+    /// A volume with the context.
+    async fn context(&self, job: &Job) -> Outcome<VolumeId> {
+        let volume = job.create_volume("context").await?;
+        let mut files = Vec::new();
+        for name in ["busybox", "Dockerfile"] {
+            let content = std::fs::read(self.folder.join(name))?;
+            let mut file = orchestra::InjectedFile::new(format!("/{name}").parse()?, content);
+            file.mode = 0o755;
+            files.push(file);
+        }
+        let tar = futures_util::stream::iter([Ok(tar_of_files(&files).await?)]).boxed();
+        job.driver().write_volume(&volume, &VolumePath::root(), tar).await?;
+        Ok(volume)
+    }
+}
+
+/// All of them.
+pub(crate) async fn all(bench: &mut Bench) -> Outcome<()> {
+    let site = Site::new();
+    for (what, dockerfile) in [
+        ("one build, pushed", SHORT.to_owned()),
+        ("a longer build, pushed", longer()),
+    ] {
+        write_context(&site.folder, &dockerfile)?;
+        cold(bench, &site, what).await?;
+    }
+    write_context(&site.folder, SHORT)?;
+    cached(bench, &site).await?;
+    shared(bench, &site).await?;
+    let measured = load(bench, &site).await;
+    std::fs::remove_dir_all(&site.folder)?;
+    measured
+}
+
+/// `orchestra build` against the client, with nothing of an earlier build.
+async fn cold(bench: &mut Bench, site: &Site, what: &str) -> Outcome<()> {
     let (binary, client) = (binary()?, bench.client.clone());
-    let registry = std::env::var("ORCHESTRA_TEST_REGISTRY").unwrap_or_else(|_| "127.0.0.1:5055".to_owned());
-    let buildkit =
-        std::env::var("ORCHESTRA_TEST_BUILDKIT_IMAGE").unwrap_or_else(|_| "moby/buildkit:v0.34.2".to_owned());
-    let folder = std::env::temp_dir().join(format!("orchestra-bench-{}", std::process::id()));
-    write_context(&folder)?;
-    let tag = format!("{registry}/bench/app:latest");
+    let tag = site.tag();
     let ours = || async {
         let mut command = Command::new(&binary);
-        command.arg("build").arg(&folder).args([
+        command.arg("build").arg(&site.folder).args([
             "--tag",
             &tag,
             "--push",
@@ -43,49 +164,100 @@ pub(crate) async fn one(bench: &mut Bench) -> Outcome<()> {
         ]);
         succeed(&mut command).await
     };
-    let mount = format!("{}:/workspace/context:ro", folder.display());
-    let output = format!("type=image,name={tag},push=true,registry.insecure=true");
-    let theirs = || {
-        client.run([
-            "run",
-            "--rm",
-            "--privileged",
-            "--network",
-            "host",
-            "--volume",
-            &mount,
-            "--entrypoint",
-            "buildctl-daemonless.sh",
-            &buildkit,
-            "build",
-            "--frontend",
-            "dockerfile.v0",
-            "--local",
-            "context=/workspace/context",
-            "--local",
-            "dockerfile=/workspace/context",
-            "--opt",
-            "build-arg:WHO=you",
-            "--output",
-            &output,
-            "--metadata-file",
-            "/tmp/metadata.json",
-            "--progress",
-            "rawjson",
-        ])
+    let mounts = [format!("{}:/workspace/context:ro", site.folder.display())];
+    let theirs = || site.by_client(&client, &mounts);
+    let rounds = bench.rounds.div_ceil(2);
+    bench
+        .table
+        .compare(what, "docker run of the same buildctl", "≤ 1.05", rounds, ours, theirs)
+        .await
+}
+
+/// A build whose layers are all on its cache volume, against the client on the same volume.
+async fn cached(bench: &mut Bench, site: &Site) -> Outcome<()> {
+    let job = Job::builder(bench.driver.clone()).build();
+    let context = site.context(&job).await?;
+    let cache = job.create_volume("state").await?;
+    let client = bench.client.clone();
+    let ours = || async {
+        let mut build = site.build(&context)?;
+        build.caches.push(BuildCache {
+            volume: cache.clone(),
+            path: "/var/lib/buildkit".parse()?,
+        });
+        build.run(&job).await?;
+        Ok(())
+    };
+    let mounts = [
+        format!("{}:/workspace/context:ro", context.as_str()),
+        format!("{}:/var/lib/buildkit", cache.as_str()),
+    ];
+    let theirs = || site.by_client(&client, &mounts);
+    let rounds = bench.rounds.div_ceil(2);
+    let what = "a build that is wholly cached";
+    let measured = bench
+        .table
+        .compare(what, "docker run on the same volumes", "≤ 1.1", rounds, ours, theirs)
+        .await;
+    job.end().await?;
+    measured
+}
+
+/// A build of a job after its first, by a daemon that they share, against one with a daemon to itself.
+async fn shared(bench: &mut Bench, site: &Site) -> Outcome<()> {
+    let job = Job::builder(bench.driver.clone()).build();
+    let context = site.context(&job).await?;
+    let builders = SharedBuilders::new(&job);
+    let ours = || async {
+        site.build(&context)?.shared(&builders).run(&job).await?;
+        Ok(())
+    };
+    let theirs = || async {
+        site.build(&context)?.run(&job).await?;
+        Ok(())
+    };
+    let rounds = bench.rounds.div_ceil(2);
+    let what = "a job's second build, shared builder";
+    let measured = bench
+        .table
+        .compare(what, "a daemon for each build", "≤ 0.5", rounds, ours, theirs)
+        .await;
+    builders.stop().await;
+    job.end().await?;
+    measured
+}
+
+/// A large image, from its archive into the engine.
+async fn load(bench: &mut Bench, site: &Site) -> Outcome<()> {
+    let (client, driver) = (bench.client.clone(), bench.driver.clone());
+    let (name, archive) = ("localhost/bench/large:1", site.folder.join("large.tar"));
+    let (folder, path) = (site.folder.display(), client.path().to_owned());
+    let make = format!(
+        "set -e; cd '{folder}'; head -c {LARGE} /dev/urandom >large; tar -cf - large | '{path}' import - {name} >/dev/null; \
+         '{path}' save -o large.tar {name}; rm large"
+    );
+    succeed(Command::new("sh").args(["-c", &make])).await?;
+    let image = name.parse()?;
+    // Both begin without it.
+    let ours = || async {
+        client.run(["rmi", "--force", name]).await?;
+        Ok(driver
+            .import_image(
+                &image,
+                from_reader(tokio::fs::File::open(&archive).await?, "read the archive"),
+            )
+            .await?)
+    };
+    let file = archive.display().to_string();
+    let theirs = || async {
+        client.run(["rmi", "--force", name]).await?;
+        client.run(["load", "--input", &file]).await
     };
     let rounds = bench.rounds.div_ceil(2);
     let measured = bench
         .table
-        .compare(
-            "one build, pushed",
-            "docker run of the same buildctl",
-            "≤ 1.05",
-            rounds,
-            ours,
-            theirs,
-        )
+        .compare("load of a 500 MB image", "docker load", "≤ 1.1", rounds, ours, theirs)
         .await;
-    std::fs::remove_dir_all(&folder)?;
+    client.run(["rmi", "--force", name]).await?;
     measured
 }

@@ -79,7 +79,7 @@ async fn main() -> Outcome<()> {
         caches::all(&mut bench).await?;
     }
     if wanted("build") {
-        build::one(&mut bench).await?;
+        build::all(&mut bench).await?;
     }
     if wanted("volumes") {
         volumes::one_gib(&mut bench).await?;

@@ -28,8 +28,29 @@ use orchestra_image_build::{
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
+#[path = "image_build/inputs.rs"]
+mod inputs;
 #[path = "image_build/options.rs"]
 mod options;
+#[path = "image_build/results.rs"]
+mod results;
+#[path = "image_build/tls.rs"]
+mod tls;
+
+use inputs::{
+    a_context_is_fetched_from_its_url, a_key_is_used_by_a_step_and_seen_by_none,
+    files_of_the_inputs_give_arguments_and_labels, images_of_the_inputs_need_no_registry,
+    run_steps_have_the_network_that_was_asked_for,
+};
+use results::{
+    a_cache_is_pruned_to_its_limit, a_failing_step_is_shown_with_its_lines_its_output_and_its_code,
+    a_list_of_what_is_in_the_image_is_pushed_with_it, a_registry_of_ones_own_authority_wants_a_certificate,
+    a_root_file_system_is_unpacked_with_its_metadata,
+    a_step_for_a_platform_that_can_not_run_here_is_refused_before_the_build,
+    builds_of_a_job_share_a_builder_and_do_without_one_that_died, further_stages_have_outputs_of_their_own,
+    layers_are_shared_by_a_bucket, two_hundred_hostile_values_arrive_as_they_are,
+    what_the_checks_of_the_dockerfile_find_is_listed, what_was_pushed_is_what_another_program_reads,
+};
 
 use options::{
     a_base_image_comes_from_a_mirror, a_cache_is_left_aside_for_all_steps_or_those_of_a_stage,
@@ -111,6 +132,23 @@ fn main() {
         a_base_image_comes_from_a_mirror,
         what_was_built_is_in_volumes_for_the_next_tasks,
         what_the_dockerignore_names_is_not_in_the_image,
+        a_context_is_fetched_from_its_url,
+        files_of_the_inputs_give_arguments_and_labels,
+        images_of_the_inputs_need_no_registry,
+        a_key_is_used_by_a_step_and_seen_by_none,
+        run_steps_have_the_network_that_was_asked_for,
+        a_failing_step_is_shown_with_its_lines_its_output_and_its_code,
+        what_the_checks_of_the_dockerfile_find_is_listed,
+        two_hundred_hostile_values_arrive_as_they_are,
+        what_was_pushed_is_what_another_program_reads,
+        a_step_for_a_platform_that_can_not_run_here_is_refused_before_the_build,
+        a_list_of_what_is_in_the_image_is_pushed_with_it,
+        layers_are_shared_by_a_bucket,
+        a_registry_of_ones_own_authority_wants_a_certificate,
+        builds_of_a_job_share_a_builder_and_do_without_one_that_died,
+        further_stages_have_outputs_of_their_own,
+        a_root_file_system_is_unpacked_with_its_metadata,
+        a_cache_is_pruned_to_its_limit,
     ];
     // The same builds, by a builder that may do nothing which a user may not.
     cases.extend(cases![
@@ -134,6 +172,21 @@ fn main() {
         layers_are_shared_by_a_directory_of_a_cache,
         a_base_image_comes_from_a_mirror,
         archives_are_in_volumes_for_the_next_tasks,
+        a_date_makes_the_same_context_the_same_image,
+        a_context_is_fetched_from_its_url,
+        files_of_the_inputs_give_arguments_and_labels,
+        images_of_the_inputs_need_no_registry,
+        a_key_is_used_by_a_step_and_seen_by_none,
+        run_steps_have_the_network_that_was_asked_for,
+        a_failing_step_is_shown_with_its_lines_its_output_and_its_code,
+        what_the_checks_of_the_dockerfile_find_is_listed,
+        two_hundred_hostile_values_arrive_as_they_are,
+        what_was_pushed_is_what_another_program_reads,
+        a_step_for_a_platform_that_can_not_run_here_is_refused_before_the_build,
+        a_list_of_what_is_in_the_image_is_pushed_with_it,
+        layers_are_shared_by_a_bucket,
+        a_registry_of_ones_own_authority_wants_a_certificate,
+        builds_of_a_job_share_a_builder_and_do_without_one_that_died,
     ]);
     libtest_mimic::run(&arguments, cases).exit();
 }

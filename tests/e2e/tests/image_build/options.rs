@@ -24,14 +24,14 @@ const HOSTILE: [&str; 12] = [
 ];
 
 impl Site {
-    fn pushed(&self, name: &str, source: &VolumeId) -> ImageBuild {
+    pub(crate) fn pushed(&self, name: &str, source: &VolumeId) -> ImageBuild {
         let mut build = self.build(name, &self.fixture.registry, source);
         build.target = None;
         build.push = true;
         build
     }
 
-    fn json(&self, build: &str, path: &str) -> Result<Value, libtest_mimic::Failed> {
+    pub(crate) fn json(&self, build: &str, path: &str) -> Result<Value, libtest_mimic::Failed> {
         let repository = format!("{}/{build}", self.job.id());
         Ok(registry::json(&self.fixture.registry, &repository, path)?)
     }
@@ -214,7 +214,7 @@ pub(crate) async fn a_frontend_that_can_not_be_fetched_is_named(site: &Site) -> 
 
 /// The same build twice, by daemons that know nothing of each other: the second takes all layers from where the first put
 /// them.
-async fn shared(site: &Site, change: impl Fn(&mut ImageBuild, &str) -> Outcome) -> Outcome {
+pub(crate) async fn shared(site: &Site, change: impl Fn(&mut ImageBuild, &str) -> Outcome) -> Outcome {
     let source = site
         .source(
             "FROM scratch AS made\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"sh\", \"-c\", \"echo x >/made\"]\n\

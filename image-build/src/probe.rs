@@ -1,0 +1,52 @@
+//! Whether an engine's host lets builders do what they have to.
+
+use std::time::Duration;
+
+use orchestra::{ExitStatus, ImageRef, Job, Name, PullPolicy, Result, SharedDriver, Task};
+
+use crate::{ImageBuild, command};
+
+/// What each daemon does first: mounts, without privileges in namespaces that it has made.
+const PRIVILEGED: &str = "mkdir -p /tmp/probe && mount -t tmpfs none /tmp/probe";
+const ROOTLESS: &str = "rootlesskit sh -c 'mkdir -p /tmp/probe && mount -t tmpfs none /tmp/probe'";
+/// How long it may take beyond the fetching of the image.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Tries, in a container of this BuildKit image, what builders with or without privileges need. `None` if it works, else
+/// what was said. The container is gone when this returns.
+///
+/// # Errors
+/// Whatever the engine fails with; that it does not permit such a container is one.
+pub async fn probe(
+    driver: &SharedDriver,
+    image: &ImageRef,
+    rootless: bool,
+    pull: PullPolicy,
+) -> Result<Option<String>> {
+    let job = Job::builder(driver.clone()).build();
+    let ended = run(&job, image, rootless, pull).await;
+    let removed = job.end().await;
+    let ended = ended?;
+    removed?;
+    Ok(ended)
+}
+
+async fn run(job: &Job, image: &ImageRef, rootless: bool, pull: PullPolicy) -> Result<Option<String>> {
+    let name = Name::new("probe")?;
+    let mut build = ImageBuild::new(name.clone(), image.clone(), Task::WORKING_DIR.parse()?);
+    build.image = image.clone();
+    build.rootless = rootless;
+    build.pull = pull;
+    let script = if rootless { ROOTLESS } else { PRIVILEGED };
+    let task = command::confined(Task::with_image(name, image.clone()).shell(script), &build);
+    let ended = job.run(task.timeout(LIMIT)).await?;
+    if ended.exit.success() {
+        return Ok(None);
+    }
+    let said = [ended.stderr.to_string(), ended.stdout.to_string()].concat();
+    let last = said.lines().rev().find(|line| !line.trim().is_empty());
+    Ok(Some(match (ended.exit, last) {
+        (ExitStatus::Code(_), Some(line)) => line.trim().to_owned(),
+        (exit, _) => exit.to_string(),
+    }))
+}

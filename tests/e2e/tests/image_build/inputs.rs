@@ -1,0 +1,236 @@
+//! What a build is given: contexts of all kinds, files of pairs, images of archives, keys, networks.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::process::Command;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use orchestra::tar::{END, Head, padded};
+use orchestra::{ContainerPath, InjectedFile, NetworkMode, SecretString, Task, VolumeId, VolumePath, tar_of_files};
+use orchestra_image_build::{BuildContext, BuildError, BuildInput, BuildOutput, ImageBuild, OutputFormat};
+
+use crate::{Outcome, Site, contains, failed};
+
+/// An archive over plain HTTP, which is served until the program ends.
+fn served(archive: Vec<u8>) -> Result<String, libtest_mimic::Failed> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let url = format!("http://{}/context.tar", listener.local_addr()?);
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let mut request = [0; 4096];
+            let size = client.read(&mut request).unwrap_or(0);
+            let body: &[u8] = if request[..size].starts_with(b"HEAD") {
+                &[]
+            } else {
+                &archive
+            };
+            let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", archive.len());
+            client
+                .write_all(head.as_bytes())
+                .and_then(|()| client.write_all(body))
+                .ok();
+        }
+    });
+    Ok(url)
+}
+
+pub(crate) async fn a_context_is_fetched_from_its_url(site: &Site) -> Outcome {
+    let dockerfile = b"FROM scratch\nCOPY Dockerfile /copied\n";
+    let mut archive = Head::file(dockerfile.len() as u64).blocks("Dockerfile");
+    archive.extend([padded(dockerfile), END]);
+    let url = served(archive.concat())?;
+    let mut build = site.local("fetched", &"none".parse()?);
+    build.inputs.clear();
+    build.options.context_url = Some(url.clone());
+    let result = build.run(&site.job).await?;
+    contains(
+        &result.stderr.to_string(),
+        &["load remote build context", "COPY Dockerfile /copied"],
+    );
+    site.forget(&result).await?;
+
+    let mut build = site.local("inline", &"none".parse()?);
+    build.inputs.clear();
+    build.options.context_url = Some(url);
+    build.options.dockerfile_inline = Some("FROM scratch\nCOPY Dockerfile /other\n".into());
+    let result = build.run(&site.job).await?;
+    contains(&result.stderr.to_string(), &["COPY Dockerfile /other"]);
+    site.forget(&result).await
+}
+
+pub(crate) async fn files_of_the_inputs_give_arguments_and_labels(site: &Site) -> Outcome {
+    let source = site
+        .source_with(
+            "FROM scratch\nARG FROM_FILE\nARG BOTH\nLABEL told=\"$FROM_FILE $BOTH\"\nCOPY Dockerfile /\n",
+            "printf '# versions\\nFROM_FILE=a b $(id)\\nBOTH=of file\\n' >args && printf 'one=1\\ntold=\\n' >labels && echo bad >bad",
+        )
+        .await?;
+    let mut build = site.pushed("filed", &source);
+    build.build_args.insert("BOTH".into(), "of the build".into());
+    build.options.build_args_files.push("source/args".parse()?);
+    build.options.labels_files.push("source/labels".parse()?);
+    build.options.labels.insert("told".into(), "wins".into());
+    build.options.labels.insert("args".into(), "x".into());
+    let result = build.run(&site.job).await?;
+    let config = site.json("filed", &format!("blobs/{}", result.config_digest.unwrap()))?;
+    let labels = &config["config"]["Labels"];
+    assert_eq!((&labels["one"], &labels["told"]), (&"1".into(), &"wins".into()));
+    let history = config["history"].to_string();
+    contains(&history, &["FROM_FILE=a b $(id)", "BOTH=of the build"]);
+
+    for (file, expected) in [("source/bad", "line 1 is not KEY=VALUE"), ("source/missing", "missing")] {
+        let mut build = site.local("misfiled", &source);
+        build.options.build_args_files.push(file.parse()?);
+        let error = build.run(&site.job).await.unwrap_err();
+        assert!(matches!(error, BuildError::Job(_)), "{error:?}");
+        contains(&format!("{error:?}"), &[expected]);
+    }
+    assert!(site.left().is_empty(), "{:?}", site.left());
+    Ok(())
+}
+
+/// A volume with an image as an archive and as a layout, which a build made.
+async fn packed(site: &Site) -> Result<VolumeId, libtest_mimic::Failed> {
+    let source = site
+        .source("FROM scratch\nCOPY busybox /bin/busybox\nCOPY Dockerfile /base\n")
+        .await?;
+    let mut build = site.local("base", &source);
+    build.load = Some(false);
+    let volume = site.job.create_volume("source-packed").await?;
+    build.outputs.push(BuildOutput {
+        volume: volume.clone(),
+        path: "packed".parse()?,
+        format: OutputFormat::Oci,
+    });
+    let result = build.run(&site.job).await?;
+    assert!(result.digest.starts_with("sha256:"));
+    assert!(!site.driver.image_exists(&result.reference).await?, "it was loaded");
+    let unpack = Task::new("unpack", &site.fixture.image)?
+        .shell("cd packed && mkdir layout && tar -xf image.tar -C layout && echo x >none.tar");
+    site.job.run(unpack.mount(&volume, "packed")?).await?.success()?;
+    Ok(volume)
+}
+
+pub(crate) async fn images_of_the_inputs_need_no_registry(site: &Site) -> Outcome {
+    let packed = packed(site).await?;
+    let with = |build: &mut ImageBuild| {
+        build.network = NetworkMode::None;
+        build.inputs.push(BuildInput {
+            volume: packed.clone(),
+            path: "packed".parse().unwrap(),
+        });
+    };
+    let source = site
+        .source("ARG BASE_IMAGE\nFROM $BASE_IMAGE AS one\nRUN [\"/bin/busybox\", \"cat\", \"/base\"]\nFROM scratch\nCOPY --from=more /base /\nCOPY --from=one /base /two\n")
+        .await?;
+    let mut build = site.local("offline", &source);
+    with(&mut build);
+    build
+        .options
+        .image_args
+        .insert("BASE_IMAGE".into(), "packed/image.tar".parse()?);
+    let context: BuildContext = "oci-layout://packed/layout".parse()?;
+    build.options.build_contexts.insert("more".into(), context);
+    let result = build.run(&site.job).await?;
+    contains(
+        &result.stderr.to_string(),
+        &["COPY Dockerfile /base", "COPY --from=more"],
+    );
+    site.forget(&result).await?;
+
+    for (path, expected) in [
+        ("packed/none.tar", "is no archive of an image"),
+        ("source", "has no index.json"),
+        ("packed/missing", "has no index.json"),
+    ] {
+        let mut build = site.local("wrong", &source);
+        with(&mut build);
+        build.options.image_args.insert("BASE_IMAGE".into(), path.parse()?);
+        contains(&failed(build.run(&site.job).await).to_string(), &[expected, path]);
+    }
+    Ok(())
+}
+
+pub(crate) async fn run_steps_have_the_network_that_was_asked_for(site: &Site) -> Outcome {
+    let source = site
+        .source("FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"sh\", \"-c\", \"echo has $(/bin/busybox ls /sys/class/net | /bin/busybox wc -l); /bin/busybox cat /proc/net/dev\"]\n")
+        .await?;
+    let mut said = Vec::new();
+    for network in [NetworkMode::None, NetworkMode::Host] {
+        let mut build = site.local("network", &source);
+        build.options.run_network = network;
+        let result = build.run(&site.job).await?;
+        said.push(result.stderr.to_string());
+        site.forget(&result).await?;
+    }
+    let interfaces = |text: &str| {
+        text.lines()
+            .filter(|line| line.contains(": ") && line.contains("    "))
+            .count()
+    };
+    let outside = Task::new("outside", &site.fixture.image)?
+        .command(["cat", "/proc/net/dev"])
+        .network(NetworkMode::Host);
+    let outside = site.job.run(outside).await?.success()?.stdout.to_string();
+    assert!(interfaces(&said[0]) <= 1, "{}", said[0]);
+    for line in outside.lines().filter_map(|line| line.split_once(':')) {
+        contains(&said[1], &[line.0.trim()]);
+    }
+    Ok(())
+}
+
+/// The agent's client of this machine, with what it is linked with.
+fn ssh_add() -> Result<Vec<InjectedFile>, libtest_mimic::Failed> {
+    let program = "/usr/bin/ssh-add";
+    let linked = Command::new("ldd").arg(program).output()?;
+    let linked = String::from_utf8_lossy(&linked.stdout).into_owned();
+    let libraries = linked
+        .lines()
+        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    let files = libraries.chain([program]).map(|path| {
+        let mut file = InjectedFile::new(ContainerPath::new(format!("/client{path}"))?, std::fs::read(path)?);
+        file.mode = 0o755;
+        Ok(file)
+    });
+    files.collect()
+}
+
+pub(crate) async fn a_key_is_used_by_a_step_and_seen_by_none(site: &Site) -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let key = dir.path().join("key");
+    let made = Command::new("ssh-keygen")
+        .args(["-q", "-t", "ed25519", "-N", "", "-C", "of the build", "-f"])
+        .arg(&key)
+        .status()?;
+    assert!(made.success());
+    let print = Command::new("ssh-keygen").arg("-lf").arg(&key).output()?;
+    let print = String::from_utf8(print.stdout)?
+        .split_whitespace()
+        .nth(1)
+        .ok_or("no print")?
+        .to_owned();
+    let pem = std::fs::read_to_string(&key)?;
+
+    let source = site
+        .source("FROM scratch\nCOPY client /\nCOPY busybox /bin/busybox\nRUN --mount=type=ssh [\"/usr/bin/ssh-add\", \"-l\"]\nRUN --mount=type=ssh,id=other,required [\"/bin/busybox\", \"sh\", \"-c\", \"/bin/busybox find / -xdev -type f -exec /bin/busybox grep -l PRIVATE {} + || echo no key\"]\n")
+        .await?;
+    let client = tar_of_files(&ssh_add()?).await?;
+    let tar = stream::iter([Ok::<Bytes, _>(client)]).boxed();
+    site.driver.write_volume(&source, &VolumePath::root(), tar).await?;
+    let mut build = site.local("keyed", &source);
+    for id in ["default", "other"] {
+        build.ssh.insert(id.into(), SecretString::from(pem.clone()));
+    }
+    let shown = format!("{build:?}");
+    let result = build.run(&site.job).await?;
+    let said = result.stderr.to_string();
+    contains(&said, &[&print, "no key"]);
+    let body = pem.lines().nth(1).ok_or("no body")?;
+    assert!(!said.contains(body) && !shown.contains(body));
+    site.forget(&result).await?;
+
+    let failed = failed(site.local("keyless", &source).run(&site.job).await);
+    contains(&failed.to_string(), &["RUN --mount=type=ssh"]);
+    Ok(())
+}
