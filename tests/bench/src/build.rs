@@ -106,9 +106,10 @@ impl Site {
         build.build_args.insert("WHO".into(), "you".into());
         build.push = true;
         build.network = NetworkMode::Host;
-        let mut registry = RegistryAuth::default();
-        registry.insecure = true;
-        build.registry = Some(registry);
+        build.registry = Some(RegistryAuth {
+            insecure: true,
+            ..RegistryAuth::default()
+        });
         Ok(build)
     }
 
