@@ -48,7 +48,7 @@ pub(crate) enum Command {
 /// What every command that talks to an engine takes.
 #[derive(Debug, Default, Args)]
 pub(crate) struct EngineArgs {
-    /// Which driver talks to the engine: docker, podman, or auto for the first of them that answers [default: docker]
+    /// Which driver talks to the engine: docker, podman, containerd, or auto for the first of them that answers [default: docker]
     #[arg(long, value_name = "NAME")]
     pub(crate) driver: Option<String>,
     /// The configuration file [default: orchestra.toml, where there is one]

@@ -1,7 +1,7 @@
 //! The configuration: defaults, then the file, then `ORCHESTRA_*` variables, then flags.
 //!
 //! ```toml
-//! driver = "docker"                   # or "podman", or "auto" for the first of them that answers
+//! driver = "docker"                   # or "podman" or "containerd", or "auto" for the first of them that answers
 //! grace = "10s"                       # what a task that is asked to end has until it is killed
 //!
 //! allow_privileged = false            # refuses privileged containers before anything is made,
@@ -12,6 +12,14 @@
 //!
 //! [podman]
 //! host = "unix:///run/podman/podman.sock"
+//!
+//! [containerd]
+//! address = "/run/containerd/containerd.sock"
+//! namespace = "orchestra"
+//! state = "/var/lib/orchestra/containerd" # volumes, logs, and how containers ended
+//! snapshotter = "overlayfs"
+//! subnet = "10.87.0.0/16"             # of the default network
+//! cni = ["/usr/lib/cni", "/opt/cni/bin"] # where its plugins are looked for
 //!
 //! [image_build]
 //! image = "moby/buildkit:v0.34.2-rootless"

@@ -90,8 +90,11 @@ async fn examine(driver: &SharedDriver, config: &Config) -> Result<Findings, Fai
     })
 }
 
-/// Why an engine that is otherwise whole may lack a capability, and what would give it.
-fn why(capability: &str) -> &'static str {
+/// Why the engine lacks a capability, and what would give it: in its driver's words, or what is usually the reason.
+fn why<'a>(info: &'a DriverInfo, capability: &str) -> &'a str {
+    if let Some(reason) = info.reasons.get(capability) {
+        return reason;
+    }
     match capability {
         "cpu_quota" | "memory_limit" | "pids_limit" => {
             "its cgroup controller is not there; without root it has to be delegated to the user"
@@ -160,7 +163,7 @@ fn text(found: &Findings, wrong: &[&str], theme: Theme) -> String {
     });
     let can_not = can_not
         .iter()
-        .map(|(name, _)| format!("{} {name:<21}{}", theme.bad("✗"), theme.dim(why(name))));
+        .map(|(name, _)| format!("{} {name:<21}{}", theme.bad("✗"), theme.dim(why(info, name))));
     for (label, rows) in [("can", can.collect::<Vec<_>>()), ("can not", can_not.collect())] {
         for (number, row) in rows.iter().enumerate() {
             let label = if number == 0 { label } else { "" };
@@ -197,7 +200,9 @@ fn text(found: &Findings, wrong: &[&str], theme: Theme) -> String {
 
 fn json_of(found: &Findings, wrong: &[&str]) -> Value {
     let missing = found.info.capabilities.list().into_iter().filter(|(_, can)| !can);
-    let missing: Map<String, Value> = missing.map(|(name, _)| (name.clone(), why(&name).into())).collect();
+    let missing: Map<String, Value> = missing
+        .map(|(name, _)| (name.clone(), why(&found.info, &name).into()))
+        .collect();
     json!({
         "usable": wrong.is_empty(),
         "engine": found.info,
@@ -271,6 +276,20 @@ mod tests {
             (&json!(false), &json!(false))
         );
         assert_eq!(told["missing"].as_object().unwrap().len(), 1, "{told}");
+    }
+
+    #[test]
+    fn the_drivers_own_reason_goes_before_the_usual_one() {
+        let mut missing = Capabilities::ALL;
+        missing.default_network = false;
+        let mut found = found(missing);
+        found.info = found.info.because("default_network", "CNI plugins are missing: bridge");
+        let shown = text(&found, &wrong(&missing), Theme::PLAIN);
+        assert!(
+            shown.contains("✗ default_network      CNI plugins are missing: bridge\n"),
+            "{shown}"
+        );
+        assert!(!shown.contains("slirp4netns"), "{shown}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use orchestra::layer::Privileges;
 use orchestra::{ErrorKind, SharedDriver, layer};
 pub(crate) use orchestra_containerd::ContainerdConfig;
-use orchestra_containerd::ContainerdDriver;
+use orchestra_containerd::{ContainerdDriver, is_containerd};
 pub(crate) use orchestra_docker::DockerConfig;
 use orchestra_docker::DockerDriver;
 pub(crate) use orchestra_podman::PodmanConfig;
@@ -52,6 +52,14 @@ impl Known {
         }
     }
 
+    /// The key of its table that says the same.
+    const fn key(self) -> &'static str {
+        match self {
+            Self::Docker | Self::Podman => "host",
+            Self::Containerd => "address",
+        }
+    }
+
     /// Whether someone has said where this engine is.
     fn is_placed(self, config: &Config, is_set: impl Fn(&str) -> bool) -> bool {
         let host = match self {
@@ -63,16 +71,41 @@ impl Known {
     }
 
     async fn connect(self, config: &Config) -> orchestra::Result<SharedDriver> {
-        let failed = |error: orchestra::Error| error.during("connect").on_driver(self.name());
+        match self.try_to_connect(config).await {
+            Ok(driver) => Ok(driver),
+            Err(error) => Err(self.recognise(error).await.during("connect").on_driver(self.name())),
+        }
+    }
+
+    async fn try_to_connect(self, config: &Config) -> orchestra::Result<SharedDriver> {
         Ok(match self {
-            Self::Docker => Arc::new(DockerDriver::connect(config.docker.clone()).await.map_err(failed)?),
-            Self::Podman => Arc::new(PodmanDriver::connect(config.podman.clone()).await.map_err(failed)?),
-            Self::Containerd => Arc::new(
-                ContainerdDriver::connect(config.containerd.clone())
-                    .await
-                    .map_err(failed)?,
-            ),
+            Self::Docker => Arc::new(DockerDriver::connect(config.docker.clone()).await?),
+            Self::Podman => Arc::new(PodmanDriver::connect(config.podman.clone()).await?),
+            Self::Containerd => Arc::new(ContainerdDriver::connect(config.containerd.clone()).await?),
         })
+    }
+
+    /// Names a containerd that was taken for another engine. Drivers that speak HTTP/1.1 see only that it does not; containerd's
+    /// own recognises the others.
+    async fn recognise(self, error: orchestra::Error) -> orchestra::Error {
+        let endpoint = error.context().find(|(key, _)| *key == "endpoint");
+        let socket = endpoint.and_then(|(_, endpoint)| endpoint.strip_prefix("unix://").map(str::to_owned));
+        match socket {
+            Some(socket)
+                if self != Self::Containerd
+                    && error.kind() == ErrorKind::Unsupported
+                    && is_containerd(socket.as_ref()).await =>
+            {
+                let name = self.name();
+                let message = format!("containerd answers here, not {name}");
+                orchestra::Error::new(ErrorKind::Unsupported, message)
+                    .with_hint(format!(
+                        "use the driver of that engine (`--driver containerd`), or name {name}'s own socket"
+                    ))
+                    .with("endpoint", format!("unix://{socket}"))
+            }
+            _ => error,
+        }
     }
 }
 
@@ -135,7 +168,7 @@ async fn first_that_answers(config: &Config) -> Result<SharedDriver, Failure> {
     let tried: String = tried.iter().map(told).collect();
     let places: Vec<String> = Known::ALL
         .iter()
-        .map(|known| format!("{} or `host` in [{}]", known.variable(), known.name()))
+        .map(|known| format!("{} or `{}` in [{}]", known.variable(), known.key(), known.name()))
         .collect();
     let hint = format!("start one, or say where it is: {}", places.join(", "));
     Err(Failure::text(

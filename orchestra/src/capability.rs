@@ -1,5 +1,7 @@
 //! What an engine can do, as data that is compared with a spec before anything is made.
 
+use std::collections::BTreeMap;
+
 use crate::{ContainerSpec, Error, ErrorKind, NetworkMode, Profile, PullImage, Result};
 
 /// What a driver's engine can do. Each field says "the engine does what the spec's field of that name asks"; a layer may
@@ -127,13 +129,18 @@ impl Capabilities {
     /// # Errors
     /// [`ErrorKind::Unsupported`] naming every capability that is asked for and missing.
     pub fn check_container(&self, spec: &ContainerSpec) -> Result<()> {
+        refuse(&self.missing_for(spec), &BTreeMap::new())
+    }
+
+    /// The names of those that `spec` asks for and that are missing.
+    pub(crate) fn missing_for(&self, spec: &ContainerSpec) -> Vec<&'static str> {
         let limits = &spec.limits;
         let network = match spec.network {
             NetworkMode::Default => ("default_network", self.default_network),
             NetworkMode::None => ("no_network", self.no_network),
             NetworkMode::Host => ("host_network", self.host_network),
         };
-        check(&[
+        missing(&[
             (true, network.0, network.1),
             (spec.privileged, "privileged", self.privileged),
             (
@@ -174,7 +181,8 @@ impl Capabilities {
     /// # Errors
     /// [`ErrorKind::Unsupported`] naming what is asked for and missing.
     pub fn check_pull(&self, pull: &PullImage) -> Result<()> {
-        check(&[(pull.insecure, "insecure_pull", self.insecure_pull)])
+        let missing = missing(&[(pull.insecure, "insecure_pull", self.insecure_pull)]);
+        refuse(&missing, &BTreeMap::new())
     }
 
     /// Each capability by name, in the order of the fields.
@@ -191,20 +199,26 @@ impl Capabilities {
     }
 }
 
-fn check(asked: &[(bool, &str, bool)]) -> Result<()> {
-    let missing: Vec<&str> = asked
+fn missing(asked: &[(bool, &'static str, bool)]) -> Vec<&'static str> {
+    asked
         .iter()
         .filter(|(asked, _, has)| *asked && !*has)
         .map(|(_, name, _)| *name)
-        .collect();
+        .collect()
+}
+
+/// Refuses what asks for capabilities that are missing, with the reasons that are known.
+pub(crate) fn refuse(missing: &[&str], reasons: &BTreeMap<String, String>) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    Err(Error::new(
-        ErrorKind::Unsupported,
-        format!("the engine lacks {}", missing.join(", ")),
-    )
-    .with_hint("leave out what asks for it, or use another engine; `orchestra doctor` lists what this one can do"))
+    let mut message = format!("the engine lacks {}", missing.join(", "));
+    for reason in missing.iter().filter_map(|name| reasons.get(*name)) {
+        message.push_str(": ");
+        message.push_str(reason);
+    }
+    Err(Error::new(ErrorKind::Unsupported, message)
+        .with_hint("leave out what asks for it, or use another engine; `orchestra doctor` lists what this one can do"))
 }
 
 #[cfg(test)]

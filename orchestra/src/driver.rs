@@ -1,10 +1,12 @@
 //! The contract between `orchestra` and a container engine.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use crate::capability::refuse;
 use crate::{
     ByteStream, Capabilities, ContainerId, ContainerSpec, Created, EndReport, ExecSpec, ExecStream, ExitStatus,
     ImageRef, InjectedFile, JobId, LogStream, Platform, PullImage, PullStream, Resource, Result, Signal, VolumeId,
@@ -27,6 +29,8 @@ pub struct DriverInfo {
     pub platform: Platform,
     /// What it can do.
     pub capabilities: Capabilities,
+    /// Why a capability is missing and what would give it, by the capability's name, where the driver knows.
+    pub reasons: BTreeMap<String, String>,
 }
 
 impl DriverInfo {
@@ -46,7 +50,23 @@ impl DriverInfo {
             api_version: api_version.into(),
             platform,
             capabilities,
+            reasons: BTreeMap::new(),
         }
+    }
+
+    /// Says why a capability is missing, and what would give it.
+    #[must_use]
+    pub fn because(mut self, capability: &str, reason: impl Into<String>) -> Self {
+        self.reasons.insert(capability.to_owned(), reason.into());
+        self
+    }
+
+    /// Compares `spec` with what the engine can do, as [`Capabilities::check_container`] does, and says why it can't.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) naming every capability that is asked for and missing.
+    pub fn check_container(&self, spec: &ContainerSpec) -> Result<()> {
+        refuse(&self.capabilities.missing_for(spec), &self.reasons)
     }
 }
 

@@ -117,6 +117,13 @@ fn channel(socket: PathBuf) -> Channel {
         .connect_with_connector_lazy(connect)
 }
 
+/// Whether a containerd answers on this socket: what another engine's driver could not speak to may be one. No answer within
+/// two seconds is none.
+pub async fn is_containerd(socket: &Path) -> bool {
+    let answer = async { Client::new(socket, "default")?.engine_version().await };
+    matches!(tokio::time::timeout(PROBE, answer).await, Ok(Ok(_)))
+}
+
 /// Says whether another engine listens there, and which: one that speaks HTTP as docker does.
 pub(crate) async fn recognise(socket: &Path) -> Option<Error> {
     let answer = tokio::time::timeout(PROBE, async {
@@ -134,19 +141,21 @@ pub(crate) async fn recognise(socket: &Path) -> Option<Error> {
         return None;
     }
     let has = |header: &str| answer.contains(&format!("\r\n{header}:"));
-    let (engine, driver) = if has("libpod-api-version") {
-        ("podman", Some("podman"))
-    } else if has("api-version") || has("docker-experimental") {
-        ("docker", Some("docker"))
-    } else {
-        ("something that speaks HTTP", None)
+    let other = match (
+        has("libpod-api-version"),
+        has("api-version") || has("docker-experimental"),
+    ) {
+        (true, _) => Some("podman"),
+        (false, true) => Some("docker"),
+        (false, false) => None,
     };
-    let message = format!("{engine} listens there, not containerd");
-    let error = Error::new(ErrorKind::Protocol, message);
-    Some(match driver {
-        Some(driver) => error.with_hint(format!(
-            "use the driver {driver:?} for it, or give containerd's socket as `address`"
-        )),
-        None => error.with_hint("give containerd's socket as `address`"),
-    })
+    let message = format!(
+        "{} answers here, not containerd",
+        other.unwrap_or("something that speaks HTTP/1.1")
+    );
+    let hint = match other {
+        Some(other) => format!("use the driver of that engine (`--driver {other}`), or name containerd's own socket"),
+        None => "name containerd's own socket, or use the driver of the engine that answers here".to_owned(),
+    };
+    Some(Error::new(ErrorKind::Unsupported, message).with_hint(hint))
 }

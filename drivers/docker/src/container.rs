@@ -33,7 +33,7 @@ const REMOVAL: Duration = Duration::from_secs(60);
 impl DockerDriver {
     pub(crate) async fn make_container(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<Created> {
         spec.validate()?;
-        self.info.capabilities.check_container(spec)?;
+        self.info.check_container(spec)?;
         let mut body = spec::body(spec, self.log_limit)?;
         if spec.entrypoint.is_none() && spec.command.as_ref().is_some_and(Vec::is_empty) {
             // No arguments at all. docker takes an empty list for the image's, unless the entry point is a new one.

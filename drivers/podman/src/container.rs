@@ -94,7 +94,7 @@ pub(crate) fn state_of(status: &str) -> ContainerState {
 impl PodmanDriver {
     pub(crate) async fn make_container(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<Created> {
         spec.validate()?;
-        self.info.capabilities.check_container(spec)?;
+        self.info.check_container(spec)?;
         // libpod would make what is missing.
         let volumes = spec.mounts.iter().map(|mount| self.volume(mount.volume.as_str()));
         future::try_join_all(volumes).await?;

@@ -112,7 +112,7 @@ impl Life {
             return Err(Error::invalid(format!("the file {} needs an absolute path", file.path)));
         }
         spec.validate()?;
-        self.job.driver.info().capabilities.check_container(spec)?;
+        self.job.driver.info().check_container(spec)?;
         let own = self.job.labels(&self.name);
         let fingerprint = spec.fingerprint();
         spec.labels.extend(own);

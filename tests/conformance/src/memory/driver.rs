@@ -168,7 +168,7 @@ impl Driver for MemoryDriver {
     async fn create_container(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<Created> {
         self.engine.answer().await?;
         spec.validate()?;
-        self.info.capabilities.check_container(spec)?;
+        self.info.check_container(spec)?;
         let mut state = lock(&self.engine.state);
         if state.containers.contains_key(id) {
             return Ok(Created::Existing);

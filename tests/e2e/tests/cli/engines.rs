@@ -116,9 +116,10 @@ fn auto_does_not_pass_over_a_host_that_makes_no_sense(fixture: &Fixture) {
 
 fn an_engine_that_someone_has_placed_goes_before_one_that_is_only_there(fixture: &Fixture) {
     let dir = hello(fixture);
+    let key = KnownDriver::chosen().expect("a driver").host_key();
     dir.write(
         "orchestra.toml",
-        format!("driver = 'auto'\n[{}]\nhost = '{}'", fixture.driver, fixture.host()),
+        format!("driver = 'auto'\n[{}]\n{key} = '{}'", fixture.driver, fixture.host()),
     );
     let mut command = fixture.orchestra(["run", "p.yml"]).any_driver().dir(dir.path());
     for known in KnownDriver::ALL {
@@ -221,6 +222,12 @@ fn a_server_that_speaks_no_http_is_told_as_one(fixture: &Fixture) {
         let finished = command
             .env(known.host().0, format!("unix://{}", socket.display()))
             .run();
+        if known == KnownDriver::Containerd {
+            // To this one it is an engine that begins as it should, and then never answers.
+            assert_eq!(finished.code, 3, "{finished}");
+            assert_says(&finished, &["no answer within 20 s", "grpc.sock"]);
+            continue;
+        }
         assert_eq!(finished.code, 2, "{finished}");
         let told = format!("does not speak HTTP/1.1 answers here, not {}", known.name());
         assert_says(&finished, &[&told, "grpc.sock", "hint: name"]);
