@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use orchestra::{Job, SharedDriver, Task, layer, sink};
+use orchestra_containerd::{ContainerdConfig, ContainerdDriver};
 use orchestra_docker::{DockerConfig, DockerDriver};
 use orchestra_podman::{PodmanConfig, PodmanDriver};
 
@@ -15,6 +16,7 @@ async fn main() -> orchestra::Result<()> {
     // The only place that knows which engine it is.
     let driver: SharedDriver = match std::env::args().nth(1).as_deref() {
         Some("podman") => Arc::new(PodmanDriver::connect(PodmanConfig::default()).await?),
+        Some("containerd") => Arc::new(ContainerdDriver::connect(ContainerdConfig::default()).await?),
         _ => Arc::new(DockerDriver::connect(DockerConfig::default()).await?),
     };
     let job = Job::builder(layer::standard(driver)).build();

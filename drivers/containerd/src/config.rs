@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 const DEFAULT_SOCKET: &str = "/run/containerd/containerd.sock";
 const DEFAULT_NAMESPACE: &str = "orchestra";
+const DEFAULT_STATE: &str = "/var/lib/orchestra/containerd";
+/// Where the command's configuration says the same.
+const STATE_VARIABLE: &str = "ORCHESTRA_CONTAINERD__STATE";
 
 /// Where containerd is, and where and how this driver does what containerd leaves to its clients.
 ///
@@ -25,8 +28,10 @@ pub struct ContainerdConfig {
     /// made in, and the name of the cgroup that containers are in. Where `None`, the environment's `CONTAINERD_NAMESPACE`,
     /// and without that `orchestra`.
     pub namespace: Option<String>,
-    /// The folder with volumes, logs, and what is known of containers that ended. It belongs to one containerd.
-    pub state: PathBuf,
+    /// The folder with volumes, logs, and what is known of containers that ended. It belongs to one containerd, which has to
+    /// see it at the same path. Where `None`, the environment's `ORCHESTRA_CONTAINERD__STATE`, as the `orchestra` command
+    /// takes it, and without that `/var/lib/orchestra/containerd`.
+    pub state: Option<PathBuf>,
     /// The snapshotter that images are unpacked with.
     pub snapshotter: String,
     /// The OCI runtime that containerd's runc shim runs: a path, or a name in its `PATH`. Where `None`, its default, `runc`.
@@ -45,7 +50,7 @@ impl Default for ContainerdConfig {
         Self {
             address: None,
             namespace: None,
-            state: "/var/lib/orchestra/containerd".into(),
+            state: None,
             snapshotter: "overlayfs".to_owned(),
             runtime: None,
             // Debian's, the projects' own, and Fedora's.
@@ -91,10 +96,17 @@ impl ContainerdConfig {
         Ok(namespace)
     }
 
-    /// Refuses what can't be.
-    pub(crate) fn validate(&self) -> Result<()> {
-        let folders = self.cni.iter().chain([&self.state]);
-        match folders.into_iter().find(|folder| !is_plain(folder)) {
+    /// The state folder.
+    pub(crate) fn state(&self, variable: impl Fn(&str) -> Option<String>) -> PathBuf {
+        let told = || variable(STATE_VARIABLE).filter(|value| !value.is_empty());
+        let state = self.state.clone().or_else(|| told().map(PathBuf::from));
+        state.unwrap_or_else(|| DEFAULT_STATE.into())
+    }
+
+    /// Refuses folders that can't be.
+    pub(crate) fn validate(&self, state: &Path) -> Result<()> {
+        let mut folders = self.cni.iter().map(PathBuf::as_path).chain([state]);
+        match folders.find(|folder| !is_plain(folder)) {
             Some(folder) => Err(Error::invalid(format!(
                 "{folder:?} is not an absolute path that can be told to containerd"
             ))),
@@ -150,6 +162,27 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{bad}");
             assert!(error.hint().unwrap().contains("unix:///PATH"), "{error:?}");
         }
+    }
+
+    #[test]
+    fn the_state_folder_is_an_absolute_path_told_by_config_or_environment() {
+        let state = |own: Option<&str>, variable: Option<&str>| {
+            let config = ContainerdConfig {
+                state: own.map(PathBuf::from),
+                ..ContainerdConfig::default()
+            };
+            config.state(|name| variable.filter(|_| name == STATE_VARIABLE).map(str::to_owned))
+        };
+        for (own, variable, expected) in [
+            (None, None, "/var/lib/orchestra/containerd"),
+            (None, Some(""), "/var/lib/orchestra/containerd"),
+            (None, Some("/a"), "/a"),
+            (Some("/b"), Some("/a"), "/b"),
+        ] {
+            assert_eq!(state(own, variable), Path::new(expected), "{own:?} {variable:?}");
+        }
+        let refused = ContainerdConfig::default().validate(Path::new("relative"));
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::InvalidInput);
     }
 
     #[test]

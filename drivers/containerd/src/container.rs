@@ -16,7 +16,7 @@ use orchestra::{
 };
 use orchestra_oci::etc;
 use orchestra_oci::image::Image;
-use orchestra_oci::spec::{SpecInput, runtime_spec, user_of};
+use orchestra_oci::spec::{SpecInput, image_volumes, runtime_spec, user_of};
 use orchestra_oci::users::{ResolvedUser, resolve_user};
 use prost::Message;
 use prost_types::Any;
@@ -48,10 +48,13 @@ pub(crate) struct Extension {
     pub(crate) stdin: bool,
     /// Volumes by where they are mounted.
     pub(crate) mounts: BTreeMap<String, VolumeId>,
+    /// The volumes that its image declares, and where they lie on this host.
+    #[serde(default)]
+    pub(crate) own_volumes: BTreeMap<String, PathBuf>,
 }
 
 impl Extension {
-    fn new(id: &ContainerId, spec: &ContainerSpec) -> Result<Self> {
+    fn new(id: &ContainerId, spec: &ContainerSpec, own_volumes: &BTreeMap<ContainerPath, PathBuf>) -> Result<Self> {
         let mounts = spec
             .mounts
             .iter()
@@ -66,6 +69,10 @@ impl Extension {
                 .collect(),
             stdin: spec.stdin,
             mounts: mounts.collect::<Result<_>>()?,
+            own_volumes: own_volumes
+                .iter()
+                .map(|(path, own)| (path.resolve("/"), own.clone()))
+                .collect(),
         })
     }
 
@@ -147,7 +154,7 @@ impl ContainerdDriver {
 
     pub(crate) async fn make_container(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<Created> {
         spec.validate()?;
-        self.check(spec)?;
+        self.info.check_container(spec)?;
         if self.find(id).await?.is_some() {
             return Ok(Created::Existing);
         }
@@ -158,21 +165,6 @@ impl ContainerdDriver {
             let message = format!("the runtime ended while a container was made: {error}");
             Err(Error::new(ErrorKind::Cancelled, message))
         })
-    }
-
-    fn check(&self, spec: &ContainerSpec) -> Result<()> {
-        match (&self.network, spec.network) {
-            // It says what is missing.
-            (Err(why), NetworkMode::Default) => {
-                let message = format!("the engine lacks default_network: {}", why.message());
-                let error = Error::new(ErrorKind::Unsupported, message);
-                Err(match why.hint() {
-                    Some(hint) => error.with_hint(hint),
-                    None => error,
-                })
-            }
-            _ => self.info.capabilities.check_container(spec),
-        }
     }
 
     async fn create(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<Created> {
@@ -189,8 +181,41 @@ impl ContainerdDriver {
         // Of two who make one container, each has a layer of its own until one is first.
         let key = format!("{engine_id}-{}", JobId::unique());
         let mounts = self.layer(&lease, &key, &image, &spec.labels).await?;
-        let user = self.user(mounts, user_of(spec, &image.config).to_owned()).await?;
-        let runtime = self.runtime_spec(id, spec, &image, user, volumes).await?;
+        let own = self.state.container(&engine_id).own_volumes(&key);
+        let made = self.write_record(id, spec, &image, key, mounts, volumes).await;
+        if !matches!(made, Ok(Created::New)) {
+            // With the lease goes the layer.
+            blocking(move || {
+                own.remove();
+                Ok(())
+            })
+            .await?;
+            return made;
+        }
+        lease.end().await;
+        made
+    }
+
+    /// Makes the container's record over a writable layer.
+    async fn write_record(
+        &self,
+        id: &ContainerId,
+        spec: &ContainerSpec,
+        image: &Image,
+        key: String,
+        mounts: Vec<Mount>,
+        volumes: BTreeMap<VolumeId, PathBuf>,
+    ) -> Result<Created> {
+        let engine_id = engine_id(id.as_str());
+        let user = user_of(spec, &image.config).to_owned();
+        let declared = image_volumes(spec, &image.config);
+        let own = self.state.container(&engine_id).own_volumes(&key);
+        let looked = rootfs::with(mounts, self.state.mount_point(), move |root| {
+            Ok((resolve_user(root, &user)?, own.fill(root, &declared)?))
+        });
+        let (user, own) = looked.await?;
+        let extension = Extension::new(id, spec, &own)?;
+        let runtime = self.runtime_spec(id, spec, image, user, volumes, own).await?;
         let container = Container {
             id: engine_id,
             labels: spec.labels.clone().into_iter().collect(),
@@ -199,17 +224,14 @@ impl ContainerdDriver {
             spec: Some(any(SPEC, &runtime)?),
             snapshotter: self.snapshotter.clone(),
             snapshot_key: key,
-            extensions: HashMap::from([(EXTENSION.to_owned(), any(EXTENSION, &Extension::new(id, spec)?)?)]),
+            extensions: HashMap::from([(EXTENSION.to_owned(), any(EXTENSION, &extension)?)]),
             ..Container::default()
         };
         let request = CreateContainerRequest {
             container: Some(container),
         };
         match self.client.containers().create(self.client.request(request)).await {
-            Ok(_) => {
-                lease.end().await;
-                Ok(Created::New)
-            }
+            Ok(_) => Ok(Created::New),
             Err(status) if status.code() == Code::AlreadyExists => Ok(Created::Existing),
             Err(status) => Err(about(Subject::Container)(status)),
         }
@@ -231,10 +253,6 @@ impl ContainerdDriver {
         )
     }
 
-    async fn user(&self, mounts: Vec<Mount>, user: String) -> Result<ResolvedUser> {
-        rootfs::with(mounts, self.state.mount_point(), move |root| resolve_user(root, &user)).await
-    }
-
     async fn runtime_spec(
         &self,
         id: &ContainerId,
@@ -242,6 +260,7 @@ impl ContainerdDriver {
         image: &Image,
         user: ResolvedUser,
         volumes: BTreeMap<VolumeId, PathBuf>,
+        image_volumes: BTreeMap<ContainerPath, PathBuf>,
     ) -> Result<Spec> {
         let engine_id = engine_id(id.as_str());
         let cgroup = PathBuf::from(format!("/{}/{engine_id}", self.namespace));
@@ -256,7 +275,7 @@ impl ContainerdDriver {
                 rootfs: Path::new("rootfs"),
                 user,
                 volumes,
-                image_volumes: BTreeMap::new(),
+                image_volumes,
                 hostname: &hostname,
                 netns: None,
                 cgroup: &cgroup,
@@ -335,6 +354,8 @@ impl ContainerdDriver {
         for (target, volume) in &extension.mounts {
             places.push((PathBuf::from(target), self.volumes.get(volume).await?.path));
         }
+        let own = extension.own_volumes.iter();
+        places.extend(own.map(|(target, path)| (PathBuf::from(target), path.clone())));
         Ok(places)
     }
 

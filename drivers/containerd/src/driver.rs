@@ -69,14 +69,14 @@ impl ContainerdDriver {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for an address or namespace that makes no sense, and for a snapshotter that containerd
     /// lacks, [`ErrorKind::Unreachable`] and [`ErrorKind::PermissionDenied`] as the socket has it, and the latter if this is not
-    /// root, [`ErrorKind::Protocol`] where another engine listens, [`ErrorKind::Unsupported`] for a containerd that is older
-    /// than 1.6, [`ErrorKind::DeadlineExceeded`] if it says nothing for 20 seconds.
+    /// root, [`ErrorKind::Unsupported`] where another engine answers and for a containerd that is older than 1.6, [`ErrorKind::DeadlineExceeded`] if it says nothing for 20 seconds.
     pub async fn connect(config: ContainerdConfig) -> Result<Self> {
         let variable = |name: &str| std::env::var(name).ok();
-        config.validate()?;
+        let state = config.state(variable);
+        config.validate(&state)?;
         let socket = config.socket(variable)?;
         let namespace = config.namespace(variable)?;
-        let connected = tokio::time::timeout(CONNECT, Self::open(&config, &socket, namespace)).await;
+        let connected = tokio::time::timeout(CONNECT, Self::open(&config, &socket, namespace, state)).await;
         let silent = || {
             let message = format!("no answer within {} s", CONNECT.as_secs());
             Error::new(ErrorKind::DeadlineExceeded, message)
@@ -86,7 +86,7 @@ impl ContainerdDriver {
             .map_err(|error| error.with("endpoint", format!("unix://{}", socket.display())))
     }
 
-    async fn open(config: &ContainerdConfig, socket: &Path, namespace: String) -> Result<Self> {
+    async fn open(config: &ContainerdConfig, socket: &Path, namespace: String, root: PathBuf) -> Result<Self> {
         let client = Client::new(socket, &namespace)?;
         let version = match client.engine_version().await {
             Ok(version) => version,
@@ -100,7 +100,7 @@ impl ContainerdDriver {
         }
         check_snapshotter(&client, &config.snapshotter).await?;
         let pid = peer(socket);
-        let (root, ours) = (config.state.clone(), namespace.clone());
+        let ours = namespace.clone();
         let (state, helper, host) = blocking(move || {
             let state = State::open(&root, &ours)?;
             let helper = state.helper()?;
@@ -110,16 +110,22 @@ impl ContainerdDriver {
         let sees_processes = sees_its_processes(pid);
         let network = match sees_processes {
             true => network(config, &state).await.map_err(Arc::new),
-            false => Err(Arc::new(Error::new(
-                ErrorKind::Unsupported,
-                "containerd runs in another process namespace: its containers' networks can't be reached",
-            ))),
+            false => {
+                let message = "containerd runs in another process namespace: its containers' networks can't be reached";
+                let hint = "run orchestra in containerd's, or use the networks `none` and `host`";
+                Err(Arc::new(Error::new(ErrorKind::Unsupported, message).with_hint(hint)))
+            }
         };
         let capabilities = capabilities(&host, network.is_ok());
         let platform: Platform = format!("linux/{}", architecture()).parse()?;
         let endpoint = format!("unix://{}", socket.display());
+        let mut info = DriverInfo::new("containerd", endpoint, version, "v1", platform, capabilities);
+        if let Err(why) = &network {
+            let hint = why.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+            info = info.because("default_network", format!("{}{hint}", why.message()));
+        }
         Ok(Self {
-            info: DriverInfo::new("containerd", endpoint, version, "v1", platform, capabilities),
+            info,
             client,
             namespace,
             snapshotter: config.snapshotter.clone(),

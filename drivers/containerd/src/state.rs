@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
-use std::io;
+use std::io::{self, BufWriter};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use orchestra::{ContainerPath, Error, JobId, Result};
+use orchestra_helper::tree;
 use orchestra_oci::logs::install_program;
 use rustix::fs::{FileType, FlockOperation, Mode, flock};
 use rustix::mount::{UnmountFlags, unmount};
@@ -168,6 +169,57 @@ impl Fifos {
     }
 }
 
+/// A container's own volumes, one for each that its image declares: as other engines have them, what the image has there is
+/// copied in, and they go with the container. All of it blocks.
+#[derive(Clone, Debug)]
+pub(crate) struct OwnVolumes(PathBuf);
+
+impl OwnVolumes {
+    /// Makes them, and says where they lie.
+    pub(crate) fn fill(&self, root: &Path, declared: &[ContainerPath]) -> Result<BTreeMap<ContainerPath, PathBuf>> {
+        let fill = |(number, path): (usize, &ContainerPath)| {
+            let volume = self.0.join(number.to_string());
+            let place = path.resolve("/");
+            let inside = Path::new(place.trim_start_matches('/'));
+            make(&volume)
+                .and_then(|()| copy(root, inside, &volume))
+                .map_err(|error| Error::io(format!("copy the image's {path} to {}", volume.display()), error))?;
+            Ok((path.clone(), volume.join(inside)))
+        };
+        declared.iter().enumerate().map(fill).collect()
+    }
+
+    /// Removes them.
+    pub(crate) fn remove(&self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Copies a directory of one tree to the same place in another; an image that has none there gets an empty one.
+fn copy(from: &Path, inside: &Path, to: &Path) -> io::Result<()> {
+    // No link is followed: on this host it may lead anywhere.
+    let is_folder = |part: &Path| from.join(part).symlink_metadata().is_ok_and(|found| found.is_dir());
+    if inside.ancestors().all(is_folder) {
+        let (mut output, input) = io::pipe()?;
+        std::thread::scope(|scope| {
+            let packing = scope.spawn(move || tree::pack(from, &[inside], &mut BufWriter::new(input)));
+            let unpacked = tree::unpack(to, Path::new(""), &mut output);
+            if unpacked.is_ok() {
+                // What fills up a tar's last block is written too.
+                io::copy(&mut output, &mut io::sink())?;
+            }
+            // One that is not read to its end is told so by the pipe.
+            drop(output);
+            let packed = packing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            unpacked.and(packed).map_err(io::Error::other)
+        })?;
+    }
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(to.join(inside))
+}
+
 /// What is kept of one container. All of it blocks.
 #[derive(Clone, Debug)]
 pub(crate) struct Folder(PathBuf);
@@ -184,6 +236,11 @@ impl Folder {
             Ok((path, self.path(name)))
         });
         files.into_iter().collect()
+    }
+
+    /// Where the volumes are that its image declares. `key` tells apart those who make one container at once.
+    pub(crate) fn own_volumes(&self, key: &str) -> OwnVolumes {
+        OwnVolumes(self.path("volumes").join(key))
     }
 
     /// Makes it.
@@ -345,6 +402,27 @@ mod tests {
             1,
             "no partial file stays"
         );
+    }
+
+    #[test]
+    fn a_volume_that_an_image_declares_begins_with_what_the_image_has() {
+        let (root, image) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let data = image.path().join("var/data");
+        fs::create_dir_all(&data).unwrap();
+        fs::write(data.join("file"), "from the image").unwrap();
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o1777)).unwrap();
+        fs::write(image.path().join("var/other"), "").unwrap();
+        let folder = State::open(root.path(), "test").unwrap().container("a");
+        let declared = ["/var/data", "/not/there"].map(|path| ContainerPath::new(path).unwrap());
+        let own = folder.own_volumes("first");
+        let filled = own.fill(image.path(), &declared).unwrap();
+        let data = &filled[&declared[0]];
+        assert_eq!(fs::read_to_string(data.join("file")).unwrap(), "from the image");
+        assert_eq!(data.metadata().unwrap().permissions().mode() & 0o7777, 0o1777);
+        assert!(!data.parent().unwrap().join("other").exists());
+        assert_eq!(fs::read_dir(&filled[&declared[1]]).unwrap().count(), 0);
+        own.remove();
+        assert!(!data.exists());
     }
 
     #[test]

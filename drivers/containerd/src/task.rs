@@ -346,12 +346,20 @@ impl ContainerdDriver {
     /// Deletes a task whose end was recorded. Of many who see an end one does it: containerd answers those who come second
     /// while it is at it with errors of any kind (1.7: `ttrpc: closed`).
     async fn clear(&self, engine_id: &str, folder: &Folder) -> Result<()> {
-        let locked = folder.clone();
-        let _lock = blocking(move || locked.lock_if_there()).await?;
-        match self.task(engine_id).await? {
-            Some(_) => self.delete_task(engine_id).await,
-            None => Ok(()),
-        }
+        let (driver, engine_id, folder) = (self.clone(), engine_id.to_owned(), folder.clone());
+        // Not dropped half-way with its caller, such as a log that has been read to its end: from when its shim has gone until
+        // it is deleted, containerd says that there is no such task, and refuses another one of that name.
+        let clearing = tokio::spawn(async move {
+            let _lock = blocking(move || folder.lock_if_there()).await?;
+            match driver.task(&engine_id).await? {
+                Some(_) => driver.delete_task(&engine_id).await,
+                None => Ok(()),
+            }
+        });
+        clearing.await.unwrap_or_else(|error| {
+            let message = format!("the runtime ended while a task was deleted: {error}");
+            Err(Error::new(ErrorKind::Cancelled, message))
+        })
     }
 
     /// Deletes a task that has ended; one that is not there is success.

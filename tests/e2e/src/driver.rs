@@ -53,6 +53,15 @@ impl KnownDriver {
         }
     }
 
+    /// The setting of its table in the configuration that says the same.
+    #[must_use]
+    pub fn host_key(self) -> &'static str {
+        match self {
+            Self::Docker | Self::Podman => "host",
+            Self::Containerd => "address",
+        }
+    }
+
     /// Where below `XDG_RUNTIME_DIR` an ordinary user's own engine listens, if its clients look for it there.
     #[must_use]
     pub fn users_socket(self) -> Option<&'static str> {
@@ -72,7 +81,8 @@ impl KnownDriver {
             (Self::Containerd, Endpoint::Unix(socket)) => {
                 let config = containerd(None);
                 let namespace = config.namespace.unwrap_or_else(|| "orchestra".to_owned());
-                Ok(Engine::containerd(socket, namespace, config.state))
+                let state = config.state.unwrap_or_else(|| "/var/lib/orchestra/containerd".into());
+                Ok(Engine::containerd(socket, namespace, state))
             }
             // podman's service answers docker's API too, which is enough to look at what it holds.
             (_, endpoint) => Ok(Engine::new(endpoint)),
@@ -125,9 +135,7 @@ fn containerd(address: Option<String>) -> ContainerdConfig {
         None => env::var(name).ok(),
     };
     config.namespace = told("CONTAINERD_NAMESPACE");
-    if let Some(state) = told("ORCHESTRA_CONTAINERD__STATE") {
-        config.state = state.into();
-    }
+    config.state = told("ORCHESTRA_CONTAINERD__STATE").map(Into::into);
     config.address = address;
     config
 }
