@@ -1,7 +1,8 @@
 //! The inside of a [`sandbox`](crate::sandbox): the first process of its namespaces.
 //!
 //! It makes the mounts, starts the daemons one after the other and waits until each is ready, says `ready` on
-//! its standard output, and then waits for its standard input to end. Whatever way its parent goes, by an error, a
+//! its standard output, and then waits for its standard input to end; a line there says [`RESTART`], and is answered in the same
+//! way. Whatever way its parent goes, by an error, a
 //! panic, Ctrl-C or `kill -9`, that pipe closes. The guard then kills all that lives in the namespaces (it is
 //! their process 1, so that is one call, and takes containers and their shims along), and removes the folders and
 //! cgroups. Should the guard itself be killed, the kernel kills the rest of its process namespace, and undoes its mounts.
@@ -9,7 +10,7 @@
 use std::{
     collections::HashMap,
     fs::{self, File},
-    io::{self, Read, Write},
+    io::{self, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
@@ -26,6 +27,9 @@ use crate::{engine, folders::Folders, mounts, process, term, user::Cover};
 
 /// How long a daemon may take until it is ready.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The line that makes it kill the engine and start it again.
+pub(crate) const RESTART: &str = "restart";
 
 /// What a guard is to do; it is handed over as a JSON file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -74,6 +78,8 @@ impl Ready {
 enum Event {
     /// A child is gone: a daemon, or an orphan that the namespace's process 1 inherits.
     Exited(Pid, String),
+    /// The parent wants the engine killed and started again.
+    Restart,
     /// The parent is gone, or wants this to end.
     Stop,
 }
@@ -116,11 +122,26 @@ fn serve(plan: &Plan, events: Sender<Event>, inbox: &Receiver<Event>) -> Result<
         }
     }
     // The parent may be gone by now; that it is shows on standard input.
-    let _ = io::stdout().write_all(b"ready\n").and_then(|()| io::stdout().flush());
+    let ready = || io::stdout().write_all(b"ready\n").and_then(|()| io::stdout().flush());
+    let _ = ready();
 
     while let Ok(event) = inbox.recv() {
         match event {
             Event::Stop => break,
+            Event::Restart => {
+                // The last one of them is the engine, the others are what it stands on.
+                let Some(engine) = plan.daemons.iter().rfind(|daemon| daemon.in_rootfs) else {
+                    bail!("there is no engine to start again");
+                };
+                if !end(engine, &mut running, inbox)? {
+                    break;
+                }
+                running.insert(start(plan, engine, &running)?, engine);
+                if !await_ready(plan, engine, &mut running, inbox)? {
+                    break;
+                }
+                let _ = ready();
+            }
             Event::Exited(pid, how) => {
                 if let Some(daemon) = running.remove(&pid) {
                     term::note(&format!("{} {how} while it was needed", daemon.name));
@@ -129,6 +150,23 @@ fn serve(plan: &Plan, events: Sender<Event>, inbox: &Receiver<Event>) -> Result<
         }
     }
     Ok(())
+}
+
+/// Kills a daemon, if it runs; false when the sandbox is to stop before its end.
+fn end(daemon: &Daemon, running: &mut HashMap<Pid, &Daemon>, inbox: &Receiver<Event>) -> Result<bool> {
+    let is_it = |(pid, other): (&Pid, &&Daemon)| (other.name == daemon.name).then_some(*pid);
+    while let Some(pid) = running.iter().find_map(is_it) {
+        // Its end may be on its way to us already.
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+        match inbox.recv().context("nobody collects exits")? {
+            Event::Exited(ended, _) => {
+                running.remove(&ended);
+            }
+            Event::Stop => return Ok(false),
+            Event::Restart => {}
+        }
+    }
+    Ok(true)
 }
 
 /// Starts a command in the root file system that is its first argument. A `chroot` would not do: the containers' mount
@@ -181,7 +219,7 @@ fn await_ready(
                     );
                 }
             }
-            Err(TryRecvError::Empty) => {}
+            Ok(Event::Restart) | Err(TryRecvError::Empty) => {}
         }
         if start.elapsed() > START_TIMEOUT {
             let log = tail(plan, daemon);
@@ -209,7 +247,11 @@ fn tail(plan: &Plan, daemon: &Daemon) -> String {
 
 fn watch_stdin(events: Sender<Event>) {
     thread::spawn(move || {
-        let _ = io::stdin().read_to_end(&mut Vec::new());
+        for line in io::stdin().lines().map_while(Result::ok) {
+            if line == RESTART {
+                let _ = events.send(Event::Restart);
+            }
+        }
         let _ = events.send(Event::Stop);
     });
 }

@@ -7,10 +7,10 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     os::{fd::AsFd, unix::process::CommandExt},
     path::PathBuf,
-    process::{Child, ChildStdin, Command, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -21,7 +21,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{
     folders::Folders,
-    guard::{Daemon, Plan},
+    guard::{Daemon, Plan, RESTART},
     process, term,
     user::Cover,
 };
@@ -56,6 +56,8 @@ pub(crate) struct Sandbox {
     owner: u32,
     /// See [`Folders::program`].
     program: PathBuf,
+    /// What the guard says.
+    answers: Option<BufReader<ChildStdout>>,
 }
 
 impl Sandbox {
@@ -95,19 +97,41 @@ impl Sandbox {
             .spawn()
             .context("cannot start `unshare`")?;
         let owner = process.id();
-        let output = process.stdout.take();
+        let answers = process.stdout.take().map(BufReader::new);
         let stop = process.stdin.take();
         running().push(Guard { folders, process, stop });
-        let sandbox = Self { name, owner, program };
-
-        let mut answer = String::new();
-        if let Some(output) = output {
-            BufReader::new(output).read_line(&mut answer)?;
-        }
-        if answer.trim() != "ready" {
+        let mut sandbox = Self {
+            name,
+            owner,
+            program,
+            answers,
+        };
+        if !sandbox.is_ready()? {
             bail!("the private daemons did not start");
         }
         Ok(sandbox)
+    }
+
+    /// Waits until the guard says that all is up, or ends.
+    fn is_ready(&mut self) -> Result<bool> {
+        let mut answer = String::new();
+        if let Some(answers) = &mut self.answers {
+            answers.read_line(&mut answer)?;
+        }
+        Ok(answer.trim() == "ready")
+    }
+
+    /// Kills the engine, and starts it again with all that it kept.
+    pub(crate) fn restart_engine(&mut self) -> Result<()> {
+        if let Some(guard) = running().iter_mut().find(|guard| guard.folders.name == self.name)
+            && let Some(input) = &mut guard.stop
+        {
+            writeln!(input, "{RESTART}")?;
+        }
+        if !self.is_ready()? {
+            bail!("the private engine did not start again");
+        }
+        Ok(())
     }
 
     /// A command that runs beside the daemons: it shares their network, sees their processes, and ends when they do.

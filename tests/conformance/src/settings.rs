@@ -143,6 +143,12 @@ pub trait ThrowawayEngine: Send + Sync {
     /// Whatever keeps it from doing so.
     async fn kill(&self) -> Result<()>;
 
+    /// Ends it at once, and starts it again with all that it kept; it answers when this returns.
+    ///
+    /// # Errors
+    /// Whatever keeps it from doing so.
+    async fn restart(&self) -> Result<()>;
+
     /// Keeps it from answering, as an overloaded or stuck engine does.
     ///
     /// # Errors

@@ -13,7 +13,7 @@
 use std::env;
 use std::os::unix::net::UnixListener;
 use std::process::{ExitCode, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -22,15 +22,18 @@ use orchestra_conformance::{Settings, ThrowawayEngine};
 use orchestra_e2e::KnownDriver;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::sync::Mutex as AsyncMutex;
 
 /// An engine that ends with its standard input.
 struct Throwaway {
     driver: KnownDriver,
     folder: TempDir,
-    pid: Pid,
+    pid: Mutex<Pid>,
     child: Child,
+    /// Where it is told to start its engine again, and says that it has.
+    talk: AsyncMutex<Option<(ChildStdin, BufReader<ChildStdout>)>>,
 }
 
 impl Throwaway {
@@ -48,31 +51,44 @@ impl Throwaway {
             .stderr(Stdio::inherit())
             .spawn()
             .map_err(failed)?;
-        let mut ready = String::new();
-        if let Some(stdout) = child.stdout.take() {
-            BufReader::new(stdout).read_line(&mut ready).await.map_err(failed)?;
-        }
-        let pid = std::fs::read_to_string(folder.path().join("engine.pid")).map_err(failed)?;
-        let pid = pid.trim().parse().ok().and_then(Pid::from_raw);
-        let pid =
-            pid.ok_or_else(|| Error::new(ErrorKind::Engine, format!("the engine is not ready: it said {ready:?}")))?;
+        let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(Error::invalid("an engine without pipes"));
+        };
+        let mut stdout = BufReader::new(stdout);
+        let pid = Self::ready(&mut stdout, &folder).await?;
         Ok(Self {
             driver,
             folder,
-            pid,
+            pid: Mutex::new(pid),
             child,
+            talk: AsyncMutex::new(Some((stdin, stdout))),
         })
     }
 
+    /// Waits until it says that it is ready; its process id.
+    async fn ready(stdout: &mut BufReader<ChildStdout>, folder: &TempDir) -> Result<Pid> {
+        let failed = |error| Error::io("start an engine", error);
+        let mut said = String::new();
+        stdout.read_line(&mut said).await.map_err(failed)?;
+        let pid = std::fs::read_to_string(folder.path().join("engine.pid")).map_err(failed)?;
+        let pid = pid.trim().parse().ok().and_then(Pid::from_raw);
+        let pid = pid.filter(|_| said.trim() == "ready");
+        pid.ok_or_else(|| Error::new(ErrorKind::Engine, format!("the engine is not ready: it said {said:?}")))
+    }
+
+    fn pid(&self) -> Pid {
+        *self.pid.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn signal(&self, signal: Signal) -> Result<()> {
-        kill_process(self.pid, signal).map_err(|error| Error::io(format!("send {signal:?}"), error.into()))
+        kill_process(self.pid(), signal).map_err(|error| Error::io(format!("send {signal:?}"), error.into()))
     }
 }
 
 impl Throwaway {
     /// Whether all threads are in the state `T` of proc_pid_stat(5).
     fn stopped(&self) -> bool {
-        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid.as_raw_nonzero()))
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid().as_raw_nonzero()))
             .into_iter()
             .flatten();
         threads.flatten().all(|thread| {
@@ -92,6 +108,18 @@ impl ThrowawayEngine for Throwaway {
 
     async fn kill(&self) -> Result<()> {
         self.signal(Signal::KILL)
+    }
+
+    async fn restart(&self) -> Result<()> {
+        let mut talk = self.talk.lock().await;
+        let Some((stdin, stdout)) = talk.as_mut() else {
+            return Err(Error::invalid("the engine has ended"));
+        };
+        let asked = stdin.write_all(b"restart\n").await;
+        asked.map_err(|error| Error::io("start an engine again", error))?;
+        let pid = Self::ready(stdout, &self.folder).await?;
+        *self.pid.lock().unwrap_or_else(PoisonError::into_inner) = pid;
+        Ok(())
     }
 
     async fn pause(&self) -> Result<()> {
@@ -115,7 +143,7 @@ impl Drop for Throwaway {
     fn drop(&mut self) {
         // One that is stopped can't be asked to end, and one that was killed needs no resuming.
         let _ = self.signal(Signal::CONT);
-        drop(self.child.stdin.take());
+        drop(self.talk.get_mut().take());
         // It removes what it made, which takes a moment; only one that hangs is left behind.
         for _ in 0..200 {
             if !matches!(self.child.try_wait(), Ok(None)) {

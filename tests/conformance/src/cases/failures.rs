@@ -6,12 +6,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream as streams};
 use orchestra::layer::{Deadlines, Layered, Timeouts};
-use orchestra::{ContainerId, ErrorKind, SharedDriver, VolumePath, VolumeSpec, stream};
+use orchestra::{ContainerId, ErrorKind, ExitStatus, SharedDriver, VolumePath, VolumeSpec, stream};
 use orchestra_volumes::ExactVolumes;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use super::case;
 use crate::check::{Failure, Outcome, fails, holds, same, within};
-use crate::context::Context;
+use crate::context::{Context, collect, text};
+use crate::image::TestImage;
 use crate::settings::{Settings, ThrowawayEngine};
 use crate::suite::Case;
 use crate::tarball::{END, Entry, file_header, pack};
@@ -19,6 +22,7 @@ use crate::tarball::{END, Entry, file_header, pack};
 pub(super) const CASES: &[Case] = &[
     case!(an_engine_that_dies_interrupts_whoever_waits, "A daemon that dies while it is waited for, read from or executed in ends each in an error.", requires throwaway),
     case!(an_engine_that_died_is_unreachable, "After an engine died, calls fail with `Unreachable` and `info` still tells.", requires throwaway),
+    case!(an_engine_that_is_restarted_is_gone_on_with, "A daemon that is restarted while it is waited for, read from and given an image: each goes on, or ends in `Interrupted`; asked again, a container's log and exit are told, and the driver is as good as new.", requires throwaway, deadlines 2),
     case!(an_engine_that_hangs_ends_in_a_deadline, "With deadlines, calls to an engine that does not answer end in `DeadlineExceeded`.", requires throwaway),
     case!(an_engine_that_hung_can_be_used_again, "A call that was abandoned on a hanging engine leaves the driver usable.", requires throwaway),
     case!(a_socket_that_never_answers_is_no_hang, "Where something listens and never answers, connecting ends in `DeadlineExceeded`.", requires silent),
@@ -121,6 +125,92 @@ async fn an_engine_that_died_is_unreachable(cx: Arc<Context>) -> Outcome {
     .await?;
     fails("write_volume", written, LOST)?;
     same("what info tells", driver.info(), &before)
+}
+
+async fn an_engine_that_is_restarted_is_gone_on_with(cx: Arc<Context>) -> Outcome {
+    let (engine, driver) = engine(&cx).await?;
+    let id = cx.id("survivor");
+    // Long enough to be seen running by an engine that starts again.
+    let spec = cx.shell("echo one; sleep 5; echo two; exit 6");
+    driver.create_container(&id, &spec).await?;
+    let mut logs = driver.logs(&id, true).await?;
+    driver.start_container(&id, None).await?;
+    let first = within(SOON, "the container's first output", logs.next()).await?;
+    first.ok_or_else(|| Failure::new("the log ended before the container wrote"))??;
+    let waiting = tokio::spawn({
+        let (driver, id) = (driver.clone(), id.clone());
+        async move { driver.wait_container(&id).await }
+    });
+    let (importing, half, go_on) = import_that_stops_half_way(&cx, &driver).await?;
+    within(SOON, "half of an import", half).await?.ok();
+    engine.restart().await?;
+    drop(go_on);
+
+    let ends_or_breaks = |what: &str, answer: orchestra::Result<()>| match answer {
+        Ok(()) => Ok(()),
+        Err(error) => fails(format!("{what} over a restart"), Err::<(), _>(error), LOST).map(drop),
+    };
+    let waited = within(2 * SOON, "the end of waiting", waiting).await?;
+    let waited = waited.map_err(|error| Failure::new(error.to_string()))?;
+    ends_or_breaks("waiting", waited.map(drop))?;
+    let rest = async {
+        while let Some(chunk) = logs.next().await {
+            chunk?;
+        }
+        Ok(())
+    };
+    ends_or_breaks("a log", within(2 * SOON, "the end of the log", rest).await?)?;
+    let imported = within(2 * SOON, "the end of the import", importing).await?;
+    ends_or_breaks("an import", imported.map_err(|error| Failure::new(error.to_string()))?)?;
+
+    // An engine that keeps its containers alive tells how this one ended; another one, that it was ended.
+    let exit = within(SOON, "waiting again", driver.wait_container(&id)).await??;
+    let late = within(SOON, "the log, read late", collect(driver.logs(&id, true).await?)).await??;
+    let late = text(&late.stdout);
+    match exit {
+        ExitStatus::Code(6) => same("the log of a container that lived on", late.as_str(), "one\ntwo\n")?,
+        _ => holds(
+            late.starts_with("one\n"),
+            format!("the log is there: {late:?}, {exit:?}"),
+        )?,
+    }
+    let again = sleeper(&cx, &driver).await?;
+    driver.remove_container(&again).await?;
+    driver.remove_container(&id).await?;
+    driver.remove_image(&cx.image("half")).await?;
+    let report = driver.end_job(&cx.job).await?;
+    holds(report.remaining.is_empty(), format!("nothing stays: {report:?}"))?;
+    same("what is listed", driver.list(Some(&cx.job)).await?, vec![])
+}
+
+/// An import of which one half has come; the other comes when the last of the answer is dropped.
+async fn import_that_stops_half_way(
+    cx: &Arc<Context>,
+    driver: &SharedDriver,
+) -> Outcome<(
+    JoinHandle<orchestra::Result<()>>,
+    oneshot::Receiver<()>,
+    oneshot::Sender<()>,
+)> {
+    let (seen, half) = oneshot::channel();
+    let (go_on, rest_may_come) = oneshot::channel::<()>();
+    let image = TestImage::make(cx, "half").await?;
+    let mut first = TestImage::layout(&[&image], "half.test/name:1");
+    let second = first.split_off(first.len() / 2);
+    let second = async move {
+        seen.send(()).ok();
+        rest_may_come.await.ok();
+        Ok(second)
+    };
+    let archive = streams::once(async { Ok(first) }).chain(streams::once(second)).boxed();
+    let (driver, name) = (driver.clone(), cx.image("half"));
+    let importing = tokio::spawn(async move {
+        if driver.info().capabilities.import_image {
+            return driver.import_image(&name, archive).await;
+        }
+        Ok(())
+    });
+    Ok((importing, half, go_on))
 }
 
 async fn an_engine_that_hangs_ends_in_a_deadline(cx: Arc<Context>) -> Outcome {

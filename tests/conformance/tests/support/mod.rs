@@ -55,6 +55,12 @@ impl ThrowawayEngine for Throwaway {
         Ok(())
     }
 
+    async fn restart(&self) -> Result<()> {
+        self.0.kill();
+        self.0.resume();
+        Ok(())
+    }
+
     async fn pause(&self) -> Result<()> {
         self.0.pause();
         Ok(())
