@@ -49,6 +49,14 @@ impl Containerd<'_> {
         })
     }
 
+    /// The words that begin a command of its own client, whose oldest generation every containerd understands.
+    pub(crate) fn client(self) -> Vec<String> {
+        let socket = self.socket().display().to_string();
+        ["ctr", "--address", &socket, "--namespace", &self.folders.name]
+            .map(str::to_owned)
+            .into()
+    }
+
     /// Where it listens.
     pub(crate) fn socket(self) -> PathBuf {
         self.folders.run.join("containerd.sock")
@@ -89,9 +97,7 @@ impl Containerd<'_> {
     }
 }
 
-/// Makes `ctr`, whose oldest generation every containerd understands, import a docker archive. It runs where `command`
-/// puts it.
-pub(crate) fn import(mut command: Command, socket: &Path, namespace: &str, archive: &Path) -> Result<()> {
-    command.arg("--address").arg(socket).args(["--namespace", namespace]);
-    process::output(command.args(["images", "import"]).arg(archive)).map(drop)
+/// Makes `client` import a docker archive.
+pub(crate) fn import(mut client: Command, archive: &Path) -> Result<()> {
+    process::output(client.args(["images", "import"]).arg(archive)).map(drop)
 }

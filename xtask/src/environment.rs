@@ -71,6 +71,11 @@ impl Environment {
                     Driver::Docker | Driver::Podman | Driver::PodmanRootless => format!("unix://{socket}"),
                     Driver::Containerd => socket.to_string(),
                 };
+                let mut client = private.client;
+                if private.in_rootfs {
+                    let enter = ["nsenter", "--target", pid.trim(), "--mount", "--"];
+                    client.splice(0..0, enter.map(str::to_owned));
+                }
                 variables.extend(private.settings);
                 variables.extend([
                     (driver.variable(), address),
@@ -79,6 +84,7 @@ impl Environment {
                     ("ORCHESTRA_TEST_S3_USER", s3::USER.into()),
                     ("ORCHESTRA_TEST_S3_PASSWORD", password.clone()),
                     ("ORCHESTRA_TEST_ENGINE_PID", pid.trim().to_owned()),
+                    ("ORCHESTRA_TEST_CLIENT", serde_json::to_string(&client)?),
                     ("ORCHESTRA_TEST_THROWAWAY", serde_json::to_string(&throwaway)?),
                     ("ORCHESTRA_TEST_OTHER", other.to_string()),
                 ]);
@@ -133,9 +139,18 @@ pub(crate) struct PrivateEngine {
     pid_file: PathBuf,
     /// Variables that tell the driver what is to be its own besides the socket.
     pub(crate) settings: Vec<(&'static str, String)>,
+    /// The words that begin a command of the engine's own client.
+    client: Vec<String>,
+    /// Whether engine and client are those of a root file system of their own.
+    in_rootfs: bool,
 }
 
 impl PrivateEngine {
+    /// Kills it, and starts it again with all that it kept.
+    pub(crate) fn restart(&mut self) -> Result<()> {
+        self.sandbox.restart_engine()
+    }
+
     /// Starts it, and what else its purpose asks for.
     pub(crate) fn start(driver: Driver, engine: Engine, purpose: Purpose<'_>) -> Result<Self> {
         if !process::is_root() {
@@ -157,14 +172,16 @@ impl PrivateEngine {
         folders.small = matches!(purpose, Purpose::Throwaway) && matches!(driver, Driver::Docker | Driver::Podman);
         let bounded = || runtime::provide(&folders.disk.join("runc-bounded"));
         let mut settings = Vec::new();
-        let (mut daemons, socket, pid_file) = match driver {
+        let (mut daemons, socket, pid_file, client) = match driver {
             Driver::Docker => {
                 let docker = Docker {
                     folders: &folders,
                     bounded: bounded()?,
                     bridge: !alone,
                 };
-                (docker.daemons()?, docker.socket(), docker.pid_file())
+                // It finds its engine by `DOCKER_HOST`.
+                let client = vec!["docker".to_owned()];
+                (docker.daemons()?, docker.socket(), docker.pid_file(), client)
             }
             Driver::Podman | Driver::PodmanRootless => {
                 let podman = Podman {
@@ -172,7 +189,12 @@ impl PrivateEngine {
                     bounded: bounded()?,
                     rootless: driver == Driver::PodmanRootless,
                 };
-                (vec![podman.daemon()?], podman.socket(), podman.pid_file())
+                (
+                    vec![podman.daemon()?],
+                    podman.socket(),
+                    podman.pid_file(),
+                    podman.client(),
+                )
             }
             Driver::Containerd => {
                 let containerd = Containerd {
@@ -183,7 +205,12 @@ impl PrivateEngine {
                     (containerd::NAMESPACE, containerd.namespace()),
                     (containerd::STATE, containerd.state().display().to_string()),
                 ];
-                (vec![containerd.daemon()?], containerd.socket(), containerd.pid_file())
+                (
+                    vec![containerd.daemon()?],
+                    containerd.socket(),
+                    containerd.pid_file(),
+                    containerd.client(),
+                )
             }
         };
         let covers = match driver {
@@ -194,13 +221,18 @@ impl PrivateEngine {
             daemons.extend(registry::daemons(&folders, password)?);
             daemons.push(s3::daemon(&folders, password)?);
         }
+        let in_rootfs = rootfs.is_some();
         let sandbox = term::step(&format!("start {driver} of {engine}"), || {
             Sandbox::start(folders.clone(), rootfs, covers, daemons)
         })?;
         term::step("load images", || {
             archives.iter().try_for_each(|archive| match driver {
                 Driver::Docker | Driver::Podman | Driver::PodmanRootless => images::load(&socket, archive),
-                Driver::Containerd => containerd::import(sandbox.command("ctr"), &socket, &folders.name, archive),
+                Driver::Containerd => {
+                    let mut ctr = sandbox.command(&client[0]);
+                    ctr.args(&client[1..]);
+                    containerd::import(ctr, archive)
+                }
             })
         })?;
         Ok(Self {
@@ -209,6 +241,8 @@ impl PrivateEngine {
             socket,
             pid_file,
             settings,
+            client,
+            in_rootfs,
         })
     }
 }

@@ -30,38 +30,12 @@ impl Podman<'_> {
         let config = self.folders.run.join("containers.conf");
         fs::write(&config, self.containers_conf())?;
         fs::create_dir_all(self.folders.disk.join("tmp"))?;
-        let option = |name: &str, value: PathBuf| format!("--{name}={}", value.display());
         let mut argv: Vec<String> = ["sh", "-c", "echo $$ > \"$0\" && cd / && exec \"$@\""]
             .map(str::to_owned)
             .into();
         argv.push(self.pid_file().display().to_string());
-        if self.rootless {
-            let (uid, gid) = (format!("--reuid={}", user::ID), format!("--regid={}", user::ID));
-            argv.extend(["setpriv".into(), uid, gid, "--clear-groups".into()]);
-        }
+        argv.extend(self.client());
         argv.extend([
-            "env".into(),
-            // A podman that is told of a service takes itself for its client.
-            "--unset=CONTAINER_HOST".into(),
-            format!("CONTAINERS_CONF={}", config.display()),
-            format!("TMPDIR={}", self.temporary().display()),
-            // podman 5 says so with every command.
-            "PODMAN_IGNORE_CGROUPSV1_WARNING=1".into(),
-        ]);
-        if self.rootless {
-            argv.extend([
-                format!("HOME={}", user::home(self.folders).display()),
-                format!("XDG_RUNTIME_DIR={}", user::runtime(self.folders).display()),
-            ]);
-        }
-        argv.extend([
-            "podman".into(),
-            option("root", self.data().join("podman")),
-            option("runroot", self.state().join("podman")),
-            option("tmpdir", self.state().join("libpod")),
-            // systemd, if it runs, is out of the sandbox's sight.
-            "--cgroup-manager=cgroupfs".into(),
-            "--events-backend=file".into(),
             "system".into(),
             "service".into(),
             "--time=0".into(),
@@ -73,6 +47,42 @@ impl Podman<'_> {
             in_rootfs: true,
             ready: Ready::Engine(self.socket()),
         })
+    }
+
+    /// The words that begin a command of this podman's own, which needs no service.
+    pub(crate) fn client(self) -> Vec<String> {
+        let option = |name: &str, value: PathBuf| format!("--{name}={}", value.display());
+        let config = self.folders.run.join("containers.conf");
+        let mut words = Vec::new();
+        if self.rootless {
+            let (uid, gid) = (format!("--reuid={}", user::ID), format!("--regid={}", user::ID));
+            words.extend(["setpriv".into(), uid, gid, "--clear-groups".into()]);
+        }
+        words.extend([
+            "env".into(),
+            // A podman that is told of a service takes itself for its client.
+            "--unset=CONTAINER_HOST".into(),
+            format!("CONTAINERS_CONF={}", config.display()),
+            format!("TMPDIR={}", self.temporary().display()),
+            // podman 5 says so with every command.
+            "PODMAN_IGNORE_CGROUPSV1_WARNING=1".into(),
+        ]);
+        if self.rootless {
+            words.extend([
+                format!("HOME={}", user::home(self.folders).display()),
+                format!("XDG_RUNTIME_DIR={}", user::runtime(self.folders).display()),
+            ]);
+        }
+        words.extend([
+            "podman".into(),
+            option("root", self.data().join("podman")),
+            option("runroot", self.state().join("podman")),
+            option("tmpdir", self.state().join("libpod")),
+            // systemd, if it runs, is out of the sandbox's sight.
+            "--cgroup-manager=cgroupfs".into(),
+            "--events-backend=file".into(),
+        ]);
+        words
     }
 
     /// Where it listens.

@@ -1,7 +1,10 @@
 //! The engine's own command-line client, the other side of most pairs.
 
 use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use orchestra::ImageRef;
+use orchestra_e2e::KnownDriver;
 use tokio::process::Command;
 
 use crate::Outcome;
@@ -9,30 +12,90 @@ use crate::Outcome;
 /// A client program and what it calls itself.
 #[derive(Clone)]
 pub(crate) struct Client {
-    path: String,
+    driver: KnownDriver,
+    words: Vec<String>,
     pub(crate) version: String,
 }
 
 impl Client {
-    /// The distribution's client rather than the first one on the PATH, which may be of another generation.
-    pub(crate) fn find() -> Outcome<Self> {
-        let path = ["/usr/bin/docker", "docker"]
-            .into_iter()
-            .find(|path| !path.starts_with('/') || std::path::Path::new(path).exists());
-        let path = path.unwrap_or("docker").to_owned();
-        let version = std::process::Command::new(&path).arg("--version").output()?;
-        let version = String::from_utf8_lossy(&version.stdout).trim().to_owned();
-        Ok(Self { path, version })
+    /// The client that `ORCHESTRA_TEST_CLIENT` tells, as a JSON list of words, which finds the engine that is measured; of a
+    /// user's own engine the distribution's, rather than the first one on the PATH, which may be of another generation.
+    pub(crate) fn find(driver: KnownDriver) -> Outcome<Self> {
+        let words = match std::env::var("ORCHESTRA_TEST_CLIENT") {
+            Ok(words) => serde_json::from_str(&words)?,
+            Err(_) => {
+                let name = match driver {
+                    KnownDriver::Docker => "docker",
+                    KnownDriver::Podman => "podman",
+                    KnownDriver::Containerd => "ctr",
+                };
+                let own = format!("/usr/bin/{name}");
+                let there = std::path::Path::new(&own).exists();
+                vec![if there { own } else { name.to_owned() }]
+            }
+        };
+        let mut client = Self {
+            driver,
+            words,
+            version: String::new(),
+        };
+        let version = client.std(["--version"]).output()?;
+        String::from_utf8_lossy(&version.stdout)
+            .trim()
+            .clone_into(&mut client.version);
+        Ok(client)
     }
 
-    /// The program, for a shell.
-    pub(crate) fn path(&self) -> &str {
-        &self.path
+    fn std<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> std::process::Command {
+        let mut words = self.words.iter();
+        let mut command = std::process::Command::new(words.next().map_or("", String::as_str));
+        command.args(words).args(args);
+        command
+    }
+
+    /// What it is called in a table: `docker run --rm`.
+    pub(crate) fn run_name(&self) -> String {
+        let name = match self.driver {
+            KnownDriver::Containerd => "ctr",
+            driver => driver.name(),
+        };
+        format!("{name} run --rm")
+    }
+
+    /// How a shell calls it.
+    pub(crate) fn path(&self) -> String {
+        self.words.join(" ")
+    }
+
+    /// Whether it knows this command, which docker's client has.
+    pub(crate) fn has_logs(&self) -> bool {
+        self.driver != KnownDriver::Containerd
+    }
+
+    /// The arguments that run a program in a container of its own and remove that. `options` are docker's and podman's.
+    pub(crate) fn run_args(&self, image: &str, options: &[&str], program: &[&str]) -> Outcome<Vec<String>> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let words = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
+        Ok(match self.driver {
+            KnownDriver::Docker | KnownDriver::Podman => {
+                [words(&["run", "--rm"]), words(options), words(&[image]), words(program)].concat()
+            }
+            KnownDriver::Containerd => {
+                let id = format!("bench-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+                let image = image.parse::<ImageRef>()?.canonical();
+                [words(&["run", "--rm", &image, &id]), words(program)].concat()
+            }
+        })
+    }
+
+    /// Runs a program in a container of its own.
+    pub(crate) async fn task(&self, image: &str, options: &[&str], program: &[&str]) -> Outcome<()> {
+        self.run(self.run_args(image, options, program)?).await
     }
 
     /// Runs it with these arguments, its output read and thrown away.
     pub(crate) async fn run<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Outcome<()> {
-        succeed(Command::new(&self.path).args(args)).await
+        succeed(&mut self.std(args).into()).await
     }
 }
 

@@ -1,4 +1,4 @@
-//! A GiB of output: how fast it is read, and in how much memory.
+//! A GiB of output, or as many as `--gib=N` says: how fast it is read, and in how much memory.
 
 use std::path::Path;
 
@@ -7,7 +7,11 @@ use orchestra::{Job, Task, sink};
 
 use crate::{Bench, Outcome};
 
-const GIB: u64 = 1 << 30;
+/// How many bytes are written.
+fn size() -> u64 {
+    let told = std::env::args().find_map(|arg| arg.strip_prefix("--gib=")?.parse::<u64>().ok());
+    told.unwrap_or(1) << 30
+}
 
 /// With its line feed 64 bytes, so that a GiB ends with one: a log that is read late may add one that is missing.
 const LINE: &str = "0123456789abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKLMNOPQ";
@@ -26,7 +30,8 @@ fn status(key: &str) -> Outcome<u64> {
 pub(crate) async fn one_gib(bench: &mut Bench) -> Outcome<()> {
     // A resumable job keeps the container of a finished task: its log is what is read.
     let job = Job::builder(bench.driver.clone()).resumable(true).build();
-    let script = format!("yes {LINE} | head -c {GIB}");
+    let (size, gib) = (size(), size() >> 30);
+    let script = format!("yes {LINE} | head -c {size}");
     let idle = status("VmRSS")?;
     // Writing 5 to this file sets the peak back to what is used now (proc(5)).
     std::fs::write("/proc/self/clear_refs", "5")?;
@@ -39,16 +44,17 @@ pub(crate) async fn one_gib(bench: &mut Bench) -> Outcome<()> {
         seen += piece.bytes.len() as u64;
     }
     let result = running.wait().await?.success()?;
-    bench
-        .table
-        .figure("1 GiB followed live", format!("{:.2} s", began.elapsed().as_secs_f64()));
+    bench.table.figure(
+        &format!("{gib} GiB followed live"),
+        format!("{:.2} s", began.elapsed().as_secs_f64()),
+    );
     let peak = status("VmHWM")?;
     bench.table.figure(
-        "memory over idle while 1 GiB passes",
+        &format!("memory over idle while {gib} GiB pass (target < 64 MiB)"),
         format!("{:.1} MiB", peak.saturating_sub(idle) as f64 / 1024.0),
     );
-    if seen != GIB {
-        return Err(format!("{seen} of {GIB} bytes arrived").into());
+    if seen != size {
+        return Err(format!("{seen} of {size} bytes arrived").into());
     }
     let (driver, client, id) = (&bench.driver, bench.client.clone(), result.container);
     let ours = || async {
@@ -57,25 +63,26 @@ pub(crate) async fn one_gib(bench: &mut Bench) -> Outcome<()> {
         while let Some(piece) = logs.next().await {
             bytes += piece?.bytes.len() as u64;
         }
-        if bytes == GIB {
+        if bytes == size {
             Ok(())
         } else {
-            Err(format!("{bytes} of {GIB} bytes were read").into())
+            Err(format!("{bytes} of {size} bytes were read").into())
         }
     };
     let theirs = || client.run(["logs", id.as_str()]);
     let rounds = bench.rounds.div_ceil(5);
-    bench
-        .table
-        .compare("1 GiB of log, read late", "docker logs", "", rounds, ours, theirs)
-        .await?;
+    if client.has_logs() {
+        let what = format!("{gib} GiB of log, read late");
+        let other = format!("{} logs", bench.known.name());
+        bench.table.compare(&what, &other, "", rounds, ours, theirs).await?;
+    }
     job.end().await?;
     // Keeps the sink module's simplest form measured too: no channel in between.
     let job = Job::builder(driver.clone()).build();
     let task = || {
         Ok::<_, orchestra::Error>(
             Task::new("live", &bench.image)?
-                .shell(format!("yes 0123456789 | head -c {GIB}"))
+                .shell(format!("yes 0123456789 | head -c {size}"))
                 .output(sink::from_fn(|_| ())),
         )
     };
@@ -83,12 +90,12 @@ pub(crate) async fn one_gib(bench: &mut Bench) -> Outcome<()> {
         job.run(task()?).await?.success()?;
         Ok(())
     };
-    let script = format!("yes 0123456789 | head -c {GIB}");
-    let theirs = || client.run(["run", "--rm", &bench.image, "sh", "-c", &script]);
-    bench
-        .table
-        .compare("1 GiB of output, live", "docker run --rm", "", rounds, ours, theirs)
-        .await?;
+    let script = format!("yes 0123456789 | head -c {size}");
+    let program = ["sh", "-c", &script];
+    let theirs = || client.task(&bench.image, &[], &program);
+    let what = format!("{gib} GiB of output, live");
+    let other = client.run_name();
+    bench.table.compare(&what, &other, "", rounds, ours, theirs).await?;
     job.end().await?;
     Ok(())
 }

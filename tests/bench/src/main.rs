@@ -10,6 +10,7 @@ mod client;
 mod logs;
 mod pairs;
 mod pipeline;
+mod pull;
 mod tasks;
 mod volumes;
 
@@ -17,13 +18,14 @@ use std::error::Error;
 
 use client::Client;
 use orchestra::SharedDriver;
-use orchestra_docker::{DockerConfig, DockerDriver};
+use orchestra_e2e::KnownDriver;
 use pairs::Table;
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// What every measurement needs.
 struct Bench {
+    known: KnownDriver,
     driver: SharedDriver,
     client: Client,
     image: String,
@@ -41,9 +43,9 @@ async fn main() -> Outcome<()> {
     let rounds = std::env::args()
         .find_map(|arg| arg.strip_prefix("--rounds=")?.parse().ok())
         .unwrap_or(15);
-    let driver = std::sync::Arc::new(DockerDriver::connect(DockerConfig::default()).await?);
-    let driver = orchestra::layer::standard(driver);
-    let client = Client::find()?;
+    let known = KnownDriver::chosen().unwrap_or(KnownDriver::Docker);
+    let driver = known.connect(None).await?;
+    let client = Client::find(known)?;
     println!(
         "engine {} {} (API {}), client {}, {rounds} pairs",
         driver.info().driver,
@@ -53,6 +55,7 @@ async fn main() -> Outcome<()> {
     );
     let image = std::env::var("ORCHESTRA_TEST_IMAGE").unwrap_or_else(|_| "busybox:stable".to_owned());
     let mut bench = Bench {
+        known,
         driver,
         client,
         image,
@@ -83,6 +86,9 @@ async fn main() -> Outcome<()> {
     }
     if wanted("volumes") {
         volumes::one_gib(&mut bench).await?;
+    }
+    if wanted("pull") {
+        pull::ten_layers(&mut bench).await?;
     }
     println!("\n{}", bench.table);
     Ok(())

@@ -55,7 +55,8 @@ impl Table {
         FA: Future<Output = Outcome<()>>,
         FB: Future<Output = Outcome<()>>,
     {
-        self.compare_with(what, other, target, rounds, || Ok(()), ours, theirs)
+        let nothing = || async { Ok(()) };
+        self.compare_anew(what, other, target, rounds, nothing, ours, theirs)
             .await
     }
 
@@ -68,8 +69,8 @@ impl Table {
         target: &'static str,
         rounds: usize,
         mut before: impl FnMut() -> Outcome<()>,
-        mut ours: A,
-        mut theirs: B,
+        ours: A,
+        theirs: B,
     ) -> Outcome<()>
     where
         A: FnMut() -> FA,
@@ -77,21 +78,50 @@ impl Table {
         FA: Future<Output = Outcome<()>>,
         FB: Future<Output = Outcome<()>>,
     {
-        before()?;
-        ours().await?;
-        theirs().await?;
+        let mut sides = 0;
+        let reset = || {
+            sides += 1;
+            let done = if sides % 2 == 1 { before() } else { Ok(()) };
+            async move { done }
+        };
+        self.compare_anew(what, other, target, rounds, reset, ours, theirs).await
+    }
+
+    /// The same, where `reset` is run before each of them, unmeasured.
+    #[expect(clippy::too_many_arguments, reason = "a row of the table has as many columns")]
+    pub(crate) async fn compare_anew<R, A, B, FR, FA, FB>(
+        &mut self,
+        what: &str,
+        other: &str,
+        target: &'static str,
+        rounds: usize,
+        mut reset: R,
+        mut ours: A,
+        mut theirs: B,
+    ) -> Outcome<()>
+    where
+        R: FnMut() -> FR,
+        A: FnMut() -> FA,
+        B: FnMut() -> FB,
+        FR: Future<Output = Outcome<()>>,
+        FA: Future<Output = Outcome<()>>,
+        FB: Future<Output = Outcome<()>>,
+    {
         let (mut a, mut b) = (Vec::new(), Vec::new());
-        for round in 0..rounds {
-            before()?;
+        for round in 0..=rounds {
             // What runs second may profit from the first: the order changes with each pair.
-            if round % 2 == 0 {
-                a.push(time(ours()).await?);
-                b.push(time(theirs()).await?);
-            } else {
-                b.push(time(theirs()).await?);
-                a.push(time(ours()).await?);
+            for first in [true, false] {
+                reset().await?;
+                if first == (round % 2 == 0) {
+                    a.push(time(ours()).await?);
+                } else {
+                    b.push(time(theirs()).await?);
+                }
             }
         }
+        // The first pair is there to warm up.
+        a.remove(0);
+        b.remove(0);
         let ratios = a
             .iter()
             .zip(&b)

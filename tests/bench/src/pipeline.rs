@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use bollard::Docker;
+use orchestra_e2e::KnownDriver;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
+use crate::bare::{self, Bare};
 use crate::client::succeed;
 use crate::pairs::{median, time};
-use crate::{Bench, Outcome, bare};
+use crate::{Bench, Outcome};
 
 /// The `orchestra` binary under measurement.
 pub(crate) fn binary() -> Outcome<PathBuf> {
@@ -24,18 +25,24 @@ pub(crate) fn binary() -> Outcome<PathBuf> {
 pub(crate) async fn thirty_steps(bench: &mut Bench) -> Outcome<()> {
     let (image, client, binary) = (bench.image.clone(), bench.client.clone(), binary()?);
     let mut pipeline = "plan:\n".to_owned();
+    // Its client makes no network either.
+    let network = match bench.known {
+        KnownDriver::Containerd => "network: none, ",
+        KnownDriver::Docker | KnownDriver::Podman => "",
+    };
     for step in 0..30 {
         writeln!(
             pipeline,
-            "- task: step-{step}\n  config: {{platform: linux, image: '{image}', run: {{path: /bin/true}}}}"
+            "- task: step-{step}\n  config: {{platform: linux, image: '{image}', {network}run: {{path: /bin/true}}}}"
         )?;
     }
     let file = std::env::temp_dir().join(format!("orchestra-bench-{}.yml", std::process::id()));
     std::fs::write(&file, pipeline)?;
-    let ours = || async { succeed(Command::new(&binary).arg("run").arg(&file)).await };
+    let driver = bench.known.name();
+    let ours = || async { succeed(Command::new(&binary).args(["run", "--driver", driver]).arg(&file)).await };
     let theirs = || async {
         for _ in 0..30 {
-            client.run(["run", "--rm", &image, "/bin/true"]).await?;
+            client.task(&image, &[], &["/bin/true"]).await?;
         }
         Ok(())
     };
@@ -44,7 +51,7 @@ pub(crate) async fn thirty_steps(bench: &mut Bench) -> Outcome<()> {
         .table
         .compare(
             "30 steps of one pipeline",
-            "30 × docker run --rm",
+            &format!("30 × {}", client.run_name()),
             "< 1.0",
             rounds,
             ours,
@@ -73,14 +80,24 @@ fn steps(dir: &Path, image: &str, number: usize, script: &str) -> Outcome<PathBu
 pub(crate) async fn whole(bench: &mut Bench) -> Outcome<()> {
     let (image, client, binary) = (bench.image.clone(), bench.client.clone(), binary()?);
     let dir = tempfile::tempdir()?;
-    let docker = Docker::connect_with_defaults()?;
+    let engine = Bare::connect(bench.known, bench.driver.info()).await?;
+    let canonical = image.parse::<orchestra::ImageRef>()?.canonical();
     let bare_task = |name: String| {
-        let (docker, image) = (docker.clone(), image.clone());
-        async move { bare::task(&docker, &image, &name, &["sh", "-c", "true"]).await }
+        let (engine, image) = (engine.clone(), canonical.clone());
+        async move {
+            let task = bare::Task {
+                image: &image,
+                name: &name,
+                command: &["sh", "-c", "true"],
+                network: engine.has_network(),
+            };
+            engine.task(&task).await
+        }
     };
+    let driver = bench.known.name();
     let run = |file: PathBuf| {
         let binary = binary.clone();
-        async move { succeed(Command::new(binary).arg("run").arg(file)).await }
+        async move { succeed(Command::new(binary).args(["run", "--driver", driver]).arg(file)).await }
     };
 
     let one = steps(dir.path(), &image, 1, "true")?;
@@ -107,8 +124,8 @@ pub(crate) async fn whole(bench: &mut Bench) -> Outcome<()> {
         format!("{took:.1} ms"),
     );
 
-    let idle = resident(&binary, &steps(dir.path(), &image, 1, "echo up; sleep 60")?).await?;
-    let full = resident(&binary, &steps(dir.path(), &image, 1000, "echo up; sleep 60")?).await?;
+    let idle = resident(&binary, driver, &steps(dir.path(), &image, 1, "echo up; sleep 60")?).await?;
+    let full = resident(&binary, driver, &steps(dir.path(), &image, 1000, "echo up; sleep 60")?).await?;
     let more = full.saturating_sub(idle) as f64 / 1024.0;
     let what = "most memory of a run of 1,000 steps over one of one step (at most 50 MiB)";
     bench.table.figure(what, format!("{more:.1} MiB"));
@@ -118,11 +135,11 @@ pub(crate) async fn whole(bench: &mut Bench) -> Outcome<()> {
     let ours = || run(many.clone());
     let theirs = || async {
         for _ in 0..200 {
-            client.run(["run", "--rm", &image, "sh", "-c", "true"]).await?;
+            client.task(&image, &[], &["sh", "-c", "true"]).await?;
         }
         Ok(())
     };
-    let against = "200 × docker run --rm";
+    let against = &format!("200 × {}", client.run_name());
     bench
         .table
         .compare("200 steps of one pipeline", against, "< 1.0", rounds, ours, theirs)
@@ -141,9 +158,9 @@ pub(crate) async fn whole(bench: &mut Bench) -> Outcome<()> {
 }
 
 /// The most memory, in KiB, that a run has had when its first step is running. The run is then cancelled.
-async fn resident(binary: &Path, file: &Path) -> Outcome<u64> {
+async fn resident(binary: &Path, driver: &str, file: &Path) -> Outcome<u64> {
     let mut running = Command::new(binary)
-        .args(["run", "--plain"])
+        .args(["run", "--plain", "--driver", driver])
         .arg(file)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

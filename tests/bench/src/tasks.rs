@@ -2,59 +2,70 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bollard::Docker;
 use futures_util::future::try_join_all;
-use orchestra::{Job, Task};
-use tokio::process::Command;
+use orchestra::{Job, NetworkMode, Task};
+use orchestra_e2e::KnownDriver;
 
-use crate::client::succeed;
-use crate::{Bench, Outcome, bare};
+use crate::bare::{self, Bare};
+use crate::{Bench, Outcome};
 
-/// A task of a name that no other has.
-fn task(image: &str) -> Outcome<Task> {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    let name = format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed));
-    Ok(Task::new(name, image)?.command(["/bin/true"]))
+static NEXT: AtomicUsize = AtomicUsize::new(0);
+
+/// A name that no other has.
+fn unique() -> String {
+    format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-async fn run(job: &Job, image: &str) -> Outcome<()> {
-    job.run(task(image)?).await?.success()?;
+async fn run(job: &Job, image: &str, network: bool) -> Outcome<()> {
+    let mut task = Task::new(unique(), image)?.command(["/bin/true"]);
+    if !network {
+        task.spec.network = NetworkMode::None;
+    }
+    job.run(task).await?.success()?;
     Ok(())
 }
 
-/// `/bin/true` through `Job` against the same calls made bare, and against the client.
+/// `/bin/true` through `Job` against the same calls made bare, and against the client, with a network and without.
 pub(crate) async fn one(bench: &mut Bench) -> Outcome<()> {
     let job = Job::builder(bench.driver.clone()).build();
-    let docker = Docker::connect_with_host(&bench.driver.info().endpoint)?
-        .negotiate_version()
-        .await?;
+    let bare = Bare::connect(bench.known, bench.driver.info()).await?;
     let (image, client) = (bench.image.clone(), bench.client.clone());
-    let name = format!("orchestra-bench-{}", std::process::id());
-    let ours = || run(&job, &image);
-    let theirs = || bare::task(&docker, &image, &name, &["/bin/true"]);
-    bench
-        .table
-        .compare(
-            "one /bin/true through Job",
-            "bare API calls",
-            "≤ 1.03",
-            bench.rounds,
-            ours,
-            theirs,
-        )
-        .await?;
-    let theirs = || client.run(["run", "--rm", &image, "/bin/true"]);
-    bench
-        .table
-        .compare(
-            "one /bin/true through Job",
-            "docker run --rm",
-            "< 1.0",
-            bench.rounds,
-            ours,
-            theirs,
-        )
-        .await?;
+    let canonical = image.parse::<orchestra::ImageRef>()?.canonical();
+    let target = match bench.known {
+        KnownDriver::Docker => "< 1.0",
+        KnownDriver::Podman => "≤ 0.85",
+        KnownDriver::Containerd => "≤ 0.95",
+    };
+    // containerd has no network to give: its client makes none, and its API neither.
+    for network in [true, false]
+        .into_iter()
+        .filter(|network| bare.has_network() || !network)
+    {
+        let what = match network {
+            true => "one /bin/true through Job",
+            false => "one /bin/true through Job, no network",
+        };
+        let ours = || run(&job, &image, network);
+        let theirs = || async {
+            let name = format!("orchestra-bench-{}-{}", std::process::id(), unique());
+            let task = bare::Task {
+                image: &canonical,
+                name: &name,
+                command: &["/bin/true"],
+                network,
+            };
+            bare.task(&task).await
+        };
+        let table = &mut bench.table;
+        table
+            .compare(what, "bare API calls", "≤ 1.03", bench.rounds, ours, theirs)
+            .await?;
+        let options: &[&str] = if network { &[] } else { &["--network", "none"] };
+        let theirs = || client.task(&image, options, &["/bin/true"]);
+        table
+            .compare(what, &client.run_name(), target, bench.rounds, ours, theirs)
+            .await?;
+    }
     job.end().await?;
     Ok(())
 }
@@ -63,26 +74,20 @@ pub(crate) async fn one(bench: &mut Bench) -> Outcome<()> {
 pub(crate) async fn fifty_at_once(bench: &mut Bench) -> Outcome<()> {
     let job = Job::builder(bench.driver.clone()).build();
     let (image, client) = (bench.image.clone(), bench.client.clone());
+    let network = bench.known != KnownDriver::Containerd;
     let ours = || async {
-        try_join_all((0..50).map(|_| run(&job, &image))).await?;
+        try_join_all((0..50).map(|_| run(&job, &image, network))).await?;
         Ok(())
     };
-    let script = format!(
-        "seq 50 | xargs -P 50 -I{{}} {} run --rm {image} /bin/true",
-        client.path()
-    );
-    let theirs = || async { succeed(Command::new("sh").args(["-c", &script])).await };
+    let theirs = || async {
+        try_join_all((0..50).map(|_| client.task(&image, &[], &["/bin/true"]))).await?;
+        Ok(())
+    };
     let rounds = bench.rounds.div_ceil(5);
+    let other = format!("50 × {} at once", client.run_name());
     bench
         .table
-        .compare(
-            "50 tasks at once through Job",
-            "xargs -P 50 docker run --rm",
-            "",
-            rounds,
-            ours,
-            theirs,
-        )
+        .compare("50 tasks at once through Job", &other, "", rounds, ours, theirs)
         .await?;
     job.end().await?;
     Ok(())

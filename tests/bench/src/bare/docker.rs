@@ -1,26 +1,31 @@
-//! The calls of one task made bare: what the engine itself costs, with nothing of ours in between.
+//! docker's calls, by `bollard` on a connection that is kept.
 
 use bollard::Docker;
-use bollard::models::ContainerCreateBody;
+use bollard::models::{ContainerCreateBody, HostConfig};
 use bollard::query_parameters::{
     AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, RemoveContainerOptionsBuilder, StartContainerOptions,
     WaitContainerOptions,
 };
 use futures_util::StreamExt;
 
+use super::Task;
 use crate::Outcome;
 
 /// Asks for the image, makes, attaches, starts, waits for, reads and removes a container, as a careful caller would.
-pub(crate) async fn task(docker: &Docker, image: &str, name: &str, command: &[&str]) -> Outcome<()> {
-    docker.inspect_image(image).await?;
+pub(super) async fn task(docker: &Docker, task: &Task<'_>) -> Outcome<()> {
+    docker.inspect_image(task.image).await?;
     let body = ContainerCreateBody {
-        image: Some(image.to_owned()),
-        entrypoint: Some(command.iter().map(ToString::to_string).collect()),
+        image: Some(task.image.to_owned()),
+        entrypoint: Some(task.command.iter().map(ToString::to_string).collect()),
+        host_config: Some(HostConfig {
+            network_mode: (!task.network).then(|| "none".to_owned()),
+            ..HostConfig::default()
+        }),
         attach_stdout: Some(true),
         attach_stderr: Some(true),
         ..ContainerCreateBody::default()
     };
-    let options = CreateContainerOptionsBuilder::new().name(name).build();
+    let options = CreateContainerOptionsBuilder::new().name(task.name).build();
     let id = docker.create_container(Some(options), body).await?.id;
     let attach = AttachContainerOptionsBuilder::new()
         .stream(true)

@@ -1,0 +1,197 @@
+//! containerd's calls, on a connection that is kept, and two fifos for the output, as `ctr` has them.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use containerd_client::services::v1::container::Runtime;
+use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, RemoveSnapshotRequest};
+use containerd_client::services::v1::{
+    Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest, GetImageRequest,
+    ReadContentRequest, StartRequest, WaitRequest,
+};
+use containerd_client::tonic::Request;
+use containerd_client::types::Mount;
+use containerd_client::{Client, with_namespace};
+use oci_spec::runtime::Spec;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::Task;
+use crate::Outcome;
+
+const SNAPSHOTTER: &str = "overlayfs";
+
+/// One namespace of a containerd.
+#[derive(Clone)]
+pub(crate) struct Containerd {
+    client: Arc<Client>,
+    namespace: String,
+}
+
+impl Containerd {
+    pub(super) async fn connect(endpoint: &str) -> Outcome<Self> {
+        let socket = endpoint.trim_start_matches("unix://");
+        Ok(Self {
+            client: Arc::new(Client::from_path(socket).await?),
+            namespace: std::env::var("CONTAINERD_NAMESPACE").unwrap_or_else(|_| "orchestra".to_owned()),
+        })
+    }
+
+    pub(super) async fn task(&self, task: &Task<'_>) -> Outcome<()> {
+        let namespace = self.namespace.as_str();
+        let id = task.name.to_owned();
+        let parent = self.unpacked(task.image).await?;
+        let prepare = PrepareSnapshotRequest {
+            snapshotter: SNAPSHOTTER.to_owned(),
+            key: id.clone(),
+            parent,
+            ..PrepareSnapshotRequest::default()
+        };
+        let prepare = with_namespace!(prepare, namespace);
+        let rootfs = self.client.snapshots().prepare(prepare).await?.into_inner().mounts;
+        let container = Container {
+            id: id.clone(),
+            image: task.image.to_owned(),
+            runtime: Some(Runtime {
+                name: "io.containerd.runc.v2".to_owned(),
+                options: None,
+            }),
+            spec: Some(prost_types::Any {
+                type_url: "types.containerd.io/opencontainers/runtime-spec/1/Spec".to_owned(),
+                value: spec(task)?,
+            }),
+            snapshotter: SNAPSHOTTER.to_owned(),
+            snapshot_key: id.clone(),
+            ..Container::default()
+        };
+        let create = CreateContainerRequest {
+            container: Some(container),
+        };
+        let create = with_namespace!(create, namespace);
+        self.client.containers().create(create).await?;
+        self.run(&id, rootfs).await?;
+        let delete = DeleteContainerRequest { id: id.clone() };
+        self.client
+            .containers()
+            .delete(with_namespace!(delete, namespace))
+            .await?;
+        let remove = RemoveSnapshotRequest {
+            snapshotter: SNAPSHOTTER.to_owned(),
+            key: id,
+        };
+        self.client
+            .snapshots()
+            .remove(with_namespace!(remove, namespace))
+            .await?;
+        Ok(())
+    }
+
+    async fn run(&self, id: &str, rootfs: Vec<Mount>) -> Outcome<()> {
+        let namespace = self.namespace.as_str();
+        let folder = tempfile::tempdir()?;
+        let [stdout, stderr] = ["stdout", "stderr"].map(|name| folder.path().join(name));
+        let outputs = [read_fifo(&stdout)?, read_fifo(&stderr)?];
+        let create = CreateTaskRequest {
+            container_id: id.to_owned(),
+            rootfs,
+            stdout: stdout.display().to_string(),
+            stderr: stderr.display().to_string(),
+            ..CreateTaskRequest::default()
+        };
+        self.client.tasks().create(with_namespace!(create, namespace)).await?;
+        let wait = WaitRequest {
+            container_id: id.to_owned(),
+            exec_id: String::new(),
+        };
+        let mut tasks = self.client.tasks();
+        let waiting = with_namespace!(wait, namespace);
+        let waiting = tokio::spawn(async move { tasks.wait(waiting).await });
+        let start = StartRequest {
+            container_id: id.to_owned(),
+            exec_id: String::new(),
+        };
+        self.client.tasks().start(with_namespace!(start, namespace)).await?;
+        let status = waiting.await??.into_inner().exit_status;
+        let delete = DeleteTaskRequest {
+            container_id: id.to_owned(),
+        };
+        self.client.tasks().delete(with_namespace!(delete, namespace)).await?;
+        for output in outputs {
+            output.await??;
+        }
+        if status == 0 {
+            Ok(())
+        } else {
+            Err(format!("{id} ended with {status}").into())
+        }
+    }
+
+    /// What the image is unpacked to: the chain of its layers' digests.
+    async fn unpacked(&self, image: &str) -> Outcome<String> {
+        let get = GetImageRequest { name: image.to_owned() };
+        let found = self.client.images().get(with_namespace!(get, self.namespace)).await?;
+        let target = found.into_inner().image.and_then(|image| image.target);
+        let mut manifest = self.blob(&target.ok_or("the image has no target")?.digest).await?;
+        if let Some(digest) = manifest["manifests"][0]["digest"].as_str() {
+            manifest = self.blob(digest).await?;
+        }
+        let config = manifest["config"]["digest"].as_str().ok_or("the image has no config")?;
+        let config = self.blob(config).await?;
+        let layers = config["rootfs"]["diff_ids"]
+            .as_array()
+            .ok_or("the image has no layers")?;
+        let mut chain = String::new();
+        for layer in layers.iter().filter_map(Value::as_str) {
+            chain = if chain.is_empty() {
+                layer.to_owned()
+            } else {
+                let digest = Sha256::digest(format!("{chain} {layer}"));
+                let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+                format!("sha256:{hex}")
+            };
+        }
+        Ok(chain)
+    }
+
+    async fn blob(&self, digest: &str) -> Outcome<Value> {
+        let read = ReadContentRequest {
+            digest: digest.to_owned(),
+            ..ReadContentRequest::default()
+        };
+        let read = self
+            .client
+            .content()
+            .read(with_namespace!(read, self.namespace))
+            .await?;
+        let mut pieces = read.into_inner();
+        let mut blob = Vec::new();
+        while let Some(piece) = pieces.message().await? {
+            blob.extend(piece.data);
+        }
+        Ok(serde_json::from_slice(&blob)?)
+    }
+}
+
+/// The runtime's own defaults, and the command.
+fn spec(task: &Task<'_>) -> Outcome<Vec<u8>> {
+    let mut spec = serde_json::to_value(Spec::default())?;
+    spec["process"]["args"] = json!(task.command);
+    spec["root"]["readonly"] = json!(false);
+    Ok(serde_json::to_vec(&spec)?)
+}
+
+/// Makes a fifo and reads it to its end: opening it waits for the shim.
+fn read_fifo(path: &Path) -> Outcome<tokio::task::JoinHandle<std::io::Result<usize>>> {
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        path,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::from_raw_mode(0o600),
+        0,
+    )?;
+    let path: PathBuf = path.to_owned();
+    Ok(tokio::task::spawn_blocking(move || {
+        std::fs::File::open(path)?.read_to_end(&mut Vec::new())
+    }))
+}
