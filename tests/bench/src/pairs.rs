@@ -84,7 +84,8 @@ impl Table {
             let done = if sides % 2 == 1 { before() } else { Ok(()) };
             async move { done }
         };
-        self.compare_anew(what, other, target, rounds, reset, ours, theirs).await
+        self.compare_anew(what, other, target, rounds, reset, ours, theirs)
+            .await
     }
 
     /// The same, where `reset` is run before each of them, unmeasured.
