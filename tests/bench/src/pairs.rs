@@ -55,8 +55,7 @@ impl Table {
         FA: Future<Output = Outcome<()>>,
         FB: Future<Output = Outcome<()>>,
     {
-        let nothing = || async { Ok(()) };
-        self.compare_anew(what, other, target, rounds, nothing, ours, theirs)
+        self.compare_with(what, other, target, rounds, || Ok(()), ours, theirs)
             .await
     }
 
