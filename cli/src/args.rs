@@ -33,6 +33,8 @@ pub(crate) enum Command {
     Graph(GraphArgs),
     /// Print the JSON Schema of pipelines, for editors
     Schema,
+    /// Write a pipeline to begin with
+    Init(InitArgs),
     /// Build an image from a directory
     Build(Box<BuildArgs>),
     /// Keep secrets in an encrypted file
@@ -212,6 +214,16 @@ pub(crate) struct ValidateArgs {
     /// Print the result as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    /// Where
+    #[arg(default_value = ".")]
+    pub(crate) dir: PathBuf,
+    /// In TypeScript, with the declarations that editors and compilers need
+    #[arg(long)]
+    pub(crate) ts: bool,
 }
 
 #[derive(Debug, Args)]

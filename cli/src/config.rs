@@ -24,6 +24,7 @@
 //! [image_build]
 //! image = "moby/buildkit:v0.34.2-rootless"
 //! rootless = true                     # or "auto": without privileges where the engine's host can do that
+//! network = "host"                    # where a build says nothing: for a registry on the engine host's loopback
 //!
 //! [caches]
 //! store = "s3://ci-caches/team"       # or file:///var/cache/orchestra; without one, caches live as long as their job
@@ -36,6 +37,13 @@
 //! size_limit = "5GB"                  # of a cache that has no limit of its own
 //! time_to_live = "30d"                # of a cache that no run persists any more
 //! timeout = "15m"                     # of one restore or persist
+//!
+//! [script]                            # pipelines in TypeScript
+//! memory = "256MB"                    # for all of a script's values
+//! time = "60s"                        # how long it may compute; waiting does not count
+//! fetch_allow = ["api.example.com"]   # hosts that `fetch` reaches; also "127.0.0.1:8080" and "*.example.com"
+//! fetch_timeout = "30s"
+//! fetch_limit = "10MB"                # of an answer
 //!
 //! [secrets]
 //! environment = ["DEPLOY_TOKEN"]      # variables that are secrets
@@ -61,11 +69,12 @@ use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
 use figment::{Figment, Source};
 use orchestra::layer::PrivilegePolicy;
-use orchestra::{ExposeSecret, ImageRef, PullPolicy, SecretString, SharedDriver};
+use orchestra::{ExposeSecret, ImageRef, NetworkMode, PullPolicy, SecretString, SharedDriver};
 use orchestra_caches::{Policy, StoreOptions};
 use orchestra_image_build::{DEFAULT_BUILDKIT_IMAGE, DEFAULT_ROOTLESS_IMAGE, probe};
 use orchestra_pipelines::parse_size;
 use orchestra_secrets::{Reference, SecretKey, Secrets};
+use orchestra_typescript::ScriptOptions;
 use serde::{Deserialize, Deserializer};
 
 use crate::args::EngineArgs;
@@ -79,7 +88,7 @@ const FILE: &str = "orchestra.toml";
 /// What the names of variables start with.
 const PREFIX: &str = "ORCHESTRA_";
 /// The keys at the top, which a variable's name is compared with.
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "driver",
     "grace",
     "allow_privileged",
@@ -90,6 +99,7 @@ const KEYS: [&str; 10] = [
     "caches",
     "containerd",
     "secrets",
+    "script",
 ];
 
 /// How the program is set up.
@@ -119,6 +129,39 @@ pub(crate) struct Config {
     pub(crate) caches: CachesConfig,
     #[serde(default)]
     pub(crate) secrets: SecretsConfig,
+    #[serde(default)]
+    pub(crate) script: ScriptConfig,
+}
+
+/// What scripts may use.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ScriptConfig {
+    #[serde(default, deserialize_with = "read_size")]
+    memory: Option<u64>,
+    #[serde(default, deserialize_with = "read_some_duration")]
+    time: Option<Duration>,
+    #[serde(default)]
+    fetch_allow: Vec<String>,
+    #[serde(default, deserialize_with = "read_some_duration")]
+    fetch_timeout: Option<Duration>,
+    #[serde(default, deserialize_with = "read_size")]
+    fetch_limit: Option<u64>,
+}
+
+impl ScriptConfig {
+    /// As the front end takes it.
+    pub(crate) fn options(&self) -> ScriptOptions {
+        let mut options = ScriptOptions::default();
+        if let Some(memory) = self.memory {
+            options.memory = usize::try_from(memory).unwrap_or(usize::MAX);
+        }
+        options.time = self.time.unwrap_or(options.time);
+        options.fetch.allow.clone_from(&self.fetch_allow);
+        options.fetch.timeout = self.fetch_timeout.unwrap_or(options.fetch.timeout);
+        options.fetch.limit = self.fetch_limit.unwrap_or(options.fetch.limit);
+        options
+    }
 }
 
 /// Where caches are kept.
@@ -195,6 +238,9 @@ pub(crate) struct ImageBuildConfig {
     /// Whether builds that say nothing of it run without privileges.
     #[serde(default)]
     pub(crate) rootless: Rootless,
+    /// The network of builds that name none.
+    #[serde(default, deserialize_with = "read_network")]
+    pub(crate) network: Option<NetworkMode>,
 }
 
 /// Whether builds run without privileges.
@@ -284,6 +330,11 @@ fn read_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, 
             .map(Some)
             .map_err(|why| serde::de::Error::custom(format!("{text:?} is not a size: {why}"))),
     }
+}
+
+fn read_network<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NetworkMode>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
 /// A duration that may be left out.

@@ -15,6 +15,7 @@ mod duration;
 mod exit;
 mod gc;
 mod graph;
+mod init;
 mod interrupt;
 mod log;
 mod progress;
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
     let json = match &cli.command {
         Command::Run(args) => args.show.json,
         Command::Build(args) => args.show.json,
-        Command::Validate(_) | Command::Graph(_) | Command::Schema => false,
+        Command::Validate(_) | Command::Graph(_) | Command::Schema | Command::Init(_) => false,
         Command::Secrets(args) => args.json(),
         Command::Doctor(args) => args.json,
         Command::Gc(args) => args.json,
@@ -62,6 +63,7 @@ fn execute(command: Command) -> Result<Exit, Failure> {
         Command::Validate(args) => runtime.block_on(validate::run(&args)),
         Command::Graph(args) => runtime.block_on(graph::run(&args)),
         Command::Schema => graph::schema(),
+        Command::Init(args) => init::run(&args),
         Command::Secrets(args) => runtime.block_on(secrets::run(args)),
         Command::Doctor(args) => runtime.block_on(doctor::run(args)),
         Command::Gc(args) => runtime.block_on(gc::run(args)),

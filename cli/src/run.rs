@@ -1,9 +1,11 @@
 //! `orchestra run`: a pipeline from its file to its summary.
 
 use std::io::{self, Write};
+use std::path::Path;
 
 use orchestra::{JobId, Name};
-use orchestra_pipelines::{Pipeline, RunOptions, Status, StepKind};
+use orchestra_pipelines::{Pipeline, RunOptions, Status, StepKind, Values};
+use orchestra_typescript::Script;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::RunArgs;
@@ -23,24 +25,32 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit, Failure> {
         false => caches::configured(&config.caches, &secrets).await?,
     };
     let values = secrets::values(&secrets, &args.variables)?;
-    let pipeline = Pipeline::read_with(&args.file, &values)
-        .await
-        .map_err(Failure::invalid)?;
-    let job = args.job.map(|job| find_job(&pipeline, &job)).transpose()?;
-    let reports = Reports::new(args.report.as_deref(), args.junit.as_deref(), || pipeline.svg())?;
+    let front = Front::read(&args.file, &values).await?;
+    let job = args.job.map(|job| front.job(&job)).transpose()?;
+    let reports = Reports::new(args.report.as_deref(), args.junit.as_deref(), || front.svg())?;
     let run_id = args.run_id.as_ref();
-    let state = run_id.map(|id| StateFile::of(id, args.resume, &pipeline));
-    let state = state.transpose()?.flatten();
+    let state = match (&front, run_id) {
+        (Front::Yaml(pipeline), Some(id)) => StateFile::of(id, args.resume, pipeline)?,
+        // A script's own steps are what carries on: the engine knows which of them have ended.
+        _ => None,
+    };
     let driver = drivers::connect(&config, Some(secrets.clone())).await?;
 
-    let mut steps = pipeline.jobs.iter().flat_map(|job| job.leaves());
-    let has_builds = steps.any(|step| step.kind() == StepKind::BuildImage);
-    let rootless = has_builds && config.image_build.is_rootless(&driver).await?;
     let privileges = config.privileges();
-    pipeline.check_privileges(&privileges, rootless, config.image_build.image.as_ref())?;
+    let rootless = match &front {
+        Front::Yaml(pipeline) => {
+            let mut steps = pipeline.jobs.iter().flat_map(|job| job.leaves());
+            let has_builds = steps.any(|step| step.kind() == StepKind::BuildImage);
+            let rootless = has_builds && config.image_build.is_rootless(&driver).await?;
+            pipeline.check_privileges(&privileges, rootless, config.image_build.image.as_ref())?;
+            rootless
+        }
+        // What a script makes privileged is known, and refused by the driver's layer, when it asks for it.
+        Front::Script(_) => config.image_build.is_rootless(&driver).await?,
+    };
     let cancel = CancellationToken::new();
     let display = Display::start(args.show, Log::Stdout, cancel.clone());
-    let recording = reports.record(&pipeline.name, display.events())?;
+    let recording = reports.record(front.name(), display.events())?;
     let interrupts = interrupt::listen(cancel.clone(), driver.clone(), display.jobs(), display.notes())?;
 
     let mut options = RunOptions::default();
@@ -56,7 +66,11 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit, Failure> {
     options.privileges = privileges;
     options.buildkit = config.image_build.image;
     options.secrets = Some(secrets);
-    let report = orchestra_pipelines::run(&pipeline, driver, options).await;
+    options.build_network = config.image_build.network;
+    let report = match &front {
+        Front::Yaml(pipeline) => orchestra_pipelines::run(pipeline, driver, options).await,
+        Front::Script(script) => script.run(driver, options, config.script.options()).await,
+    };
 
     drop(interrupts);
     let unwritten = recording.finish().await;
@@ -91,6 +105,46 @@ pub(crate) fn exit(status: Status) -> Exit {
         Status::Failed => Exit::StepFailed,
         Status::Errored => Exit::Engine,
         Status::Aborted => Exit::Interrupted,
+    }
+}
+
+/// A pipeline, by what it is written in.
+pub(crate) enum Front {
+    Yaml(Pipeline),
+    Script(Script),
+}
+
+impl Front {
+    /// Reads and checks a file; its name tells which it is.
+    pub(crate) async fn read(file: &Path, values: &Values) -> Result<Self, Failure> {
+        if Script::is_one(file) {
+            return Script::read(file).map(Self::Script).map_err(Failure::invalid);
+        }
+        let pipeline = Pipeline::read_with(file, values).await;
+        pipeline.map(Self::Yaml).map_err(Failure::invalid)
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Self::Yaml(pipeline) => &pipeline.name,
+            Self::Script(script) => script.name(),
+        }
+    }
+
+    /// The plan as a drawing; a script has none before it runs.
+    fn svg(&self) -> String {
+        match self {
+            Self::Yaml(pipeline) => pipeline.svg(),
+            Self::Script(_) => String::new(),
+        }
+    }
+
+    /// The job of this name; which ones a script has is not known before it runs.
+    fn job(&self, name: &str) -> Result<Name, Failure> {
+        match self {
+            Self::Yaml(pipeline) => find_job(pipeline, name),
+            Self::Script(_) => Ok(Name::new(name)?),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use orchestra_pipelines::{Pipeline, Problem};
+use orchestra_typescript::Script;
 
 use crate::args::{EngineArgs, ValidateArgs};
 use crate::config::Config;
@@ -14,6 +15,9 @@ pub(crate) async fn run(args: &ValidateArgs) -> Result<Exit, Failure> {
         config: args.config.clone(),
         ..EngineArgs::default()
     };
+    if Script::is_one(&args.file) {
+        return script(args);
+    }
     let config = Config::load(&engine)?;
     let secrets = secrets::open(&config.secrets, &args.secrets, &secrets::pipeline_name(&args.file))?;
     let values = secrets::values(&secrets, &args.variables)?;
@@ -47,6 +51,27 @@ pub(crate) async fn run(args: &ValidateArgs) -> Result<Exit, Failure> {
         }
     };
     // Who does not read the answer has the exit code.
+    writeln!(std::io::stdout(), "{answer}").ok();
+    Ok(exit)
+}
+
+/// Which steps a script has is known when it runs: what can be told before is its syntax and its imports.
+fn script(args: &ValidateArgs) -> Result<Exit, Failure> {
+    let (answer, exit) = match Script::read(&args.file) {
+        Err(invalid) if !args.json => return Err(Failure::invalid(invalid)),
+        Err(invalid) => {
+            let answer = serde_json::json!({"valid": false, "file": invalid.name(), "problems": invalid.problems()});
+            (answer.to_string(), Exit::BadInput)
+        }
+        Ok(script) if args.json => {
+            let answer = serde_json::json!({"valid": true, "file": script.name(), "modules": script.modules()});
+            (answer.to_string(), Exit::Success)
+        }
+        Ok(script) => {
+            let answer = format!("{} is valid: {}", script.name(), count(script.modules(), "module"));
+            (answer, Exit::Success)
+        }
+    };
     writeln!(std::io::stdout(), "{answer}").ok();
     Ok(exit)
 }

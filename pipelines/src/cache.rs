@@ -27,6 +27,8 @@ pub struct CachePlan {
     pub paths: Vec<VolumePath>,
     /// Whether devices are kept.
     pub devices: bool,
+    /// A volume of the job that stands there instead of one of the cache's own: what else is said here does not count.
+    pub volume: Option<Name>,
 }
 
 impl CachePlan {
@@ -42,6 +44,7 @@ impl CachePlan {
             policy: Policy::PullPush,
             paths: Vec::new(),
             devices: false,
+            volume: None,
         }
     }
 

@@ -152,10 +152,11 @@ pub use plan::{
 pub use problem::{Invalid, Place, Problem};
 pub use resource::{GetPlan, PutInputs, PutPlan, Resource, Version};
 pub use run::{
-    BuiltImage, Caches, Data, Metadata, PlannedJob, PlannedStep, RunEvent, RunEventKind, RunOptions, RunReport,
-    RunState, Status, StepReport, run,
+    BuiltImage, Caches, Data, Ended, Metadata, PlannedJob, PlannedStep, Program, RunEvent, RunEventKind, RunOptions,
+    RunReport, RunState, Sandbox, Session, Status, StepOutcome, StepReport, run, run_program,
 };
-pub use units::size as parse_size;
+pub use units::{duration as parse_duration, size as parse_size};
 pub use values::{Values, Variables};
+pub use yaml::SingleStep;
 pub use yaml::late::LatePlan;
 pub use yaml::schema::schema;

@@ -224,6 +224,8 @@ pub enum StepKind {
     InParallel,
     /// `try`
     Try,
+    /// The program itself, of a front end that is one.
+    Script,
 }
 
 impl std::fmt::Display for StepKind {
@@ -237,6 +239,7 @@ impl std::fmt::Display for StepKind {
             Self::Do => "do",
             Self::InParallel => "in_parallel",
             Self::Try => "try",
+            Self::Script => "script",
         })
     }
 }

@@ -33,7 +33,33 @@ pub struct Place {
     pub label: String,
 }
 
+impl Place {
+    /// These bytes of a text.
+    #[must_use]
+    pub fn of(text: &str, span: Range<usize>, label: &str) -> Self {
+        let mut start = span.start.min(text.len());
+        while !text.is_char_boundary(start) {
+            start -= 1;
+        }
+        let before = &text[..start];
+        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        Self {
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+            span: start..span.end.clamp(start, text.len()),
+            label: label.to_owned(),
+        }
+    }
+}
+
 impl Problem {
+    /// A problem of these places.
+    #[must_use]
+    pub fn new(message: impl Into<String>, help: Option<String>, places: Vec<Place>) -> Self {
+        let message = message.into();
+        Self { message, help, places }
+    }
+
     /// The line of the place to change, from 1.
     #[must_use]
     pub fn line(&self) -> Option<usize> {
@@ -85,12 +111,14 @@ struct Inner {
 }
 
 impl Invalid {
-    pub(crate) fn new(name: &str, text: &str, problems: Vec<Problem>) -> Self {
+    /// The file `name` with this text in this language: at least one problem.
+    #[must_use]
+    pub fn new(name: &str, text: &str, language: &str, problems: Vec<Problem>) -> Self {
         let summary = match problems.len() {
             1 => format!("{name} is not a valid pipeline"),
             many => format!("{name} is not a valid pipeline: {many} problems"),
         };
-        let source = NamedSource::new(name, Arc::from(text)).with_language("yaml");
+        let source = NamedSource::new(name, Arc::from(text)).with_language(language);
         Self(Box::new(Inner {
             name: name.to_owned(),
             summary,
@@ -100,7 +128,8 @@ impl Invalid {
     }
 
     /// A file that can't be read as text.
-    pub(crate) fn file(name: &str, message: impl Into<String>, help: impl Into<String>) -> Self {
+    #[must_use]
+    pub fn file(name: &str, message: impl Into<String>, help: impl Into<String>) -> Self {
         let problem = Problem {
             message: message.into(),
             help: Some(help.into()),

@@ -13,7 +13,10 @@ const TIMES: [(&str, f64); 6] = [
 ];
 
 /// A duration as Go and Concourse write it: `90s`, `10m`, `1h30m`, `1.5h`. Not zero, at most a year.
-pub(crate) fn duration(text: &str) -> Result<Duration, &'static str> {
+///
+/// # Errors
+/// What to write instead.
+pub fn duration(text: &str) -> Result<Duration, &'static str> {
     const FORM: &str = "write a number with a unit (ms, s, m, h), for example `90s`, `10m` or `1h30m`";
     let mut rest = text.trim();
     let mut seconds = 0.0;

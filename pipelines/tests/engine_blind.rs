@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-const CRATES: [&str; 4] = ["pipelines", "image-build", "caches", "secrets"];
+const CRATES: [&str; 5] = ["pipelines", "typescript", "image-build", "caches", "secrets"];
 const ENGINES: [&str; 4] = ["docker", "podman", "containerd", "bollard"];
 
 /// What has an engine's name in it and means none: a file format and BuildKit's exporter of it, its scheme for

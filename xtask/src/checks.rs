@@ -17,7 +17,7 @@ use crate::{
     environment::Environment,
     packages, process,
     results::{self, Counts, Outcome},
-    signals, term,
+    signals, term, typescript,
 };
 
 /// The checks that are one command of cargo and need no engine. The fast ones come first.
@@ -54,6 +54,9 @@ pub(crate) fn run() -> Result<ExitCode> {
             process::run(&mut cargo(args)).map(|()| Outcome::default())
         })?);
     }
+    stages.push(stage("TypeScript's compiler", || {
+        typescript::check().map(|()| Outcome::default())
+    })?);
     stages.push(stage("build", || {
         built = Some(e2e::Programs::build()?);
         Ok(Outcome::default())

@@ -10,7 +10,7 @@ use crate::{
     engine::{Driver, Engine},
     enter,
     environment::Environment,
-    guard, matrix, packages, process, signals, throwaway,
+    guard, matrix, packages, process, signals, throwaway, typescript,
 };
 
 /// Provisions engines, runs the tests and measures, for those who work on orchestra.
@@ -57,6 +57,8 @@ enum Command {
     },
     /// Run all checks: format, lints, unit, doc, and end-to-end tests on every engine that there is
     Test,
+    /// Check the examples in TypeScript with the real compiler
+    Types,
     /// Run the conformance suite and the end-to-end tests on one engine
     E2e {
         #[command(flatten)]
@@ -131,6 +133,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
             demo::run(&target.start()?, target.driver, &orchestra)?;
         }
         Command::Test => return checks::run(),
+        Command::Types => typescript::check()?,
         Command::E2e { target, args } => {
             packages::prepare_tests(target.driver, target.engine())?;
             let programs = e2e::Programs::build()?;

@@ -35,6 +35,7 @@ mod sandbox;
 mod signals;
 mod term;
 mod throwaway;
+mod typescript;
 mod user;
 
 use std::process::ExitCode;

@@ -26,13 +26,15 @@ pub(crate) const OPEN: &str = "127.0.0.1:5055";
 pub(crate) const AUTH: &str = "127.0.0.1:5056";
 /// The user of the registry with a password.
 pub(crate) const USER: &str = "orchestra";
+/// Another one with the same password, whom the documentation's example has.
+const PAGE_USER: &str = "user";
 
 /// The registries as daemons of a sandbox.
 pub(crate) fn daemons(folders: &Folders, password: &str) -> Result<Vec<Daemon>> {
     let users = folders.run.join("htpasswd");
     // The lowest cost that bcrypt has: each request to the registry pays it, and the password is random.
     let hash = bcrypt::hash(password, 4)?;
-    fs::write(&users, format!("{USER}:{hash}\n"))?;
+    fs::write(&users, format!("{USER}:{hash}\n{PAGE_USER}:{hash}\n"))?;
     let htpasswd = format!(
         "auth:\n  htpasswd:\n    realm: orchestra-tests\n    path: {}\n",
         users.display()

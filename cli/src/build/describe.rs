@@ -56,7 +56,7 @@ pub(super) fn describe(args: &BuildArgs, config: &Config) -> Result<ImageBuild, 
     if args.rootless || config.image_build.rootless == Rootless::Yes {
         build = build.rootless();
     }
-    build.network = args.network.unwrap_or_default();
+    build.network = args.network.or(config.image_build.network).unwrap_or_default();
     build.timeout = args.timeout;
     let credentials = args
         .username

@@ -18,6 +18,11 @@ impl Names {
         names
     }
 
+    /// Takes in a step that was not known beforehand.
+    pub(crate) fn see(&mut self, step: &StepId) {
+        self.width = self.width.max(self.of(step).len());
+    }
+
     pub(crate) fn of(&self, step: &StepId) -> String {
         if self.several_jobs {
             format!("{}/{}", step.job, step.step)

@@ -115,7 +115,10 @@ impl<O: Write + Send, E: Write + Send> super::Renderer for Plain<O, E> {
     fn show(&mut self, update: Update) -> io::Result<()> {
         match update {
             Update::Started { steps, .. } => self.names = Names::of_all(&steps),
-            Update::StepStarted { step, kind } => self.say(&step, &format!("starts ({kind})"))?,
+            Update::StepStarted { step, kind } => {
+                self.names.see(&step);
+                self.say(&step, &format!("starts ({kind})"))?;
+            }
             Update::Output { step, stream, bytes } => self.output(&step, stream, &bytes)?,
             Update::Doing { step, what } => self.doing(&step, what)?,
             Update::StepFinished(end) => self.finished(*end)?,

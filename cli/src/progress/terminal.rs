@@ -38,8 +38,8 @@ struct Running {
     pulling: String,
     /// Something better than its newest line stands beside its time.
     busy: bool,
-    /// Its report knows better than the tail which output says why it failed.
-    is_build: bool,
+    /// A build: its report knows better than the tail which output says why it failed. A script: what it says stays.
+    kind: StepKind,
     /// What a build does now, each with a line below the build's.
     vertexes: HashMap<u32, ProgressBar>,
     /// What it has done, and was told; BuildKit takes some up again.
@@ -86,7 +86,8 @@ impl Terminal {
         }
     }
 
-    fn start(&mut self, step: StepId, is_build: bool) {
+    fn start(&mut self, step: StepId, kind: StepKind) {
+        self.names.see(&step);
         let bar = self.screen.add(ProgressBar::new_spinner());
         bar.set_style(style(self.theme));
         bar.set_prefix(self.names.padded(&step));
@@ -100,7 +101,7 @@ impl Terminal {
                 layers,
                 pulling: String::new(),
                 busy: false,
-                is_build,
+                kind,
                 vertexes: HashMap::new(),
                 told: HashSet::new(),
             },
@@ -133,8 +134,9 @@ impl Terminal {
                     .map(|line| format!("    {line}")),
             );
             let failed = matches!(end.status, Status::Failed | Status::Errored);
-            if let Some(mut running) = running.filter(|_| failed) {
-                if running.is_build {
+            let is_script = running.as_ref().is_some_and(|running| running.kind == StepKind::Script);
+            if let Some(mut running) = running.filter(|_| failed || is_script) {
+                if running.kind == StepKind::BuildImage {
                     running.tail = Tail::of(&end.log);
                 }
                 lines.extend(running.tail.show(theme));
@@ -198,21 +200,30 @@ impl Terminal {
         Ok(())
     }
 
-    /// The newest line stands beside the step's time.
-    fn output(&mut self, step: &StepId, stream: usize, bytes: &[u8]) {
-        let Some(Running { bar, tail, busy, .. }) = self.running.get_mut(step) else {
-            return;
+    /// The newest line stands beside the step's time. What a script says itself is meant to be read, and stays.
+    fn output(&mut self, step: &StepId, stream: usize, bytes: &[u8]) -> io::Result<()> {
+        let Some(Running {
+            bar, tail, busy, kind, ..
+        }) = self.running.get_mut(step)
+        else {
+            return Ok(());
         };
         let mut lines = std::mem::take(&mut tail.partial[stream]);
-        // Keeping a line can't fail.
-        let _ = lines.push(bytes, |line| -> Result<(), std::convert::Infallible> {
-            tail.keep(line);
-            Ok(())
-        });
+        let said = match kind {
+            StepKind::Script => lines.push(bytes, |line| {
+                let line = String::from_utf8_lossy(line);
+                self.screen.println(clean(&line, self.theme.colours))
+            }),
+            _ => lines.push(bytes, |line| {
+                tail.keep(line);
+                Ok(())
+            }),
+        };
         tail.partial[stream] = lines;
         if let (false, Some(newest)) = (*busy, tail.lines.back()) {
             bar.set_message(self.theme.dim(clean(newest, false)));
         }
+        said
     }
 }
 
@@ -358,8 +369,8 @@ impl super::Renderer for Terminal {
     fn show(&mut self, update: Update) -> io::Result<()> {
         match update {
             Update::Started { steps, .. } => self.names = Names::of_all(&steps),
-            Update::StepStarted { step, kind } => self.start(step, kind == StepKind::BuildImage),
-            Update::Output { step, stream, bytes } => self.output(&step, stream as usize, &bytes),
+            Update::StepStarted { step, kind } => self.start(step, kind),
+            Update::Output { step, stream, bytes } => self.output(&step, stream as usize, &bytes)?,
             Update::Doing { step, what } => self.doing(&step, what)?,
             Update::StepFinished(end) => self.finish(*end)?,
             Update::Warning { message } => self.screen.println(format!("{} {message}", self.theme.warn("!")))?,

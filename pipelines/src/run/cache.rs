@@ -176,6 +176,10 @@ impl super::job::JobRun<'_> {
     ) -> Result<Vec<(Name, Labels)>> {
         let mut found = Vec::new();
         for cache in caches {
+            if let Some(volume) = &cache.volume {
+                found.push((volume.clone(), Labels::new()));
+                continue;
+            }
             let own = volume_name(format!("{}\0{}", step.name, cache.path))?;
             if !self.cache_use.is_on() {
                 found.push((own, Labels::new()));

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use futures_util::future::try_join_all;
 use orchestra::{
-    Credentials, Error, EventKind, ImageRef, Job, JobId, Labels, Name, Result, SharedDriver, VolumeId, VolumePath,
-    file_from_tar,
+    Captured, ContainerId, Credentials, Error, EventKind, ImageRef, Job, JobId, Labels, Name, OutputSink, Result,
+    SharedDriver, VolumeId, VolumePath, file_from_tar,
 };
 use orchestra_image_build::SharedBuilders;
 use orchestra_secrets::{JobSecrets, Reference, SecretValue};
@@ -81,8 +81,16 @@ pub(super) struct JobRun<'a> {
     pushed: Mutex<HashMap<String, Pushed>>,
     reports: Mutex<HashMap<Name, StepReport>>,
     warnings: Arc<Mutex<Vec<String>>>,
-    begun: bool,
+    pub(super) begun: bool,
+    /// Whether what steps write is kept until it is [asked for](Self::kept).
+    pub(super) keep_output: bool,
+    output: Mutex<HashMap<Name, (Captured, Captured)>>,
+    sinks: Mutex<HashMap<Name, Box<dyn OutputSink>>>,
+    started: Started,
 }
+
+/// Who waits for a task to run, and its container once there is one.
+type Started = Arc<Mutex<HashMap<Name, (Option<ContainerId>, oneshot::Sender<ContainerId>)>>>;
 
 /// What came of a job.
 pub(super) struct JobOutcome {
@@ -113,6 +121,7 @@ struct Pump {
     secrets: Option<JobSecrets>,
     aliases: Aliases,
     warnings: Arc<Mutex<Vec<String>>>,
+    started: Started,
 }
 
 impl Pump {
@@ -133,6 +142,7 @@ impl Pump {
         if let EventKind::Warning { message } = &event.kind {
             return self.warn(message.clone()).await;
         }
+        self.note_start(&event);
         let step = event.task.clone();
         let step = step.map(|name| locked(&self.aliases).get(&name).cloned().unwrap_or(name));
         self.teller
@@ -142,6 +152,24 @@ impl Pump {
                 detail: Box::new(event),
             })
             .await;
+    }
+
+    fn note_start(&self, event: &orchestra::Event) {
+        let Some(task) = &event.task else { return };
+        let mut started = locked(&self.started);
+        match &event.kind {
+            EventKind::ContainerReady { container, .. } => {
+                if let Some((known, _)) = started.get_mut(task) {
+                    *known = Some(container.clone());
+                }
+            }
+            EventKind::TaskStarted => {
+                if let Some((Some(container), waiting)) = started.remove(task) {
+                    waiting.send(container).ok();
+                }
+            }
+            _ => {}
+        }
     }
 
     async fn warn(&self, message: String) {
@@ -202,8 +230,9 @@ impl<'a> JobRun<'a> {
             .build();
         let builders = SharedBuilders::new(&job);
         let (flush, flushes) = mpsc::channel(EVENTS);
-        let (aliases, warnings) = (Aliases::default(), Arc::default());
+        let (aliases, warnings, started) = (Aliases::default(), Arc::default(), Started::default());
         let pump = Pump {
+            started: Arc::clone(&started),
             job: plan.name.clone(),
             teller: teller.clone(),
             secrets: secrets.clone(),
@@ -235,6 +264,59 @@ impl<'a> JobRun<'a> {
             reports: Mutex::default(),
             warnings,
             begun: false,
+            keep_output: false,
+            output: Mutex::default(),
+            sinks: Mutex::default(),
+            started,
+        }
+    }
+
+    /// Sends a step's output there too.
+    pub(super) fn also(&self, step: &Name, sink: Box<dyn OutputSink>) {
+        locked(&self.sinks).insert(step.clone(), sink);
+    }
+
+    /// Where else a step's output goes.
+    pub(super) fn sink(&self, step: &Name) -> Option<Box<dyn OutputSink>> {
+        locked(&self.sinks).remove(step)
+    }
+
+    /// Keeps what a step wrote, if anybody will ask.
+    pub(super) fn keep(&self, step: &Name, stdout: &Captured, stderr: &Captured) {
+        if self.keep_output {
+            locked(&self.output).insert(step.clone(), (stdout.clone(), stderr.clone()));
+        }
+    }
+
+    /// What a step wrote, once.
+    pub(super) fn kept(&self, step: &Name) -> (Captured, Captured) {
+        locked(&self.output).remove(step).unwrap_or_default()
+    }
+
+    /// Tells when a task that is about to be started runs.
+    pub(super) fn when_started(&self, task: &Name, waiting: oneshot::Sender<ContainerId>) {
+        locked(&self.started).insert(task.clone(), (None, waiting));
+    }
+
+    /// Takes secrets as fetched.
+    pub(super) fn provide(&self, secrets: &[(Reference, SecretValue)]) -> Result<()> {
+        let Some(job) = &self.secrets else { return Ok(()) };
+        secrets.iter().try_for_each(|(of, value)| job.provide(of, value))
+    }
+
+    /// A text without secrets.
+    pub(super) fn redacted(&self, text: String) -> String {
+        match &self.secrets {
+            Some(secrets) => secrets.redact(&text),
+            None => text,
+        }
+    }
+
+    /// Takes secrets out of what the plan itself may have said.
+    pub(super) fn redact(&self, report: &mut StepReport) {
+        let texts = report.error.iter_mut().chain(&mut report.hint);
+        for text in texts.chain([&mut report.log_tail]) {
+            *text = self.redacted(std::mem::take(text));
         }
     }
 
@@ -379,7 +461,7 @@ impl<'a> JobRun<'a> {
     }
 
     /// The step's report, its caches, and the step as a whole, if that was not known before.
-    async fn step(&self, step: &Step, scope: &Scope) -> (StepReport, Vec<Name>, Option<Step>) {
+    pub(super) async fn step(&self, step: &Step, scope: &Scope) -> (StepReport, Vec<Name>, Option<Step>) {
         let (job, name, kind) = (self.plan.name.clone(), step.name.clone(), step.kind());
         self.teller
             .tell(RunEventKind::StepStarted { job, step: name, kind })
@@ -409,16 +491,7 @@ impl<'a> JobRun<'a> {
         let whole = whole.unwrap_or_default();
         report.duration = began.elapsed();
         // What the driver says is clean; what the plan itself says may hold what was put into it.
-        if let Some(secrets) = &self.secrets {
-            for text in report
-                .error
-                .iter_mut()
-                .chain(&mut report.hint)
-                .chain([&mut report.log_tail])
-            {
-                *text = secrets.redact(text);
-            }
-        }
+        self.redact(&mut report);
         (report, caches, whole)
     }
 
@@ -596,6 +669,7 @@ impl<'a> JobRun<'a> {
             secrets: self.secrets.clone(),
             aliases: Arc::clone(&self.aliases),
             warnings: Arc::clone(&self.warnings),
+            started: Arc::clone(&self.started),
         };
         pump.warn(message).await;
     }

@@ -12,6 +12,7 @@ mod output;
 mod report;
 mod resource;
 mod schedule;
+mod session;
 mod state;
 mod status;
 mod step;
@@ -21,7 +22,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use orchestra::layer::PrivilegePolicy;
-use orchestra::{ImageRef, JobId, Name, PullPolicy, SharedDriver};
+use orchestra::{ImageRef, JobId, Name, NetworkMode, PullPolicy, SharedDriver};
 use orchestra_secrets::{JobSecrets, Secrets};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
@@ -31,6 +32,7 @@ pub use cache::Caches;
 pub(crate) use cache::within;
 pub use event::{Data, PlannedJob, PlannedStep, RunEvent, RunEventKind};
 pub use report::{BuiltImage, Metadata, RunReport, StepReport};
+pub use session::{Ended, Program, Sandbox, Session, StepOutcome, run_program};
 pub use state::RunState;
 pub use status::Status;
 
@@ -74,6 +76,8 @@ pub struct RunOptions {
     pub rootless: bool,
     /// What may be privileged. A pipeline with a step that may not is not run.
     pub privileges: PrivilegePolicy,
+    /// The network of builds that name none.
+    pub build_network: Option<NetworkMode>,
 }
 
 impl Default for RunOptions {
@@ -93,6 +97,7 @@ impl Default for RunOptions {
             secrets: None,
             rootless: false,
             privileges: PrivilegePolicy::default(),
+            build_network: None,
         }
     }
 }

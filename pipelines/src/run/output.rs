@@ -40,6 +40,8 @@ pub(super) struct Output {
     pub(super) tail: Tail,
     /// Whether standard output is not for people.
     pub(super) errors_only: bool,
+    /// Where it goes besides.
+    pub(super) also: Option<Box<dyn OutputSink>>,
 }
 
 #[async_trait]
@@ -49,6 +51,9 @@ impl OutputSink for Output {
             return Ok(());
         }
         self.tail.push(&chunk.bytes);
+        if let Some(also) = &mut self.also {
+            also.write(chunk.clone()).await?;
+        }
         let (job, step) = (self.job.clone(), self.step.clone());
         self.teller
             .tell(RunEventKind::Output {

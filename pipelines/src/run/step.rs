@@ -1,7 +1,8 @@
 //! Steps on a [`Job`](orchestra::Job): what the plan says in the core's terms, and what came of it in the report's.
 
 use orchestra::{
-    ContainerPath, Error, ErrorKind, ExitStatus, Labels, Mount, Name, PullPolicy, Result, Task, TaskResult, VolumeId,
+    ContainerPath, Error, ErrorKind, ExitStatus, Labels, Mount, Name, NetworkMode, PullPolicy, Result, Task,
+    TaskResult, VolumeId,
 };
 use orchestra_image_build::{BuildError, BuildResult, ImageBuild};
 use orchestra_secrets::TaskSecrets;
@@ -39,6 +40,7 @@ impl JobRun<'_> {
         };
         match result {
             Ok(result) => {
+                self.keep(&step.name, &result.stdout, &result.stderr);
                 finished(&mut report, &result, step);
                 if report.status != Status::Aborted {
                     hold(&mut report, &plan.assert, &result);
@@ -52,7 +54,7 @@ impl JobRun<'_> {
         report
     }
 
-    async fn describe(
+    pub(super) async fn describe(
         &self,
         step: &Step,
         plan: &TaskPlan,
@@ -124,6 +126,7 @@ impl JobRun<'_> {
             step: step.name.clone(),
             teller: self.teller.clone(),
             tail: tail.clone(),
+            also: self.sink(&step.name),
             errors_only: false,
         }
     }
@@ -137,7 +140,7 @@ impl JobRun<'_> {
     }
 
     /// The volumes of artifacts and caches, each with its place.
-    async fn mounts<'p>(
+    pub(super) async fn mounts<'p>(
         &self,
         step: &Step,
         inputs: &'p [Artifact],
@@ -196,6 +199,7 @@ impl JobRun<'_> {
                 report.status = Status::Succeeded;
                 report.exit = Some(ExitStatus::Code(built.code));
                 report.timings = Some(built.timings);
+                self.keep(&step.name, &built.stdout, &built.stderr);
                 report.image = Some(BuiltImage {
                     reference: built.reference,
                     digest: built.digest,
@@ -207,7 +211,12 @@ impl JobRun<'_> {
                     self.warn(format!("{}: {warning}", step.name)).await;
                 }
             }
-            Err(error) => build_failed(&mut report, &error, &tail),
+            Err(error) => {
+                if let Some(failed) = error.failed() {
+                    self.keep(&step.name, &failed.stdout, &failed.stderr);
+                }
+                build_failed(&mut report, &error, &tail);
+            }
         }
         report
     }
@@ -226,6 +235,9 @@ impl JobRun<'_> {
         build.capture = self.options.capture;
         if let (None, Some(image)) = (&plan.image, &self.options.buildkit) {
             build.image = image.clone();
+        }
+        if let (NetworkMode::Default, Some(network)) = (plan.network, self.options.build_network) {
+            build.network = network;
         }
         if plan.rootless.unwrap_or(self.options.rootless) {
             build = build.rootless();

@@ -12,6 +12,7 @@ mod pipeline;
 mod reader;
 mod resource;
 pub(crate) mod schema;
+mod single;
 mod step;
 mod steps;
 mod task;
@@ -27,6 +28,7 @@ use orchestra_secrets::Secrets;
 use sha2::{Digest, Sha256};
 
 use self::reader::Reader;
+pub use self::single::SingleStep;
 pub(crate) use self::tree::Value;
 use self::tree::{Node, SyntaxError};
 use self::variables::Interpolation;
@@ -137,7 +139,7 @@ fn no_yaml(name: &str, text: &str, error: SyntaxError) -> Invalid {
     let (line, column) = error.at.unwrap_or((1, 1));
     let help = error.help.map(str::to_owned);
     reader.report(&reader.spot(line, column), "", error.message, help);
-    Invalid::new(name, text, reader.finish())
+    Invalid::new(name, text, "yaml", reader.finish())
 }
 
 fn finish(name: &str, text: &str, root: Node, variables: &Variables, fetched: &Fetched) -> Result<Pipeline, Invalid> {
@@ -181,7 +183,7 @@ fn finish(name: &str, text: &str, root: Node, variables: &Variables, fetched: &F
                 .collect();
             Ok(pipeline)
         }
-        _ => Err(Invalid::new(name, text, problems)),
+        _ => Err(Invalid::new(name, text, "yaml", problems)),
     }
 }
 

@@ -239,7 +239,7 @@ pub(super) fn read_leaf(reader: &Reader<'_>, node: &Node, kind: StepKind) -> Opt
         StepKind::Get => resource::get(reader, node),
         StepKind::Put => resource::put(reader, node),
         StepKind::LoadVar => load_var::read(reader, node),
-        StepKind::Do | StepKind::InParallel | StepKind::Try => None,
+        StepKind::Do | StepKind::InParallel | StepKind::Try | StepKind::Script => None,
     }
 }
 

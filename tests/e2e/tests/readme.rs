@@ -26,7 +26,7 @@ fn shown(readme: &str, path: &str) -> String {
 fn without_header(text: &str) -> &str {
     let body = text
         .lines()
-        .take_while(|line| line.starts_with("//!") || line.starts_with('#') || line.is_empty());
+        .take_while(|line| line.starts_with("//") || line.starts_with('#') || line.is_empty());
     let skip: usize = body.map(|line| line.len() + 1).sum();
     &text[skip..]
 }
@@ -34,7 +34,12 @@ fn without_header(text: &str) -> &str {
 #[test]
 fn the_readme_shows_the_examples_as_they_are() {
     let readme = read("README.md");
-    for path in ["examples/hello.yml", "examples/secrets.yml", "examples/embed.rs"] {
+    for path in [
+        "examples/hello.yml",
+        "examples/typescript/hello.ts",
+        "examples/secrets.yml",
+        "examples/embed.rs",
+    ] {
         let file = read(path);
         assert_eq!(
             shown(&readme, path),

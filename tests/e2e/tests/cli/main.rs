@@ -16,6 +16,7 @@ mod interrupting;
 mod reporting;
 mod resuming;
 mod running;
+mod scripts;
 mod secrets;
 mod secrets_left;
 mod secrets_typed;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         secrets::tests(),
         secrets_left::tests(),
         secrets_typed::tests(),
+        scripts::tests(),
     ]
     .concat();
     let Some(fixture) = fixture else {

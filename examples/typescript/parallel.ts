@@ -1,0 +1,33 @@
+// Steps at the same time, in jobs and stages of their own; and what to do about one that fails.
+import { check, type Check } from "./lib/checks";
+
+const CHECKS: Check[] = [
+  { name: "one", script: "sleep 1; echo first" },
+  { name: "two", script: "sleep 1; echo second" },
+  { name: "three", script: "echo third; exit 3" },
+];
+
+async function main(context: PipelineContext): Promise<void> {
+  const began = Date.now();
+  const codes = await pipeline.job("checks", async (job) => {
+    const results = await Promise.all(CHECKS.map((one) => check(job, one)));
+    return results.map((result) => result.code);
+  });
+  assert.deepEqual(codes, [0, 0, 3]);
+  console.log(`run ${context.runId}: ${CHECKS.length} checks in ${Date.now() - began} ms`);
+
+  await pipeline.job("clean-up", async ({ runtime, stage }) => {
+    try {
+      await stage("risky", ({ runtime }) =>
+        runtime.run({ image: "busybox:stable", command: ["sh", "-c", "echo no luck >&2; exit 1"] }),
+      );
+    } catch (error) {
+      assert(error instanceof TaskError);
+      assert.deepEqual([error.step, error.code, error.stderr], ["clean-up.risky.sh", 1, "no luck\n"]);
+    } finally {
+      await runtime.run({ name: "always", image: "busybox:stable", command: ["echo", "always"] });
+    }
+  });
+}
+
+export { main as pipeline };

@@ -1,0 +1,414 @@
+//! Steps that are not known before they run: what a front end that is a program does its work with.
+//!
+//! A program is one job. It makes volumes and runs steps as it comes to them, as many at once as it likes; what it says is
+//! the output of a step of its own, [`StepKind::Script`], whose end is the run's.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use orchestra::{
+    Captured, ContainerId, Error, ErrorKind, Job, JobId, Labels, Name, OutputSink, OutputStream, Result, SharedDriver,
+    TaskHandle, VolumeId,
+};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use super::cache::CacheUse;
+use super::event::{Data, RunEventKind, Teller};
+use super::job::JobRun;
+use super::output::Tail;
+use super::resource::Versions;
+use super::tree::Scope;
+use super::{RunOptions, RunReport, Status, StepReport, cache};
+use crate::{Action, Artifact, CachePlan, Hooks, JobPlan, SingleStep, StepKind};
+
+/// What a program is called.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Program {
+    /// Its file's name.
+    pub name: String,
+    /// Its job, and the step that stands for the program itself.
+    pub job: Name,
+}
+
+impl Program {
+    /// A program of this file name and job.
+    #[must_use]
+    pub fn new(name: impl Into<String>, job: Name) -> Self {
+        let name = name.into();
+        Self { name, job }
+    }
+}
+
+/// How a program ended.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Ended {
+    /// How.
+    pub status: Status,
+    /// What went wrong.
+    pub error: Option<String>,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Ended {
+    /// It did all it was to do.
+    #[must_use]
+    pub fn well() -> Self {
+        Self {
+            status: Status::Succeeded,
+            error: None,
+            hint: None,
+        }
+    }
+
+    /// It did not.
+    #[must_use]
+    pub fn with(status: Status, error: impl Into<String>, hint: Option<String>) -> Self {
+        Self {
+            status,
+            error: Some(error.into()),
+            hint,
+        }
+    }
+}
+
+/// What came of a step.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct StepOutcome {
+    /// As it stands in the run's report.
+    pub report: StepReport,
+    /// Its standard output, as far as it was kept.
+    pub stdout: Captured,
+    /// Its standard error, as far as it was kept; of a build, its progress as text.
+    pub stderr: Captured,
+}
+
+/// A program's run.
+pub struct Session<'a> {
+    run: JobRun<'a>,
+    reports: Mutex<Vec<StepReport>>,
+}
+
+/// A container that waits for [execs](orchestra::Driver::exec).
+#[derive(Debug)]
+pub struct Sandbox {
+    /// The container.
+    pub container: ContainerId,
+    handle: TaskHandle,
+    name: Name,
+    began: Instant,
+}
+
+impl Sandbox {
+    /// Its step.
+    #[must_use]
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+}
+
+/// Runs `body`, which runs steps, to its end, and removes everything that was made, as [`run`](super::run()) does.
+pub async fn run_program<F>(program: &Program, driver: SharedDriver, options: RunOptions, body: F) -> RunReport
+where
+    F: AsyncFnOnce(&Session<'_>) -> Ended,
+{
+    let began = Instant::now();
+    let run_id = options.run_id.clone().unwrap_or_else(JobId::unique);
+    let teller = Teller(options.events.clone());
+    let started = RunEventKind::RunStarted {
+        run_id: run_id.clone(),
+        jobs: Vec::new(),
+    };
+    teller.tell(started).await;
+    let (driver, cache_events, cache_use) = match &options.caches {
+        Some(caches) => {
+            let (driver, events, cache_use) = cache::wrap(driver, caches, &options.cancel, &teller);
+            (driver, Some(events), cache_use)
+        }
+        None => (driver, None, CacheUse::default()),
+    };
+    let plan = JobPlan {
+        name: program.job.clone(),
+        plan: Vec::new(),
+        hooks: Hooks::default(),
+        after: Vec::new(),
+        serial_groups: Vec::new(),
+        execution: None,
+    };
+    let secrets = options.secrets.as_ref().map(|secrets| secrets.job(&run_id));
+    let versions = Versions::default();
+    let mut run = JobRun::new(&plan, run_id.clone(), driver, &options, secrets, &teller, &versions);
+    run.pipeline = &program.name;
+    run.cache_use = cache_use;
+    run.keep_output = true;
+    run.begun = true;
+    let mut session = Session {
+        run,
+        reports: Mutex::default(),
+    };
+    let mut report = session.whole(run_id, body).await;
+    report.warnings.extend(session.run.end().await);
+    if let Some(events) = cache_events {
+        report.warnings.extend(events.finish().await);
+    }
+    report.duration = began.elapsed();
+    let finished = RunEventKind::RunFinished {
+        status: report.status,
+        duration: report.duration,
+    };
+    teller.tell(finished).await;
+    report
+}
+
+impl Session<'_> {
+    async fn whole<F>(&self, run_id: JobId, body: F) -> RunReport
+    where
+        F: AsyncFnOnce(&Session<'_>) -> Ended,
+    {
+        let (job, began) = (self.run.plan.name.clone(), Instant::now());
+        let id = self.run.job.id().clone();
+        self.tell(RunEventKind::JobStarted { job: job.clone(), id }).await;
+        let kind = StepKind::Script;
+        let step = job.clone();
+        self.tell(RunEventKind::StepStarted { job, step, kind }).await;
+        let ended = body(self).await;
+        let mut own = self.report(&self.run.plan.name, kind, ended.status);
+        (own.error, own.hint, own.duration) = (ended.error, ended.hint, began.elapsed());
+        self.run.redact(&mut own);
+        self.finish(own).await;
+        RunReport {
+            run_id,
+            status: ended.status,
+            steps: std::mem::take(&mut *self.reports.lock().unwrap_or_else(PoisonError::into_inner)),
+            warnings: Vec::new(),
+            duration: Duration::ZERO,
+        }
+    }
+
+    async fn tell(&self, kind: RunEventKind) {
+        self.run.teller.tell(kind).await;
+    }
+
+    fn report(&self, step: &Name, kind: StepKind, status: Status) -> StepReport {
+        StepReport::new(&self.run.plan.name, step, kind, status)
+    }
+
+    async fn finish(&self, report: StepReport) {
+        {
+            let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+            reports.push(report.clone());
+        }
+        let report = Box::new(report);
+        self.tell(RunEventKind::StepFinished { report }).await;
+    }
+
+    /// The job. Tasks that are run on it directly are in no report.
+    #[must_use]
+    pub fn job(&self) -> &Job {
+        &self.run.job
+    }
+
+    /// What ends the run.
+    #[must_use]
+    pub fn cancel(&self) -> &CancellationToken {
+        &self.run.options.cancel
+    }
+
+    /// The program's own output; a secret in it is redacted where it is not cut.
+    pub async fn say(&self, stream: OutputStream, bytes: Bytes) {
+        let (job, step) = (self.run.plan.name.clone(), self.run.plan.name.clone());
+        let data = Data(match std::str::from_utf8(&bytes) {
+            Ok(text) => self.redact(text.to_owned()).into(),
+            Err(_) => bytes,
+        });
+        let output = RunEventKind::Output {
+            job,
+            step,
+            stream,
+            data,
+        };
+        self.tell(output).await;
+    }
+
+    /// Tells something that should be known.
+    pub async fn warn(&self, message: String) {
+        self.run.warn(message).await;
+    }
+
+    /// A text without secrets.
+    #[must_use]
+    pub fn redact(&self, text: String) -> String {
+        self.run.redacted(text)
+    }
+
+    fn scope(&self) -> Scope {
+        Scope {
+            cancel: self.cancel().clone(),
+            tries: String::new(),
+            tried_again: true,
+            variables: Default::default(),
+        }
+    }
+
+    fn provide(&self, single: &SingleStep) -> Result<()> {
+        self.run.provide(&single.secrets)
+    }
+
+    /// Runs a step, whose artifacts are volumes of this session, or are made.
+    pub async fn step(&self, single: SingleStep, output: Option<Box<dyn OutputSink>>) -> StepOutcome {
+        let step = &single.step;
+        if let Some(output) = output {
+            self.run.also(&step.name, output);
+        }
+        let report = match self.provide(&single) {
+            Ok(()) => self.run.step(step, &self.scope()).await.0,
+            Err(error) => {
+                let mut report = self.report(&step.name, step.kind(), Status::of_error(error.kind()));
+                report.error = Some(error.to_string());
+                report
+            }
+        };
+        let (stdout, stderr) = self.run.kept(&step.name);
+        self.finish(report.clone()).await;
+        StepOutcome { report, stdout, stderr }
+    }
+
+    /// Starts a task that is not expected to end by itself, and waits until it runs.
+    ///
+    /// # Errors
+    /// What the task was refused for, or ended with before it ran.
+    pub async fn sandbox(&self, single: SingleStep) -> Result<Sandbox> {
+        let (step, began) = (&single.step, Instant::now());
+        let Action::Task(plan) = &step.action else {
+            return Err(Error::invalid("a sandbox is made of a task"));
+        };
+        self.provide(&single)?;
+        let (run, mut used) = (&self.run, Vec::new());
+        let mounts = run.mounts(step, &plan.inputs, &plan.outputs, &plan.caches, &mut used);
+        let mounts = mounts.await?;
+        let task = self
+            .run
+            .describe(step, plan, step.name.clone(), mounts, &Tail::new())
+            .await?;
+        let (job, name, kind) = (self.run.plan.name.clone(), step.name.clone(), step.kind());
+        self.tell(RunEventKind::StepStarted { job, step: name, kind }).await;
+        let (started, mut runs) = oneshot::channel();
+        self.run.when_started(&step.name, started);
+        let mut handle = self.run.job.scope(self.cancel()).start(task);
+        let ended = tokio::select! {
+            biased;
+            Ok(container) = &mut runs => {
+                let name = step.name.clone();
+                return Ok(Sandbox { container, handle, name, began });
+            }
+            ended = handle.wait() => ended,
+        };
+        let error = match ended {
+            Ok(result) if result.exit == orchestra::ExitStatus::Cancelled => {
+                Error::new(ErrorKind::Cancelled, "the sandbox was cancelled")
+            }
+            Ok(result) => Error::new(
+                ErrorKind::TaskFailed,
+                format!("the sandbox ended at once: {}", result.exit),
+            ),
+            Err(error) => error,
+        };
+        let mut report = self.report(&step.name, kind, Status::of_error(error.kind()));
+        report.error = Some(error.to_string());
+        report.duration = began.elapsed();
+        self.finish(report).await;
+        Err(error)
+    }
+
+    /// Ends a sandbox and removes it.
+    ///
+    /// # Errors
+    /// Of the engine.
+    pub async fn close(&self, mut sandbox: Sandbox) -> Result<()> {
+        sandbox.handle.cancel();
+        let ended = self.run.watch(sandbox.handle.wait()).await;
+        let status = if ended.is_ok() {
+            Status::Succeeded
+        } else {
+            Status::Errored
+        };
+        let mut report = self.report(&sandbox.name, StepKind::Task, status);
+        report.duration = sandbox.began.elapsed();
+        report.error = ended.as_ref().err().map(ToString::to_string);
+        self.finish(report).await;
+        ended.map(|_| ())
+    }
+
+    /// Output of a process in a sandbox.
+    pub async fn say_for(&self, step: &Name, stream: OutputStream, bytes: Bytes) {
+        let (job, step, data) = (self.run.plan.name.clone(), step.clone(), Data(bytes));
+        let output = RunEventKind::Output {
+            job,
+            step,
+            stream,
+            data,
+        };
+        self.tell(output).await;
+    }
+
+    /// The volume of this name, made where it is not there yet.
+    ///
+    /// # Errors
+    /// Whatever [`Job::create_volume`] fails with.
+    pub async fn volume(&self, name: &Name) -> Result<VolumeId> {
+        let volume = self.first(&[(name.clone(), Labels::new())]).await?;
+        self.run.make(name, name.clone());
+        Ok(volume)
+    }
+
+    async fn first(&self, wanted: &[(Name, Labels)]) -> Result<VolumeId> {
+        let volumes = self.run.volumes(wanted).await?;
+        let none = || Error::invalid("there is no such volume");
+        volumes.into_iter().next().ok_or_else(none)
+    }
+
+    /// The volume of a cache and its name, restored if that was not done yet. `single` is a task that has the cache and
+    /// the inputs of which its key needs checksums.
+    ///
+    /// # Errors
+    /// Whatever [`Job::create_volume`] fails with.
+    pub async fn cache(&self, single: &SingleStep) -> Result<Name> {
+        let (artifacts, caches): (&[Artifact], &[CachePlan]) = match &single.step.action {
+            Action::Task(plan) => (&plan.inputs, &plan.caches),
+            _ => (&[], &[]),
+        };
+        let artifacts: Vec<&Artifact> = artifacts.iter().collect();
+        let wanted = self.run.caches(&single.step, &artifacts, caches).await?;
+        self.first(&wanted).await?;
+        let none = || Error::invalid("there is no cache");
+        let (name, _) = wanted.into_iter().next().ok_or_else(none)?;
+        self.run.make(&name, name.clone());
+        Ok(name)
+    }
+
+    /// Lets a volume go. If it is a cache it is persisted, if all that used it succeeded.
+    ///
+    /// # Errors
+    /// Whatever [`remove_volume`](orchestra::Driver::remove_volume) fails with.
+    pub async fn release(&self, name: &Name) -> Result<()> {
+        let Some(volume) = self.run.forget(name).await else {
+            return Err(Error::invalid(format!(
+                "there is no volume {name}, or it was let go already"
+            )));
+        };
+        self.run.watch(self.run.driver.remove_volume(&volume)).await
+    }
+}
+
+impl std::fmt::Debug for Session<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("job", &self.run.job)
+            .finish_non_exhaustive()
+    }
+}

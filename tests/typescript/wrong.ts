@@ -1,0 +1,25 @@
+// What a compiler has to find: an expectation without its error is an error too.
+const pipeline = async () => {
+  // @ts-expect-error: `command` is missing
+  await runtime.run({ image: "busybox" });
+  // @ts-expect-error: there is no such option
+  await runtime.run({ image: "busybox", command: ["true"], tiemout: "1s" });
+  // @ts-expect-error: a mount is a volume
+  await runtime.run({ image: "busybox", command: ["true"], mounts: { source: "source" } });
+  // @ts-expect-error: a build has inputs
+  await image.build({ context: "source", tag: "a" });
+  const source = await volumes.create();
+  // @ts-expect-error: there is no such policy
+  await caches.restore({ key: "a", policy: "never" });
+  // @ts-expect-error: content is text or bytes
+  await source.writeFiles({ a: 1 });
+  const result = await runtime.run({ image: "busybox", command: ["true"], inputs: { source } });
+  // @ts-expect-error: a result is not changed
+  result.code = 1;
+  // @ts-expect-error: there is no file system
+  await import("node:fs");
+  // @ts-expect-error: there is no such global
+  document.title;
+};
+
+export { pipeline };

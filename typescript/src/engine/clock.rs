@@ -1,0 +1,68 @@
+//! How long a script computes. Waiting, for containers or for its own output to be read, does not count.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+/// How often the time is looked at: the interpreter asks some hundred thousand times a second.
+const EVERY: u32 = 64;
+
+#[derive(Debug)]
+pub(super) struct Clock {
+    limit: Duration,
+    used: Cell<Duration>,
+    since: Cell<Option<Instant>>,
+    asked: Cell<u32>,
+    over: Cell<bool>,
+    /// Ends a script that computes on although it was told to end.
+    stop: CancellationToken,
+}
+
+impl Clock {
+    pub(super) fn new(limit: Duration, stop: CancellationToken) -> Self {
+        Self {
+            limit,
+            used: Cell::default(),
+            since: Cell::default(),
+            asked: Cell::default(),
+            over: Cell::default(),
+            stop,
+        }
+    }
+
+    pub(super) fn start(&self) {
+        self.since.set(Some(Instant::now()));
+    }
+
+    pub(super) fn stop(&self) {
+        if let Some(since) = self.since.take() {
+            self.used.set(self.used.get() + since.elapsed());
+        }
+    }
+
+    /// Runs something that waits.
+    pub(super) fn paused<T>(&self, wait: impl FnOnce() -> T) -> T {
+        let computed = self.since.get().is_some();
+        self.stop();
+        let value = wait();
+        if computed {
+            self.start();
+        }
+        value
+    }
+
+    /// Whether the script has to end now. Asked by the interpreter all the time.
+    pub(super) fn must_end(&self) -> bool {
+        self.asked.set(self.asked.get().wrapping_add(1));
+        if !self.over.get() && self.asked.get().is_multiple_of(EVERY) {
+            let now = self.since.get().map_or(Duration::ZERO, |since| since.elapsed());
+            self.over.set(self.used.get() + now > self.limit);
+        }
+        self.over.get() || self.stop.is_cancelled()
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.over.get()
+    }
+}

@@ -1,0 +1,414 @@
+//! What a script asks for, done on the run's job: many things at once, each answered when it is done.
+
+mod exec;
+mod fetch;
+mod files;
+mod options;
+mod tap;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use orchestra::{Error, ErrorKind, Name};
+use orchestra_pipelines::{Action, Problem, RunOptions, Sandbox, Session, SingleStep, Status, StepOutcome};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use tokio::sync::mpsc;
+
+pub use self::fetch::FetchPolicy;
+use self::options::{Refused, Written};
+use self::tap::Tap;
+use crate::engine::{Ask, Finish, Told};
+
+type Object = Map<String, Value>;
+
+/// Why something that a script asked for was not done.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+struct Failure(Box<Reason>);
+
+impl From<Reason> for Failure {
+    fn from(reason: Reason) -> Self {
+        Self(Box::new(reason))
+    }
+}
+
+/// As the prelude makes an error of it.
+#[derive(Debug, Default, Serialize)]
+struct Reason {
+    /// `input` for what can't be, `task` for what was tried.
+    kind: &'static str,
+    message: String,
+    hint: Option<String>,
+    status: Option<Status>,
+    step: Option<String>,
+    code: Option<u8>,
+    stdout: String,
+    stderr: String,
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        Reason {
+            kind: "input",
+            message: options::camel_words(&refused.message),
+            hint: refused.hint.as_deref().map(options::camel_words),
+            ..Reason::default()
+        }
+        .into()
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        if error.kind() == ErrorKind::InvalidInput {
+            let refused = Refused {
+                message: error.message().to_owned(),
+                hint: error.hint().map(str::to_owned),
+            };
+            return refused.into();
+        }
+        Reason {
+            kind: "task",
+            message: error.to_string(),
+            hint: error.hint().map(str::to_owned),
+            status: Some(Status::of_error(error.kind())),
+            ..Reason::default()
+        }
+        .into()
+    }
+}
+
+impl From<Vec<Problem>> for Failure {
+    fn from(problems: Vec<Problem>) -> Self {
+        let messages: Vec<&str> = problems.iter().map(|problem| problem.message.as_str()).collect();
+        let message = if messages.is_empty() {
+            "the options are not valid".to_owned()
+        } else {
+            messages.join("; ")
+        };
+        let hint = problems.iter().find_map(|problem| problem.help.clone());
+        Refused { message, hint }.into()
+    }
+}
+
+type Answer = Result<Value, Failure>;
+
+/// What is done for one script.
+pub(crate) struct Host<'a, 'r> {
+    session: &'a Session<'r>,
+    options: &'a RunOptions,
+    told: mpsc::Sender<Told>,
+    fetch: FetchPolicy,
+    names: Mutex<HashMap<String, u32>>,
+    volumes: Mutex<HashSet<String>>,
+    cache_paths: Mutex<HashMap<String, String>>,
+    sandboxes: Mutex<HashMap<u64, Sandbox>>,
+}
+
+fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<'a, 'r> Host<'a, 'r> {
+    pub(crate) fn new(
+        session: &'a Session<'r>,
+        options: &'a RunOptions,
+        told: mpsc::Sender<Told>,
+        fetch: FetchPolicy,
+    ) -> Self {
+        Self {
+            session,
+            options,
+            told,
+            fetch,
+            names: Mutex::default(),
+            volumes: Mutex::default(),
+            cache_paths: Mutex::default(),
+            sandboxes: Mutex::default(),
+        }
+    }
+
+    /// Does what is asked for until the script has ended.
+    pub(crate) async fn serve(
+        &self,
+        mut asks: mpsc::UnboundedReceiver<Ask>,
+        mut says: mpsc::Receiver<(orchestra::OutputStream, bytes::Bytes)>,
+        mut finished: tokio::sync::oneshot::Receiver<Finish>,
+    ) -> Finish {
+        let mut running: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
+        let mut told = false;
+        let finish = loop {
+            tokio::select! {
+                biased;
+                () = self.session.cancel().cancelled(), if !told => {
+                    told = true;
+                    let told = self.told.clone();
+                    running.push(Box::pin(async move { told.send(Told::Cancelled).await.unwrap_or_default() }));
+                }
+                Some((stream, bytes)) = says.recv() => self.session.say(stream, bytes).await,
+                Some(ask) = asks.recv() => running.push(self.handle(ask)),
+                Some(()) = running.next(), if !running.is_empty() => {}
+                finish = &mut finished => break finish.unwrap_or_else(|_| Finish::Broken("the interpreter failed".to_owned())),
+            }
+        };
+        // What it said last is still in the channel.
+        while let Ok((stream, bytes)) = says.try_recv() {
+            self.session.say(stream, bytes).await;
+        }
+        drop(running);
+        let open: Vec<Sandbox> = locked(&self.sandboxes).drain().map(|(_, sandbox)| sandbox).collect();
+        for sandbox in open {
+            if let Err(error) = self.session.close(sandbox).await {
+                tracing::debug!(%error, "a sandbox that was left open");
+            }
+        }
+        finish
+    }
+
+    /// Begins what is asked for. Names are given here, in the order of asking, so that they are the same in each run.
+    fn handle(&self, ask: Ask) -> BoxFuture<'_, ()> {
+        let id = ask.id;
+        let work = self.work(ask);
+        Box::pin(async move {
+            let result = match work.await {
+                Ok(value) => Ok(value.to_string()),
+                Err(failure) => Err(serde_json::to_string(&failure).unwrap_or_default()),
+            };
+            // A script that has ended wants no answers.
+            self.told.send(Told::Answer { id, result }).await.ok();
+        })
+    }
+
+    fn work(&self, ask: Ask) -> BoxFuture<'_, Answer> {
+        match self.prepare(ask) {
+            Ok(work) => work,
+            Err(failure) => Box::pin(async move { Err(failure) }),
+        }
+    }
+
+    fn prepare(&self, ask: Ask) -> Result<BoxFuture<'_, Answer>, Failure> {
+        if self.session.cancel().is_cancelled() {
+            return Err(Error::new(ErrorKind::Cancelled, "the run was cancelled").into());
+        }
+        let args: Value = serde_json::from_str(&ask.args).unwrap_or_default();
+        let Value::Object(mut args) = args else {
+            return Err(Refused::new("options are an object").into());
+        };
+        let tap = ask.wants_output.then(|| Tap::new(ask.id, self.told.clone()));
+        let id = ask.id;
+        Ok(match ask.op.as_str() {
+            "run" => {
+                let (name, options) = self.task_options(&mut args)?;
+                let allow = options.get("allowFailure") == Some(&Value::Bool(true));
+                let written = options::task(name.as_str(), options)?;
+                Box::pin(async move { self.run(written, tap, allow).await })
+            }
+            "build" => {
+                let (name, options) = self.build_options(&mut args)?;
+                let written = options::build(name.as_deref(), options)?;
+                Box::pin(async move { self.run(written, tap, false).await })
+            }
+            "volume" => {
+                options::known(&args, "volumes.create", &["name"])?;
+                let name = args.get("name").and_then(Value::as_str).unwrap_or("volume");
+                let name = self.unique(&format!("v:{name}"), name)?;
+                Box::pin(async move { self.volume(&name).await })
+            }
+            "readFiles" => Box::pin(async move { self.read_files(&args).await }),
+            "writeFiles" => Box::pin(async move { self.write_files(&args).await }),
+            "restore" => {
+                let key = args.get("key").and_then(Value::as_str).unwrap_or_default();
+                let path = self.cache_path(key);
+                let step = options::cache(&path, args)?;
+                Box::pin(async move { self.restore(step).await })
+            }
+            "persist" => Box::pin(async move { self.persist(&args).await }),
+            "sandbox" => {
+                let (name, options) = self.sandbox_options(&mut args)?;
+                let written = options::task(name.as_str(), options)?;
+                Box::pin(async move { self.start_sandbox(id, &name, written).await })
+            }
+            "exec" => Box::pin(async move { self.exec(&args, tap).await }),
+            "close" => Box::pin(async move { self.close(&args).await }),
+            "fetch" => Box::pin(async move { self.fetch.fetch(&args, self.session.cancel()).await }),
+            other => return Err(Refused::new(format!("there is nothing called {other}")).into()),
+        })
+    }
+
+    /// A name that nothing else of this kind has: `test`, then `test-2`.
+    fn unique(&self, kind: &str, name: &str) -> Result<Name, Failure> {
+        let first = Name::new(name)?;
+        let mut names = locked(&self.names);
+        let count = names.entry(kind.to_owned()).or_default();
+        *count += 1;
+        match *count {
+            1 => Ok(first),
+            again => Ok(Name::new(format!("{name}-{again}"))?),
+        }
+    }
+
+    /// Where a cache of this key is said to stand: one place for each key.
+    fn cache_path(&self, key: &str) -> String {
+        let mut paths = locked(&self.cache_paths);
+        let allowed = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+        let plain: String = key.chars().map(allowed).take(40).collect();
+        let others = paths.len();
+        let path = paths.entry(key.to_owned()).or_insert_with(|| match others {
+            0 => format!("/{plain}"),
+            others => format!("/{plain}.{others}"),
+        });
+        path.clone()
+    }
+
+    /// The step's name: the user's, or else `default`, behind the job's and the stage's.
+    fn step_name(&self, args: &Object, name: Option<&str>, default: &str) -> Result<Name, Failure> {
+        let scope = args.get("scope").and_then(Value::as_array).into_iter().flatten();
+        let mut parts: Vec<&str> = scope.filter_map(Value::as_str).collect();
+        parts.push(name.unwrap_or(default));
+        let whole = parts.join(".");
+        self.unique(&whole, &whole)
+    }
+
+    fn task_options(&self, args: &mut Object) -> Result<(Name, Object), Failure> {
+        let mut options = taken(args)?;
+        let command = options.get("command");
+        let program = command.and_then(|command| command.get("path").or_else(|| command.get(0)));
+        let default = plain_name(program.and_then(Value::as_str).unwrap_or_default(), "task");
+        let given = options.remove("name");
+        let name = self.step_name(args, name_of(given.as_ref())?, &default)?;
+        Ok((name, options))
+    }
+
+    fn build_options(&self, args: &mut Object) -> Result<(Option<String>, Object), Failure> {
+        let mut options = taken(args)?;
+        let tag = options.get("tag").and_then(Value::as_str).unwrap_or_default();
+        let last = tag.rsplit('/').next().unwrap_or_default();
+        let image = last.split([':', '@']).next().unwrap_or_default();
+        let default = format!("build-{}", plain_name(image, "image"));
+        let given = options.remove("name");
+        let name = self.step_name(args, name_of(given.as_ref())?, &default)?;
+        Ok((Some(name.to_string()), options))
+    }
+
+    fn sandbox_options(&self, args: &mut Object) -> Result<(Name, Object), Failure> {
+        let mut options = taken(args)?;
+        let given = options.remove("name");
+        let name = self.step_name(args, name_of(given.as_ref())?, "sandbox")?;
+        options
+            .entry("command")
+            .or_insert_with(|| json!({ "path": "sh", "args": ["-c", exec::IDLE] }));
+        Ok((name, options))
+    }
+
+    /// The step of what was written, checked, with the volumes that it uses.
+    async fn read(&self, written: Written) -> Result<SingleStep, Failure> {
+        let mut single = SingleStep::read(&written.step, self.options.secrets.as_ref()).await?;
+        let (inputs, caches) = match &mut single.step.action {
+            Action::Task(plan) => (&plan.inputs, &mut plan.caches),
+            Action::BuildImage(plan) => (&plan.inputs, &mut plan.caches),
+            _ => return Err(Refused::new("that is no step").into()),
+        };
+        for input in inputs {
+            self.check_volume(input.name.as_str())?;
+        }
+        for (path, volume) in written.volumes {
+            self.check_volume(&volume)?;
+            let name = Name::new(volume)?;
+            let caches = caches.iter_mut().filter(|cache| cache.path.as_str() == path);
+            caches.for_each(|cache| cache.volume = Some(name.clone()));
+        }
+        Ok(single)
+    }
+
+    fn check_volume(&self, name: &str) -> Result<(), Failure> {
+        if locked(&self.volumes).contains(name) {
+            return Ok(());
+        }
+        Err(Refused::new(format!("there is no volume {name:?} in this run"))
+            .hint("make one with `await volumes.create()`")
+            .into())
+    }
+
+    async fn run(&self, written: Written, tap: Option<Tap>, allow_failure: bool) -> Answer {
+        let single = self.read(written).await?;
+        let what = single.step.kind().to_string();
+        let push = matches!(&single.step.action, Action::BuildImage(plan) if plan.push);
+        let sink = tap.clone().map(|tap| Box::new(tap) as Box<dyn orchestra::OutputSink>);
+        let outcome = self.session.step(single, sink).await;
+        if let Some(tap) = tap {
+            tap.finish().await;
+        }
+        let code = outcome.report.exit.map(|exit| exit.code());
+        let succeeded = outcome.report.status == Status::Succeeded;
+        let allowed = allow_failure && outcome.report.status == Status::Failed && code.is_some();
+        if !(succeeded || allowed) {
+            return Err(failed(&what, outcome));
+        }
+        let mut answer = json!({
+            "name": outcome.report.name,
+            "code": code.unwrap_or(0),
+            "stdout": outcome.stdout.to_string(),
+            "stderr": outcome.stderr.to_string(),
+            "duration": outcome.report.duration.as_secs_f64(),
+        });
+        if let (Some(image), Some(answer)) = (outcome.report.image, answer.as_object_mut()) {
+            answer.insert("ref".to_owned(), json!(image.reference));
+            answer.insert("digest".to_owned(), json!(image.digest));
+            answer.insert("pushed".to_owned(), json!(push));
+        }
+        Ok(answer)
+    }
+}
+
+/// What a script is told of a step that did not succeed.
+fn failed(what: &str, outcome: StepOutcome) -> Failure {
+    let report = outcome.report;
+    let why = report.error.unwrap_or_else(|| report.status.to_string());
+    let mut message = format!("{what} {}: {why}", report.name);
+    if !report.log_tail.trim().is_empty() {
+        message = format!("{message}\nits last output:\n{}", report.log_tail.trim_end());
+    }
+    Reason {
+        kind: "task",
+        message,
+        hint: report.hint,
+        status: Some(report.status),
+        step: Some(report.name.to_string()),
+        code: report.exit.map(|exit| exit.code()),
+        stdout: outcome.stdout.to_string(),
+        stderr: outcome.stderr.to_string(),
+    }
+    .into()
+}
+
+fn taken(args: &mut Object) -> Result<Object, Failure> {
+    Ok(options::object(
+        args.remove("options").unwrap_or_default(),
+        "what is passed",
+    )?)
+}
+
+fn name_of(given: Option<&Value>) -> Result<Option<&str>, Failure> {
+    match given {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(name)) => Ok(Some(name)),
+        Some(_) => Err(Refused::new("`name` is a string").into()),
+    }
+}
+
+/// A valid name that is made of a program's or an image's.
+fn plain_name(text: &str, otherwise: &str) -> String {
+    let last = text.rsplit('/').next().unwrap_or_default();
+    let allowed = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    let name: String = last.chars().filter(allowed).take(24).collect();
+    let name = name.trim_start_matches(['-', '_']);
+    if name.is_empty() {
+        otherwise.to_owned()
+    } else {
+        name.to_owned()
+    }
+}
