@@ -41,12 +41,6 @@ const KEYS: [(&str, Set); 40] = [
     }),
     // Where they are is told by their volumes.
     ("additional_targets", |_, _| ()),
-    // Those of caches come with the caches.
-    ("cache_credentials", |build, plan| {
-        build.cache_credentials.clone_from(&plan.cache_credentials);
-        build.options.cache_from.clone_from(&plan.options.cache_from);
-        build.options.cache_to.clone_from(&plan.options.cache_to);
-    }),
     ("build_args", |build, plan| {
         build.build_args.clone_from(&plan.build_args)
     }),
@@ -114,6 +108,12 @@ const KEYS: [(&str, Set); 40] = [
             .options
             .buildkitd_config
             .clone_from(&plan.options.buildkitd_config)
+    }),
+    // After the caches themselves, which are to blame for what is wrong with them.
+    ("cache_credentials", |build, plan| {
+        build.cache_credentials.clone_from(&plan.cache_credentials);
+        build.options.cache_from.clone_from(&plan.options.cache_from);
+        build.options.cache_to.clone_from(&plan.options.cache_to);
     }),
 ];
 
@@ -197,11 +197,13 @@ impl BuildPlan {
             let mut build = base();
             if ["platforms", "outputs", "additional_targets", "load"].contains(key) {
                 let whole = self.image_build(name, self.artifacts().map(|_| volume.clone()));
-                build.rootless = *key != "platforms" && self.rootless.unwrap_or(false);
-                (build.outputs, build.load) = (whole.outputs, self.load);
+                // Each with what it can be to blame for, and nothing that another one is.
                 if *key == "additional_targets" {
                     build.additional_targets = whole.additional_targets;
+                } else {
+                    (build.outputs, build.load) = (whole.outputs, self.load);
                 }
+                build.rootless = ["outputs", "additional_targets"].contains(key) && self.rootless.unwrap_or(false);
             }
             if ["provenance", "sbom"].contains(key) {
                 build.load = self.load.filter(|_| self.push);

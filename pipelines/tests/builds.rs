@@ -15,8 +15,8 @@ type Calls = Arc<Mutex<Vec<Vec<String>>>>;
 
 /// What the build's script does with a real BuildKit, as far as a caller sees: it finds the Dockerfile and tells a digest.
 async fn buildkit(process: Process, calls: Calls) -> u8 {
-    // `sh -c SCRIPT NAME CONTEXT DOCKERFILE OPTION…`
-    let arguments = process.args[4..].to_vec();
+    // `sh -c SCRIPT NAME BUILDCTL STAGES CONTEXT DOCKERFILE …`
+    let arguments = process.args[6..].to_vec();
     let (context, dockerfile) = (&arguments[0], &arguments[1]);
     let found = process
         .read_file(&format!("{context}/{dockerfile}"))

@@ -352,7 +352,7 @@ fn modifiers(outer: &Fields<'_, '_>, inner: &Fields<'_, '_>) -> (Option<Duration
 fn inputs(fields: &Fields<'_, '_>, context: Option<&At<ContainerPath>>) -> Vec<At<Artifact>> {
     let named = fields.items("inputs");
     let Some(context) = context else {
-        return step::artifacts(fields.reader, named, "an input");
+        return step::artifacts(fields.reader, named, step::INPUT);
     };
     let path = context.value.as_str();
     if named.is_empty() {
@@ -382,7 +382,7 @@ fn inputs(fields: &Fields<'_, '_>, context: Option<&At<ContainerPath>>) -> Vec<A
             .collect();
     }
     let before = fields.reader.count();
-    let inputs = step::artifacts(fields.reader, named, "an input");
+    let inputs = step::artifacts(fields.reader, named, step::INPUT);
     let holds = |outer: &str, inner: &str| {
         outer == "."
             || inner

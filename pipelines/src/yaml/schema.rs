@@ -475,8 +475,52 @@ struct Build {
     cache_to: Option<List<Text>>,
     mirrors: Option<Any>,
     buildkitd_config: Option<Text>,
+    /// Whether the engine gets the image; where it is not pushed, it does.
+    load: Option<Flag>,
+    /// `shared` by the builds of the job, or `own`.
+    builder: Option<Text>,
+    /// What `RUN --mount=type=ssh` gives, by id: private keys.
+    ssh: Option<Texts>,
+    /// A file of lines `NAME=VALUE`.
+    build_args_file: Option<Text>,
+    /// A file of lines `NAME=VALUE`.
+    labels_file: Option<Text>,
+    /// Build arguments that stand for images in archives or layouts of the inputs.
+    image_args: Option<Texts>,
+    /// That of `RUN` steps: `default`, `none` or `host`.
+    run_network: Option<Text>,
+    /// Further stages, each with an output of its own.
+    additional_targets: Option<List<AdditionalTarget>>,
+    /// Whether a list of what is in the image goes with it, or the image that makes that list.
+    sbom: Option<Text>,
+    /// Of the bucket that layers are in.
+    cache_credentials: Option<CacheCredentials>,
+    /// Largest state of BuildKit's that is kept.
+    cache_limit: Option<Text>,
     timeout: Option<Text>,
     attempts: Option<Count>,
+}
+
+/// A further stage of a build, and the artifact that it becomes.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct AdditionalTarget {
+    /// What stands after `AS`.
+    target: Text,
+    name: Text,
+    path: Option<Text>,
+    /// `oci`, `docker`, `oci-layout` or `local`.
+    #[schemars(rename = "type")]
+    kind: Text,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct CacheCredentials {
+    /// May be `secret:KEY`.
+    access_key_id: Text,
+    /// May be `secret:KEY`.
+    secret_access_key: Text,
 }
 
 #[derive(JsonSchema)]
@@ -484,7 +528,7 @@ struct Build {
 struct BuildOutput {
     name: Text,
     path: Option<Text>,
-    /// `oci`, `docker`, `oci-layout` or `local`.
+    /// `oci`, `docker`, `oci-layout`, `local` or `rootfs`.
     #[schemars(rename = "type")]
     kind: Option<Text>,
 }
@@ -506,6 +550,12 @@ struct Registry {
     password: Option<Text>,
     /// Whether it may be spoken to by plain HTTP.
     insecure: Option<Flag>,
+    /// Certificates that its own is signed with, as PEM.
+    ca: Option<Text>,
+    /// A certificate that it asks for, as PEM.
+    client_cert: Option<Text>,
+    /// May be `secret:KEY`.
+    client_key: Option<Text>,
 }
 
 step! {

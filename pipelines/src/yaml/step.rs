@@ -102,7 +102,7 @@ pub(super) fn artifacts(reader: &Reader<'_>, items: &[Node], what: &'static str)
 pub(super) fn inputs(reader: &Reader<'_>, items: &[Node]) -> Vec<At<Artifact>> {
     const KEYS: Known = Known::of(&["name", "path", "optional"]);
     let read = |item| {
-        let (mut artifact, fields) = artifact(reader, item, "an input", KEYS)?;
+        let (mut artifact, fields) = artifact(reader, item, INPUT, KEYS)?;
         artifact.value.optional = fields.flag("optional").unwrap_or(false);
         Some(artifact)
     };
@@ -143,6 +143,9 @@ pub(super) fn mapped(fields: &Fields<'_, '_>, key: &'static str, what: &str, art
     }
 }
 
+/// What messages call an artifact that is used and not made.
+pub(super) const INPUT: &str = "an input";
+
 /// A name that an artifact may have.
 pub(super) fn artifact_name(reader: &Reader<'_>, name: At<Name>) -> Option<At<Name>> {
     let Some(help) = reserved(name.value.as_str()) else {
@@ -171,7 +174,12 @@ pub(super) fn artifact<'r, 'n>(
     let fields = reader.fields(item, what, known)?;
     fields.required("name", "name: source")?;
     let (name, path) = (fields.parse::<Name>("name"), fields.parse("path"));
-    let name = artifact_name(reader, name?)?;
+    // An input is what something makes, which is where its name is refused; a script may hand on a volume of Orchestra's own.
+    let name = if what == INPUT {
+        name?
+    } else {
+        artifact_name(reader, name?)?
+    };
     // What is a valid name is a valid path.
     let default = ContainerPath::new(name.value.as_str()).ok()?;
     let path = path.map_or(default, |path| path.value);

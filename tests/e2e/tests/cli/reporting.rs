@@ -141,7 +141,7 @@ fn junit_tells_what_became_of_each_step(fixture: &Fixture) {
     let (dir, _) = reported(fixture, steps, &[]);
     let text = fs::read_to_string(dir.file("run.xml")).expect("a report");
     for part in [
-        r#"<testsuite name="p" tests="3" disabled="1" errors="0" failures="1">"#,
+        r#"<testsuite name="p" tests="3" skipped="1" errors="0" failures="1">"#,
         r#"<failure message="exit code 3" type="failed">"#,
         "<skipped/>",
         "a &lt;b&gt;",
