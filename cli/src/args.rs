@@ -298,7 +298,7 @@ pub(crate) struct BuildArgs {
     /// AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY open; may be given more than once
     #[arg(long = "cache-from", value_name = "CACHE")]
     pub(crate) cache_from: Vec<CacheFrom>,
-    /// Put layers there: type=inline, type=registry,ref=NAME[,mode=max][,ignore-error=true], type=s3,…, or a NAME alone
+    /// Put layers there: `type=inline`, `type=registry,ref=NAME[,mode=max][,ignore-error=true]`, `type=s3,…`, or a NAME alone
     #[arg(long = "cache-to", value_name = "CACHE")]
     pub(crate) cache_to: Vec<CacheTo>,
     /// Ask this host before the registry's own; may be given more than once

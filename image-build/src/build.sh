@@ -136,6 +136,8 @@ printf %s "$buildctl" >"$own/buildctl"
 trap '' TERM
 real=${BUILDCTL:-buildctl}
 if [ -n "$shared" ] && "$real" "--addr=unix://$shared" debug workers >/dev/null 2>&1; then
+	# BuildKit before 0.13 does not know it. Who starts a daemon asks while that starts.
+	"$real" build --help 2>&1 | grep -q rawjson && : >"$own/rawjson"
 	ORCHESTRA_BUILDCTL=$real sh "$own/buildctl" "--addr=unix://$shared" build "$@" &
 else
 	# It waits for the daemon itself; the other program's tries are counted no more.

@@ -15,10 +15,10 @@ use crate::exit::{Exit, Failure};
 pub(crate) struct SecretsArgs {
     #[command(subcommand)]
     command: SecretsCommand,
-    /// The encrypted file [default: `file` under [secrets] in the configuration]
+    /// The encrypted file [default: `file` under `[secrets]` in the configuration]
     #[arg(long, value_name = "FILE", global = true)]
     file: Option<PathBuf>,
-    /// The file whose content opens it [default: `key_file` under [secrets]; else a passphrase is asked for]
+    /// The file whose content opens it [default: `key_file` under `[secrets]`; else a passphrase is asked for]
     #[arg(long, value_name = "FILE", global = true)]
     key_file: Option<PathBuf>,
     /// The configuration file [default: orchestra.toml, where there is one]

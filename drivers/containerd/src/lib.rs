@@ -34,7 +34,7 @@
 //! - `error` turns gRPC's codes into [`ErrorKind`](orchestra::ErrorKind)s.
 //!
 //! # What lies where
-//! [`ContainerdConfig::state`] has a folder for each namespace, with `volumes` (directories with their metadata beside them),
+//! `state` of [`ContainerdConfig`] has a folder for each namespace, with `volumes` (directories with their metadata beside them),
 //! `logs`, `containers` (the files of `/etc`, and how each container ended) and `exec` (fifos), and for all of them `network`
 //! (which addresses are in use) and `bin` (the helper program). Its path has to be the same for containerd and for this process.
 //!

@@ -1,6 +1,6 @@
 //! Images from registries.
 //!
-//! A pull has two steps. [`Fetcher::resolve`] logs in, follows the name through indices to one platform's manifest and
+//! A pull has two steps. [`resolve`] logs in, follows the name through indices to one platform's manifest and
 //! brings that and the configuration into the store. [`Resolved::layers`] brings the layers, several at a time, and tells
 //! of each in order, so that one is unpacked while the next ones come. What the store has is not fetched again, and what
 //! it has half is taken up where it was left.
