@@ -213,7 +213,7 @@ interface VolumesApi {
 interface CachesApi {
   /** A volume with what the store has of a cache. It is persisted at the run's end if all that used it succeeded. */
   restore(options: CacheOptions & { key: string; inputs?: Record<string, VolumeResult> }): Promise<VolumeResult>;
-  /** Persists it now. The volume can't be used any more. */
+  /** Persists it now, or at the end of a run that has a `--run-id`. The volume can't be used any more. */
   persist(cache: VolumeResult): Promise<void>;
 }
 

@@ -149,6 +149,12 @@ impl Job {
         &self.0.id
     }
 
+    /// Whether it keeps containers of finished tasks until its end: see [`JobBuilder::resumable`].
+    #[must_use]
+    pub fn is_resumable(&self) -> bool {
+        self.0.resumable
+    }
+
     /// The driver it runs on.
     #[must_use]
     pub fn driver(&self) -> &dyn Driver {

@@ -391,7 +391,8 @@ impl Session<'_> {
         Ok(name)
     }
 
-    /// Lets a volume go. If it is a cache it is persisted, if all that used it succeeded.
+    /// Lets a volume go. If it is a cache it is persisted, if all that used it succeeded: now, or at the run's end where the
+    /// run can be carried on with, since the container of a finished step is kept there and uses it.
     ///
     /// # Errors
     /// Whatever [`remove_volume`](orchestra::Driver::remove_volume) fails with.
@@ -401,7 +402,10 @@ impl Session<'_> {
                 "there is no volume {name}, or it was let go already"
             )));
         };
-        self.run.watch(self.run.driver.remove_volume(&volume)).await
+        match self.run.watch(self.run.driver.remove_volume(&volume)).await {
+            Err(error) if error.kind() == ErrorKind::Conflict && self.run.job.is_resumable() => Ok(()),
+            removed => removed,
+        }
     }
 }
 

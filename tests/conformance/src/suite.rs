@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use orchestra::{Capabilities, Error, JobId, PullImage, Result, SharedDriver};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, RwLock};
 
 use crate::check::{Failure, Outcome};
 use crate::context::{Context, Unlabelled};
@@ -16,6 +16,9 @@ use crate::settings::{Connect, Settings};
 
 /// How long connecting and cleaning up may take, each.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A case that may take this many deadlines is tried alone.
+const ALONE: u32 = 3;
 
 /// One promise and how it is tried.
 #[derive(Clone, Copy)]
@@ -60,6 +63,8 @@ pub struct Suite {
     run: JobId,
     next: AtomicUsize,
     image: OnceCell<()>,
+    /// Written to by a case that is to be alone, and read by the others.
+    room: RwLock<()>,
 }
 
 impl fmt::Debug for Suite {
@@ -83,6 +88,7 @@ impl Suite {
             run: JobId::unique(),
             next: AtomicUsize::new(0),
             image: OnceCell::new(),
+            room: RwLock::new(()),
         }
     }
 
@@ -93,7 +99,20 @@ impl Suite {
     }
 
     /// Tries one case.
+    ///
+    /// One that takes several times as long as others do is tried alone: it keeps disk and processors so busy that the
+    /// deadlines of cases beside it would tell of it, and not of the engine.
     pub async fn run(&self, case: &Case) -> Verdict {
+        if case.deadlines >= ALONE {
+            let _alone = self.room.write().await;
+            self.verdict(case).await
+        } else {
+            let _beside = self.room.read().await;
+            self.verdict(case).await
+        }
+    }
+
+    async fn verdict(&self, case: &Case) -> Verdict {
         let connected = tokio::time::timeout(PATIENCE, self.prepare()).await;
         let driver = match connected {
             Ok(Ok(driver)) => driver,
