@@ -1,125 +1,12 @@
-//! Images: how they are named, where they come from and how they get into an engine.
+//! Images: where they come from and how they get into an engine.
 
 use std::fmt;
 use std::str::FromStr;
 
 use futures_util::stream::BoxStream;
-use oci_spec::distribution::Reference;
 use secrecy::SecretString;
 
-use crate::{Error, JobId, Result};
-
-/// An image's reference, as people write it: `busybox`, `ghcr.io/o/app:1.2`, `app@sha256:…`.
-///
-/// It is checked by the grammar of the [OCI distribution specification](https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pulling-manifests)
-/// and docker's rules for leaving out registry and tag. `Display` gives back what was written.
-///
-/// ```
-/// use orchestra::ImageRef;
-/// let image: ImageRef = "busybox".parse()?;
-/// assert_eq!(image.canonical(), "docker.io/library/busybox:latest");
-/// let image: ImageRef = "127.0.0.1:5055/team/app:v1".parse()?;
-/// assert_eq!((image.registry(), image.repository(), image.tag()), ("127.0.0.1:5055", "team/app", Some("v1")));
-/// assert!("App:latest".parse::<ImageRef>().is_err());
-/// # Ok::<(), orchestra::Error>(())
-/// ```
-#[derive(Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct ImageRef {
-    written: String,
-    parsed: Reference,
-}
-
-impl ImageRef {
-    /// Takes `value` if it is a valid reference.
-    ///
-    /// # Errors
-    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) saying which part is not valid.
-    pub fn new(value: impl Into<String>) -> Result<Self> {
-        let written = value.into();
-        let parsed = Reference::from_str(&written).map_err(|error| {
-            Error::invalid(format!("image reference {written:?} is not valid: {error}")).with_hint(
-                "write it as [REGISTRY/]REPOSITORY[:TAG][@DIGEST], for example registry.example.com/team/app:1.2",
-            )
-        })?;
-        Ok(Self { written, parsed })
-    }
-
-    /// As it was written.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.written
-    }
-
-    /// Registry, repository and tag or digest, with nothing left out.
-    #[must_use]
-    pub fn canonical(&self) -> String {
-        self.parsed.whole()
-    }
-
-    /// The registry's host and port; `docker.io` where none is written.
-    #[must_use]
-    pub fn registry(&self) -> &str {
-        self.parsed.registry()
-    }
-
-    /// The repository, `library/` included for docker.io's official images.
-    #[must_use]
-    pub fn repository(&self) -> &str {
-        self.parsed.repository()
-    }
-
-    /// The tag; `latest` where neither tag nor digest is written.
-    #[must_use]
-    pub fn tag(&self) -> Option<&str> {
-        self.parsed.tag()
-    }
-
-    /// The digest, if the reference is pinned to one.
-    #[must_use]
-    pub fn digest(&self) -> Option<&str> {
-        self.parsed.digest()
-    }
-}
-
-impl fmt::Display for ImageRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.written)
-    }
-}
-
-impl fmt::Debug for ImageRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.written, f)
-    }
-}
-
-impl FromStr for ImageRef {
-    type Err = Error;
-    fn from_str(value: &str) -> Result<Self> {
-        Self::new(value)
-    }
-}
-
-impl TryFrom<String> for ImageRef {
-    type Error = Error;
-    fn try_from(value: String) -> Result<Self> {
-        Self::new(value)
-    }
-}
-
-impl TryFrom<&str> for ImageRef {
-    type Error = Error;
-    fn try_from(value: &str) -> Result<Self> {
-        Self::new(value)
-    }
-}
-
-impl From<ImageRef> for String {
-    fn from(value: ImageRef) -> Self {
-        value.written
-    }
-}
+use crate::{Error, ImageRef, JobId, Result};
 
 /// An operating system and processor, as in `linux/arm64/v8`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -266,26 +153,6 @@ pub type PullStream = BoxStream<'static, Result<PullEvent>>;
 mod tests {
     use super::*;
     use secrecy::ExposeSecret;
-
-    #[test]
-    fn references_are_refused_with_the_reason_and_the_form() {
-        for bad in [
-            "",
-            "UPPER",
-            "a b",
-            "app:",
-            "app:ta g",
-            "app\n",
-            "-app",
-            "reg/../app",
-            "app:latest --push",
-            "app@sha256:12",
-        ] {
-            let error = ImageRef::new(bad).unwrap_err();
-            assert_eq!(error.kind(), crate::ErrorKind::InvalidInput, "{bad:?}");
-            assert!(error.hint().unwrap().contains("REPOSITORY"), "{bad:?}");
-        }
-    }
 
     #[test]
     fn platforms_print_as_they_are_written() {

@@ -8,7 +8,22 @@ const pipeline = async () => {
   await runtime.run({ image: "busybox", command: ["true"], mounts: { source: "source" } });
   // @ts-expect-error: a build has inputs
   await image.build({ context: "source", tag: "a" });
+  await image.build({ context: "https://example.com/app.git#main", tag: "a" });
   const source = await volumes.create();
+  const output = { volume: source, type: "local" } as const;
+  await image.build({
+    context: "source",
+    tag: "a",
+    inputs: { source },
+    outputs: { made: output },
+    additionalTargets: { tested: { ...output, target: "test" } },
+    registryAuth: { ca: "-----BEGIN CERTIFICATE-----" },
+    cacheCredentials: { accessKeyId: "secret:ID", secretAccessKey: "secret:KEY" },
+    sbom: true,
+    builder: "shared",
+  });
+  // @ts-expect-error: an additional target has a stage
+  await image.build({ context: "source", tag: "a", inputs: { source }, additionalTargets: { tested: output } });
   // @ts-expect-error: there is no such policy
   await caches.restore({ key: "a", policy: "never" });
   // @ts-expect-error: content is text or bytes

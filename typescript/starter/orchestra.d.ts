@@ -143,25 +143,55 @@ interface RegistryAuth {
   password?: string;
   /** Permits plain HTTP. Never for a registry that matters. */
   insecure?: boolean;
+  /** Certificates of the authority that its certificate is from, as PEM. */
+  ca?: string;
+  /** A client's certificate, as PEM, and its key, which may be `secret:KEY`. */
+  clientCert?: string;
+  clientKey?: string;
 }
 
-interface BuildOptions {
+/** An archive or a folder that a build makes. */
+interface BuildOutput {
+  volume: VolumeResult;
+  type: "oci" | "oci-layout" | "docker" | "local" | "rootfs";
+}
+
+/** What BuildKit fetches itself: a git repository, an archive or a Dockerfile alone. */
+type ContextUrl = `https://${string}` | `http://${string}` | `git://${string}` | `ssh://${string}` | `git@${string}`;
+
+type BuildOptions = BuildSettings &
+  (
+    | {
+        /** The directory that `COPY` copies from: an input, or a directory in one. */
+        context: string;
+        /** Volumes by their paths. */
+        inputs: Record<string, VolumeResult>;
+      }
+    | { context: ContextUrl; inputs?: Record<string, VolumeResult> }
+  );
+
+interface BuildSettings {
   /** The step's name; `build-` and the image's where not given. */
   name?: string;
-  /** The directory that `COPY` copies from: an input, or a directory in one. */
-  context: string;
   /** Relative to the context, or to the working directory; `Dockerfile` where not given. */
   dockerfile?: string;
   tag: string;
   /** Into the tag's registry; if not, the image goes into the engine. */
   push?: boolean;
+  /** Whether the image goes into the engine; where not given, if it is not pushed. */
+  load?: boolean;
   buildArgs?: Record<string, string | number | boolean>;
+  /** A file of lines `NAME=VALUE` in an input. */
+  buildArgsFile?: string;
   /** For `RUN --mount=type=secret`, by id: `{ npmrc: "secret:NPMRC" }`. */
   secrets?: Record<string, string>;
+  /** Private keys for `RUN --mount=type=ssh`, by id: `{ default: "secret:DEPLOY_KEY" }`. */
+  ssh?: Record<string, string>;
   target?: string;
+  /** Further stages, each with what it makes, by the paths of these outputs. */
+  additionalTargets?: Record<string, BuildOutput & { target: string }>;
   platforms?: readonly string[];
-  inputs: Record<string, VolumeResult>;
-  outputs?: Record<string, { volume: VolumeResult; type: "oci" | "oci-layout" | "docker" | "local" }>;
+  outputs?: Record<string, BuildOutput>;
   caches?: Caches;
   registryAuth?: RegistryAuth | readonly RegistryAuth[];
   timeout?: Duration;
@@ -170,21 +200,36 @@ interface BuildOptions {
   image?: string;
   /** BuildKit's environment. */
   env?: Record<string, string>;
+  /** That of the build's container. */
   network?: "default" | "none" | "host";
+  /** That of `RUN` steps. */
+  runNetwork?: "default" | "none" | "host";
   rootless?: boolean;
+  /** `shared`: the run's builds use one daemon. */
+  builder?: "own" | "shared";
   /** Further names of the image. */
   tags?: readonly string[];
   labels?: Record<string, string>;
+  /** A file of lines `NAME=VALUE` in an input. */
+  labelsFile?: string;
   annotations?: Record<string, string>;
   provenance?: "min" | "max";
+  /** A list of what is in the image: `true`, or the image of a scanner. */
+  sbom?: boolean | string;
   dockerfileInline?: string;
   buildContexts?: Record<string, string>;
+  /** Base images by the build arguments that name them: OCI archives or layouts in inputs. */
+  imageArgs?: Record<string, string>;
   frontend?: string;
   extraHosts?: readonly string[];
   ulimits?: readonly string[];
   shmSize?: Size;
   cacheFrom?: readonly string[];
   cacheTo?: readonly string[];
+  /** What opens the bucket of `cacheFrom` and `cacheTo`; each may be `secret:KEY`. */
+  cacheCredentials?: { accessKeyId: string; secretAccessKey: string };
+  /** Most that BuildKit keeps in `/var/lib/buildkit`. */
+  cacheLimit?: Size;
   mirrors?: Record<string, readonly string[]>;
   buildkitdConfig?: string;
   noCache?: boolean;

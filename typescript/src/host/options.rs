@@ -158,22 +158,12 @@ pub(super) fn build(name: Option<&str>, mut options: Object) -> Result<Written> 
         inputs.push(json!({ "name": volume(&value, &format!("`inputs[{path:?}]`"))?, "path": path }));
     }
     let context = options.get("context").and_then(Value::as_str).unwrap_or_default();
-    if inputs.is_empty() && options.contains_key("context") {
+    if inputs.is_empty() && options.contains_key("context") && !orchestra_image_build::is_url(context) {
         let message = format!("nothing is mounted that the context {context:?} could be in");
         return Err(Refused::new(message).hint(format!("add `inputs: {{ {context}: volume }}`")));
     }
-    let mut outputs = Vec::new();
-    for (path, value) in taken(&mut options, "outputs", "paths and outputs")? {
-        let mut output = object(value, &format!("`outputs[{path:?}]`"))?;
-        known(&output, "an output", &["volume", "type"])?;
-        let name = volume(
-            &output.remove("volume").unwrap_or_default(),
-            &format!("`outputs[{path:?}].volume`"),
-        )?;
-        output.insert("name".to_owned(), json!(name));
-        output.insert("path".to_owned(), json!(path));
-        outputs.push(Value::Object(output));
-    }
+    let outputs = made(&mut options, "outputs", &["volume", "type"])?;
+    let targets = made(&mut options, "additionalTargets", &["volume", "type", "target"])?;
     let caches = caches(&mut options, &mut volumes)?;
     let registry = match options.remove("registryAuth") {
         None => None,
@@ -181,6 +171,9 @@ pub(super) fn build(name: Option<&str>, mut options: Object) -> Result<Written> 
         Some(one) => Some(registry(one)?),
     };
     let mut build = Object::new();
+    if let Some(credentials) = options.remove("cacheCredentials") {
+        build.insert("cache_credentials".to_owned(), snake_object(credentials));
+    }
     for (key, value) in options {
         build.insert(snake(&key), value);
     }
@@ -188,6 +181,7 @@ pub(super) fn build(name: Option<&str>, mut options: Object) -> Result<Written> 
     for (key, value) in [
         ("inputs", inputs.into()),
         ("outputs", outputs.into()),
+        ("additional_targets", targets.into()),
         ("caches", caches),
     ] {
         build.insert(key.to_owned(), value);
@@ -197,17 +191,39 @@ pub(super) fn build(name: Option<&str>, mut options: Object) -> Result<Written> 
     Ok(Written { step, volumes })
 }
 
+/// What a build makes in volumes, by their paths: `{ path: { volume, type, … } }` as a list.
+fn made(options: &mut Object, key: &str, keys: &[&str]) -> Result<Vec<Value>> {
+    let read = |(path, value): (String, Value)| {
+        let mut output = object(value, &format!("`{key}[{path:?}]`"))?;
+        known(&output, &format!("`{key}`"), keys)?;
+        let into = output.remove("volume").unwrap_or_default();
+        let name = volume(&into, &format!("`{key}[{path:?}].volume`"))?;
+        output.insert("name".to_owned(), json!(name));
+        output.insert("path".to_owned(), json!(path));
+        Ok(Value::Object(output))
+    };
+    taken(options, key, "paths and outputs")?
+        .into_iter()
+        .map(read)
+        .collect()
+}
+
 fn registry(auth: Value) -> Result<Value> {
     let mut auth = object(auth, "`registryAuth`")?;
-    known(
-        &auth,
-        "`registryAuth`",
-        &["registry", "username", "password", "insecure"],
-    )?;
+    let keys = [
+        "registry",
+        "username",
+        "password",
+        "insecure",
+        "ca",
+        "clientCert",
+        "clientKey",
+    ];
+    known(&auth, "`registryAuth`", &keys)?;
     if let Some(host) = auth.remove("registry") {
         auth.insert("hostname".to_owned(), host);
     }
-    Ok(Value::Object(auth))
+    Ok(Value::Object(snake_keys(auth)))
 }
 
 /// A task that has a cache, and the inputs that its key names: the options of `caches.restore`.
@@ -369,6 +385,47 @@ mod tests {
                 .unwrap()
                 .contains("inputs: { src: volume }")
         );
+    }
+
+    /// What `build_image` has in a file, a script has under the same names, but for two.
+    #[test]
+    fn the_declarations_have_every_option_of_a_build() {
+        let schema: Value = serde_json::from_str(&orchestra_pipelines::schema()).unwrap();
+        let keys = schema["$defs"]["Build"]["properties"].as_object().unwrap().keys();
+        let options: Vec<String> = keys.map(|key| camel_words(&format!("`{key}`"))).collect();
+        assert!(options.len() > 40, "{options:?}");
+        let declarations = include_str!("../../starter/orchestra.d.ts");
+        let (_, rest) = declarations.split_once("type BuildOptions").unwrap();
+        let (build, _) = rest.split_once("interface BuildResult").unwrap();
+        for option in options {
+            let name = option.trim_matches('`');
+            assert!(
+                build.contains(&format!(" {name}?: ")) || build.contains(&format!(" {name}: ")),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_build_of_the_newer_options_is_a_step() {
+        let made = json!({ "volume": { "$volume": "made" }, "type": "local" });
+        let mut target = made.clone();
+        target["target"] = json!("test");
+        let options = json!({
+            "context": "https://example.com/app.git", "tag": "a", "outputs": { "out": made }, "cacheLimit": "1GB",
+            "additionalTargets": { "tested": target },
+            "registryAuth": { "registry": "example.com", "clientCert": "c", "clientKey": "secret:K" },
+            "cacheCredentials": { "accessKeyId": "secret:ID", "secretAccessKey": "secret:KEY" },
+        });
+        let written = build(Some("b"), object(options)).unwrap();
+        let step = json!({ "build_image": {
+            "name": "b", "context": "https://example.com/app.git", "tag": "a", "cache_limit": "1GB",
+            "inputs": [], "caches": [], "outputs": [{ "name": "made", "path": "out", "type": "local" }],
+            "additional_targets": [{ "name": "made", "path": "tested", "type": "local", "target": "test" }],
+            "registry": { "hostname": "example.com", "client_cert": "c", "client_key": "secret:K" },
+            "cache_credentials": { "access_key_id": "secret:ID", "secret_access_key": "secret:KEY" },
+        }});
+        assert_eq!(written.step, step);
     }
 
     #[test]
