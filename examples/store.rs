@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use orchestra::{Error, ErrorKind, Job, Result, SharedDriver, Task, layer, sink};
+use orchestra_containerd::{ContainerdConfig, ContainerdDriver};
 use orchestra_docker::{DockerConfig, DockerDriver};
 use orchestra_podman::{PodmanConfig, PodmanDriver};
 use orchestra_secrets::{
@@ -64,6 +65,7 @@ impl SecretStore for TeamVault {
 async fn main() -> Result<()> {
     let driver: SharedDriver = match std::env::args().nth(1).as_deref() {
         Some("podman") => Arc::new(PodmanDriver::connect(PodmanConfig::default()).await?),
+        Some("containerd") => Arc::new(ContainerdDriver::connect(ContainerdConfig::default()).await?),
         _ => Arc::new(DockerDriver::connect(DockerConfig::default()).await?),
     };
     let store = TeamVault {

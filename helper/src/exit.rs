@@ -10,3 +10,5 @@ pub const INVALID: u8 = 4;
 pub const IO: u8 = 5;
 /// There is no space left.
 pub const DISK_FULL: u8 = 6;
+/// The tree is what it was, and nothing was packed.
+pub const UNCHANGED: u8 = 7;

@@ -1,7 +1,9 @@
 //! The program: its first argument says which part is asked for.
 //!
 //! - `pack-tree ROOT PATH…` writes files of a tree to its output as a tar;
+//! - `pack-tree-unless FINGERPRINT ROOT PATH…` does so, unless the tree has that fingerprint;
 //! - `unpack-tree ROOT PATH` unpacks a tar from its input into a directory of a tree;
+//! - `fill-tree ROOT` unpacks one into the whole tree, and writes its fingerprint to its output;
 //! - `init PROGRAM ARGUMENT…` reads secrets from its input and becomes the program;
 //! - `idle` does nothing until it is killed: a container to execute the others in.
 //!
@@ -37,9 +39,15 @@ fn main() -> ExitCode {
         (Some("pack-tree"), [root, paths @ ..]) => {
             piped(io::stdout().as_fd()).and_then(|mut output| tree::pack(root, paths, &mut output))
         }
-        (Some("unpack-tree"), [root, path]) => {
-            piped(io::stdin().as_fd()).and_then(|mut input| tree::unpack(root, path, &mut input))
-        }
+        (Some("pack-tree-unless"), [fingerprint, root, paths @ ..]) => match tree::fingerprint(root) {
+            Ok(found) if fingerprint.as_os_str() == found.as_str() => return ExitCode::from(exit::UNCHANGED),
+            // What can't be looked at is told by packing it.
+            _ => piped(io::stdout().as_fd()).and_then(|mut output| tree::pack(root, paths, &mut output)),
+        },
+        (Some("unpack-tree"), [root, path]) => unpack(root, path),
+        (Some("fill-tree"), [root]) => unpack(root, Path::new(""))
+            .and_then(|()| tree::fingerprint(root))
+            .map(|fingerprint| println!("{fingerprint}")),
         (Some("keep-log"), [log]) => keep_log_of_shim(log).map_err(keeping),
         (Some("keep-log"), [log, stdout, stderr]) => keep_log_of_fifos(log, stdout, stderr).map_err(keeping),
         (Some("idle"), []) => loop {
@@ -56,12 +64,16 @@ fn main() -> ExitCode {
             eprintln!("{error}");
             // An engine may tell who feeds a process that has ended of a broken connection, and of no exit. Who reads the
             // line above ends the input.
-            if part == "unpack-tree" {
+            if part == "unpack-tree" || part == "fill-tree" {
                 let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
             }
             ExitCode::from(code(&error))
         }
     }
+}
+
+fn unpack(root: &Path, path: &Path) -> Result<(), TreeError> {
+    piped(io::stdin().as_fd()).and_then(|mut input| tree::unpack(root, path, &mut input))
 }
 
 /// The standard library's own handles have a small buffer each.

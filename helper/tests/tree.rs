@@ -430,3 +430,46 @@ fn a_directory_nested_deeper_than_a_threads_stack_is_packed() -> Result<()> {
     assert!(tar.len() > 900 * 512);
     Ok(())
 }
+
+#[test]
+fn a_tree_has_the_same_fingerprint_until_anything_of_it_changes() -> Result<()> {
+    use orchestra_helper::tree::fingerprint;
+    let (tree, _) = two()?;
+    let (file, folder) = (tree.path().join("a"), tree.path().join("d"));
+    std::fs::create_dir(&folder)?;
+    std::fs::write(&file, "one")?;
+    std::os::unix::fs::symlink("nowhere", tree.path().join("l"))?;
+    let mut last = fingerprint(tree.path())?;
+    assert_eq!(last.len(), 32);
+    // Reading changes nothing of it, nor does what an engine does to a volume's root.
+    std::fs::read(&file)?;
+    packed(tree.path(), &[""])?;
+    std::fs::set_permissions(tree.path(), std::fs::Permissions::from_mode(0o711))?;
+    assert_eq!(fingerprint(tree.path())?, last);
+
+    let mtime = std::fs::metadata(&file)?.modified()?;
+    type Change<'a> = &'a dyn Fn() -> std::io::Result<()>;
+    let changes: [(&str, Change<'_>); 6] = [
+        // As long as before, and its time set back.
+        ("content", &|| {
+            std::fs::write(&file, "two")?;
+            File::options().write(true).open(&file)?.set_modified(mtime)
+        }),
+        ("mode", &|| {
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600))
+        }),
+        ("a further name", &|| std::fs::hard_link(&file, folder.join("b"))),
+        ("a name", &|| std::fs::rename(folder.join("b"), folder.join("c"))),
+        ("a directory", &|| std::fs::create_dir(tree.path().join("e"))),
+        ("a removal", &|| std::fs::remove_file(folder.join("c"))),
+    ];
+    for (what, change) in changes {
+        // The kernel's clock for times of change ticks every few milliseconds.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        change()?;
+        let now = fingerprint(tree.path())?;
+        assert_ne!(now, last, "{what}");
+        last = now;
+    }
+    Ok(())
+}

@@ -27,4 +27,4 @@
 mod image;
 mod transfer;
 
-pub use transfer::ExactVolumes;
+pub use transfer::{ExactVolumes, Fingerprint};

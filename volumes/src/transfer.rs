@@ -105,22 +105,52 @@ impl ExactVolumes {
         let Some(program) = self.program else {
             return self.driver.write_volume(volume, path, tar).await;
         };
+        self.unpack(program, volume, &["unpack-tree", ROOT, path.as_str()], tar)
+            .await
+            .map(drop)
+    }
+
+    /// [Writes](Self::write) to the whole of a volume, and says what it then is, for [`read_unless`](Self::read_unless):
+    /// `None` where the driver's own calls are exact, which don't tell.
+    ///
+    /// # Errors
+    /// Those of [`write`](Self::write).
+    pub async fn fill(&self, volume: &VolumeId, tar: ByteStream) -> Result<Option<Fingerprint>> {
+        let Some(program) = self.program else {
+            self.driver.write_volume(volume, &VolumePath::root(), tar).await?;
+            return Ok(None);
+        };
+        let said = self.unpack(program, volume, &["fill-tree", ROOT], tar).await?;
+        Ok(Some(Fingerprint(said.trim().to_owned())))
+    }
+
+    /// Unpacks by a command of the program. What that says on its output.
+    async fn unpack(
+        &self,
+        program: &'static [u8],
+        volume: &VolumeId,
+        command: &[&str],
+        tar: ByteStream,
+    ) -> Result<String> {
         let transfer = self.start(program, volume, false).await?;
         let (tar, failure) = watched(tar);
         // The program reads its input to the end whatever happens; what it complains of makes the rest useless.
         let (complained, complaint) = oneshot::channel::<()>();
         let (tar, mut complained) = (tar.take_until(complaint).boxed(), Some(complained));
         let written = async {
-            let command = ["unpack-tree", ROOT, path.as_str()].map(str::to_owned).to_vec();
             let mut events = transfer.exec(command, Some(tar)).await?;
-            let mut outcome = Outcome::default();
+            let (mut outcome, mut said) = (Outcome::default(), String::new());
             while let Some(event) = events.next().await {
-                outcome.take(event?);
+                if let Some(bytes) = outcome.take(event?)
+                    && said.len() < MAX_MESSAGE
+                {
+                    said.push_str(&String::from_utf8_lossy(&bytes));
+                }
                 if !outcome.message.is_empty() {
                     complained.take();
                 }
             }
-            outcome.done()
+            outcome.done().map(|()| said)
         };
         let written = written.await;
         transfer.remove().await;
@@ -140,37 +170,60 @@ impl ExactVolumes {
         let Some(program) = self.program else {
             return self.driver.read_volume(volume, paths).await;
         };
+        let packing = self.pack(program, volume, &["pack-tree", ROOT], paths).await?;
+        Ok(packing.tar())
+    }
+
+    /// The same, unless the volume is what it was when it was [filled](Self::fill): then `None`, and none of its files was
+    /// opened.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read).
+    pub async fn read_unless(
+        &self,
+        volume: &VolumeId,
+        paths: &[VolumePath],
+        filled: &Fingerprint,
+    ) -> Result<Option<ByteStream>> {
+        let Some(program) = self.program else {
+            return self.driver.read_volume(volume, paths).await.map(Some);
+        };
+        let command = ["pack-tree-unless", filled.0.as_str(), ROOT];
+        let mut packing = self.pack(program, volume, &command, paths).await?;
+        packing.begin().await;
+        if packing.outcome.exit == Some(ExitStatus::Code(exit::UNCHANGED)) {
+            packing.transfer.remove().await;
+            return Ok(None);
+        }
+        Ok(Some(packing.tar()))
+    }
+
+    async fn pack(
+        &self,
+        program: &'static [u8],
+        volume: &VolumeId,
+        command: &[&str],
+        paths: &[VolumePath],
+    ) -> Result<Packing> {
         let transfer = self.start(program, volume, true).await?;
-        let mut command = vec!["pack-tree".to_owned(), ROOT.to_owned()];
-        command.extend(VolumePath::outermost(paths).iter().map(|path| path.as_str().to_owned()));
-        let mut events = match transfer.exec(command, None).await {
-            Ok(events) => events,
+        let paths = VolumePath::outermost(paths);
+        let command: Vec<&str> = command
+            .iter()
+            .copied()
+            .chain(paths.iter().map(|path| path.as_str()))
+            .collect();
+        match transfer.exec(&command, None).await {
+            Ok(events) => Ok(Packing {
+                transfer,
+                events,
+                outcome: Outcome::default(),
+                first: None,
+            }),
             Err(error) => {
                 transfer.remove().await;
-                return Err(error);
+                Err(error)
             }
-        };
-        Ok(tar::pipe(move |sink| async move {
-            let (mut outcome, mut last) = (Outcome::default(), None);
-            let packed = async {
-                while let Some(event) = events.next().await {
-                    if let Some(bytes) = outcome.take(event?)
-                        && let Some(before) = last.replace(bytes)
-                    {
-                        sink.send(before).await?;
-                    }
-                }
-                outcome.done()
-            };
-            let packed = packed.await;
-            transfer.remove().await;
-            packed?;
-            // Last, because who has read the tar's end need not read on to the stream's, and may remove the volume then.
-            match last {
-                Some(last) => sink.send(last).await,
-                None => Ok(()),
-            }
-        }))
+        }
     }
 
     /// A running container with the volume mounted.
@@ -248,6 +301,63 @@ impl ExactVolumes {
     }
 }
 
+/// What a volume was when it was filled. It tells nothing of another volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fingerprint(String);
+
+/// A volume that is being read.
+struct Packing {
+    transfer: Transfer,
+    events: ExecStream,
+    outcome: Outcome,
+    /// What came while it was [begun](Self::begin).
+    first: Option<Result<bytes::Bytes>>,
+}
+
+impl Packing {
+    /// Waits for the first piece of the tar, or for the program's end.
+    async fn begin(&mut self) {
+        while self.first.is_none() && self.outcome.exit.is_none() {
+            match self.events.next().await {
+                Some(Ok(event)) => self.first = self.outcome.take(event).map(Ok),
+                Some(Err(error)) => self.first = Some(Err(error)),
+                None => return,
+            }
+        }
+    }
+
+    fn tar(self) -> ByteStream {
+        let Self {
+            transfer,
+            mut events,
+            mut outcome,
+            first,
+        } = self;
+        tar::pipe(move |sink| async move {
+            let mut last = None;
+            let packed = async {
+                last = first.transpose()?;
+                while let Some(event) = events.next().await {
+                    if let Some(bytes) = outcome.take(event?)
+                        && let Some(before) = last.replace(bytes)
+                    {
+                        sink.send(before).await?;
+                    }
+                }
+                outcome.done()
+            };
+            let packed = packed.await;
+            transfer.remove().await;
+            packed?;
+            // Last, because who has read the tar's end need not read on to the stream's, and may remove the volume then.
+            match last {
+                Some(last) => sink.send(last).await,
+                None => Ok(()),
+            }
+        })
+    }
+}
+
 /// A container that waits for what is executed in it. It is removed when this is dropped, at the latest.
 #[derive(Debug)]
 struct Transfer {
@@ -257,8 +367,10 @@ struct Transfer {
 }
 
 impl Transfer {
-    async fn exec(&self, arguments: Vec<String>, stdin: Option<ByteStream>) -> Result<ExecStream> {
-        let command = std::iter::once(image::PROGRAM.to_owned()).chain(arguments);
+    async fn exec(&self, arguments: &[&str], stdin: Option<ByteStream>) -> Result<ExecStream> {
+        let command = std::iter::once(&image::PROGRAM)
+            .chain(arguments)
+            .map(|word| (*word).to_owned());
         self.driver.exec(&self.container, &ExecSpec::new(command), stdin).await
     }
 

@@ -74,10 +74,15 @@ impl Containerd<'_> {
 
     fn disk(self) -> PathBuf {
         if self.seen_from_outside {
-            self.folders.run.clone()
+            Self::disk_outside(self.folders)
         } else {
             self.folders.data()
         }
+    }
+
+    /// Where it is for a driver that runs outside of the sandbox.
+    pub(crate) fn disk_outside(folders: &Folders) -> PathBuf {
+        folders.run.join("disk")
     }
 
     /// The driver's namespace, which is also the name of the cgroup that its containers live in.

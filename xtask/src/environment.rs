@@ -88,7 +88,8 @@ impl Environment {
                     ("ORCHESTRA_TEST_THROWAWAY", serde_json::to_string(&throwaway)?),
                     ("ORCHESTRA_TEST_OTHER", other.to_string()),
                 ]);
-                if matches!(driver, Driver::Docker | Driver::Podman) {
+                // A user's podman keeps its volumes in the user's home.
+                if driver != Driver::PodmanRootless {
                     variables.push(("ORCHESTRA_TEST_SMALL_DISK", mounts::TOO_MUCH.to_string()));
                 }
                 Provided::Private(private.sandbox)
@@ -168,8 +169,10 @@ impl PrivateEngine {
         let rootfs = rootfs::of(driver, engine)?;
         // The guard takes over the lock.
         let (mut folders, _lock) = Folders::make()?;
-        // Their volumes are elsewhere: in a user's home, in the driver's state.
-        folders.small = matches!(purpose, Purpose::Throwaway) && matches!(driver, Driver::Docker | Driver::Podman);
+        folders.small = matches!(purpose, Purpose::Throwaway) && driver != Driver::PodmanRootless;
+        if folders.small && driver == Driver::Containerd {
+            mounts::make_small(&Containerd::disk_outside(&folders))?;
+        }
         let bounded = || runtime::provide(&folders.disk.join("runc-bounded"));
         let mut settings = Vec::new();
         let (mut daemons, socket, pid_file, client) = match driver {

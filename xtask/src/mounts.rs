@@ -23,9 +23,7 @@ pub(crate) fn make(folders: &Folders, rootfs: Option<&Path>, covers: &[Cover]) -
     mount_bind(&folders.disk, folders.data())?;
     if folders.small {
         for engine in ["docker", "podman"].map(|engine| folders.data().join(engine)) {
-            fs::create_dir_all(&engine)?;
-            mount("tmpfs", &engine, "tmpfs", MountFlags::empty(), SMALL)
-                .with_context(|| format!("cannot mount on {}", engine.display()))?;
+            make_small(&engine)?;
         }
     }
     if let Some(root) = rootfs {
@@ -36,6 +34,14 @@ pub(crate) fn make(folders: &Folders, rootfs: Option<&Path>, covers: &[Cover]) -
     covers
         .iter()
         .try_for_each(|cover| lay_over(cover, rootfs.unwrap_or(Path::new("/"))))
+}
+
+/// Makes a small disk that a test may fill. One that is made outside of a sandbox goes with the folders of that sandbox:
+/// to remove the folder that it lies on takes it away everywhere.
+pub(crate) fn make_small(disk: &Path) -> Result<()> {
+    fs::create_dir_all(disk)?;
+    mount("tmpfs", disk, "tmpfs", MountFlags::empty(), SMALL)
+        .with_context(|| format!("cannot mount on {}", disk.display()))
 }
 
 fn lay_over(Cover { file, target }: &Cover, root: &Path) -> Result<()> {

@@ -21,10 +21,11 @@ use orchestra::{
     ExitStatus, ImageRef, InjectedFile, JobId, LogStream, PullImage, PullStream, Resource, Result, SharedDriver,
     Signal, VolumeId, VolumePath, VolumeSpec, labels,
 };
+use orchestra_volumes::Fingerprint;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::{CacheEvent, CacheEventKind, CacheSpec, LABEL, Policy, Store};
+use crate::{CacheEvent, CacheEventKind, CacheSpec, Entry, LABEL, Policy, Store};
 
 /// How a layer uses its store.
 #[derive(Clone, Debug)]
@@ -82,6 +83,8 @@ struct Volume {
     ready: tokio::sync::Mutex<bool>,
     /// Whether anything may have been written since it was persisted.
     used: AtomicBool,
+    /// The cache that it was filled with, and what it then was.
+    filled: Mutex<Option<(Entry, Fingerprint)>>,
     /// Each task that wrote to it, and whether its last attempt succeeded.
     tasks: Mutex<HashMap<String, bool>>,
 }
@@ -134,6 +137,7 @@ impl CachesLayer {
                 spec,
                 ready: tokio::sync::Mutex::new(false),
                 used: AtomicBool::new(false),
+                filled: Mutex::default(),
                 tasks: Mutex::default(),
             })
         };
@@ -277,6 +281,7 @@ impl Driver for CachesLayer {
         }
         // Who waits for the lock makes it anew.
         lock(&volume.tasks).clear();
+        lock(&volume.filled).take();
         Ok(())
     }
 

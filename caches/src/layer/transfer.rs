@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use orchestra::{ByteStream, Error, ErrorKind, Result, SharedDriver, VolumeId, VolumePath, VolumeSpec};
-use orchestra_volumes::ExactVolumes;
+use orchestra_volumes::{ExactVolumes, Fingerprint};
 use tokio::time::timeout;
 
 use super::{CachesLayer, Volume, lock};
@@ -67,13 +67,16 @@ impl CachesLayer {
         let content = noting(restoring.content, failed.clone());
         let transfer = self.transfer(volume)?;
         touched.store(true, Ordering::Relaxed);
-        let written = transfer.write(&volume.id, checked(content, volume.spec.devices)).await;
-        if let Err(error) = &written
+        let filled = transfer.fill(&volume.id, checked(content, volume.spec.devices)).await;
+        if let Err(error) = &filled
             && failed.load(Ordering::Relaxed)
         {
             self.give_up(error);
         }
-        written.map(|()| Some((found, restoring.fetched)))
+        // A fallback is persisted under another key.
+        let fingerprint = filled?.filter(|_| found.exact);
+        *lock(&volume.filled) = fingerprint.map(|fingerprint| (found.entry.clone(), fingerprint));
+        Ok(Some((found, restoring.fetched)))
     }
 
     /// Makes a volume that is half filled empty again.
@@ -102,16 +105,36 @@ impl CachesLayer {
     }
 
     async fn try_persist(&self, volume: &Volume) -> Result<crate::Persisted> {
-        let spec = &volume.spec;
+        let (began, spec) = (Instant::now(), &volume.spec);
         // Before the engine is asked for anything.
         self.ask(self.store.check()).await?;
         let transfer = self.transfer(volume)?;
+        let limit = spec.size_limit.or(self.options.size_limit);
+        let mut filled = lock(&volume.filled)
+            .clone()
+            .filter(|(entry, _)| limit.is_none_or(|limit| entry.size <= limit));
+        let paths = match spec.paths.as_slice() {
+            [] => vec![VolumePath::root()],
+            paths => VolumePath::outermost(paths),
+        };
         let mut contents = Vec::new();
-        if spec.paths.is_empty() {
-            contents.push(transfer.read(&volume.id, VolumePath::root()).await?);
-        }
-        for path in VolumePath::outermost(&spec.paths) {
-            contents.extend(transfer.read_if_there(&volume.id, path).await?);
+        for path in paths {
+            // It is the volume that is unchanged, so the first path tells of all.
+            let mut content = None;
+            if let Some((entry, fingerprint)) = filled.take() {
+                content = transfer.read_unless(&volume.id, &path, &fingerprint).await?;
+                if content.is_none()
+                    && let Some(mut renewed) = self.ask(self.store.renew(&entry)).await?
+                {
+                    renewed.duration = began.elapsed();
+                    return Ok(renewed);
+                }
+            }
+            let content = match content {
+                Some(content) => Ok(content),
+                None => transfer.read(&volume.id, &path).await,
+            };
+            contents.extend(if_there(content).await?);
         }
         let failed = Arc::new(AtomicBool::new(false));
         let contents = contents
@@ -119,7 +142,7 @@ impl CachesLayer {
             .map(|content| noting(content, failed.clone()))
             .collect();
         let options = Persist {
-            size_limit: spec.size_limit.or(self.options.size_limit),
+            size_limit: limit,
             devices: spec.devices,
         };
         let persisted = self.store.persist_all(&spec.key, contents, options).await;
@@ -218,34 +241,49 @@ enum Transfer {
 }
 
 impl Transfer {
-    async fn write(&self, volume: &VolumeId, tar: ByteStream) -> Result<()> {
-        let root = VolumePath::root();
+    async fn fill(&self, volume: &VolumeId, tar: ByteStream) -> Result<Option<Fingerprint>> {
         match self {
-            Self::Exact(volumes) => volumes.write(volume, &root, tar).await,
-            Self::Plain(driver) => driver.write_volume(volume, &root, tar).await,
+            Self::Exact(volumes) => volumes.fill(volume, tar).await,
+            Self::Plain(driver) => driver
+                .write_volume(volume, &VolumePath::root(), tar)
+                .await
+                .map(|()| None),
         }
     }
 
-    async fn read(&self, volume: &VolumeId, path: VolumePath) -> Result<ByteStream> {
+    async fn read(&self, volume: &VolumeId, path: &VolumePath) -> Result<ByteStream> {
         match self {
-            Self::Exact(volumes) => volumes.read(volume, &[path]).await,
-            Self::Plain(driver) => driver.read_volume(volume, &[path]).await,
+            Self::Exact(volumes) => volumes.read(volume, std::slice::from_ref(path)).await,
+            Self::Plain(driver) => driver.read_volume(volume, std::slice::from_ref(path)).await,
         }
     }
 
-    /// What the volume has at a path, if it has it.
-    async fn read_if_there(&self, volume: &VolumeId, path: VolumePath) -> Result<Option<ByteStream>> {
-        let content = match self.read(volume, path).await {
-            Err(error) if error.kind() == ErrorKind::PathNotFound => return Ok(None),
-            content => content?,
-        };
-        let mut content = content.peekable();
-        let first = std::pin::Pin::new(&mut content).peek().await;
-        if let Some(Err(error)) = first
-            && error.kind() == ErrorKind::PathNotFound
-        {
-            return Ok(None);
+    /// Nothing if the volume is what it was when it was filled.
+    async fn read_unless(
+        &self,
+        volume: &VolumeId,
+        path: &VolumePath,
+        filled: &Fingerprint,
+    ) -> Result<Option<ByteStream>> {
+        match self {
+            Self::Exact(volumes) => volumes.read_unless(volume, std::slice::from_ref(path), filled).await,
+            Self::Plain(_) => self.read(volume, path).await.map(Some),
         }
-        Ok(Some(content.boxed()))
     }
+}
+
+/// The content of a path, if the volume has it.
+async fn if_there(content: Result<ByteStream>) -> Result<Option<ByteStream>> {
+    let content = match content {
+        Err(error) if error.kind() == ErrorKind::PathNotFound => return Ok(None),
+        content => content?,
+    };
+    let mut content = content.peekable();
+    let first = std::pin::Pin::new(&mut content).peek().await;
+    if let Some(Err(error)) = first
+        && error.kind() == ErrorKind::PathNotFound
+    {
+        return Ok(None);
+    }
+    Ok(Some(content.boxed()))
 }

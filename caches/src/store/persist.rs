@@ -132,8 +132,7 @@ impl Store {
             manifest: name,
             modified: None,
         };
-        let json = serde_json::to_vec(&entry).unwrap_or_default();
-        self.put(&key.object(ENTRIES), json).await?;
+        self.put_entry(&entry).await?;
         self.check_rescued(key, &rescued).await?;
         // What is bad was sent anew.
         self.bad_packs()
@@ -147,6 +146,46 @@ impl Store {
             duration: began.elapsed(),
             waited: fed.waited,
         })
+    }
+
+    /// Says of a cache that it is what it was: its time changes, and nothing else. `None` if the store does not have all of
+    /// it any more, or has another one under its key.
+    pub(crate) async fn renew(&self, entry: &Entry) -> Result<Option<Persisted>> {
+        let began = Instant::now();
+        let whole = async {
+            let found = self.get(&entry.key).await?;
+            if found.is_none_or(|found| found.manifest != entry.manifest) {
+                return Ok(None);
+            }
+            self.load_manifest(&entry.manifest).await.map(Some)
+        };
+        let manifest = match whole.await {
+            Err(error) if error.kind() == ErrorKind::Protocol => None,
+            manifest => manifest?,
+        };
+        let packs = self.packs().await?;
+        let bad = self.bad_packs().clone();
+        let usable = |(pack, size): &(Hash, u64)| packs.get(pack) == Some(size) && !bad.contains(pack);
+        let Some(manifest) = manifest.filter(|manifest| manifest.packs.iter().all(usable)) else {
+            return Ok(None);
+        };
+        let rescued = self.rescue(&manifest, &entry.manifest, &packs).await?;
+        self.put_entry(entry).await?;
+        self.check_rescued(&entry.key, &rescued).await?;
+        Ok(Some(Persisted {
+            unchanged: true,
+            size: entry.size,
+            new: 0,
+            sent: 0,
+            devices_left_out: 0,
+            duration: began.elapsed(),
+            waited: Duration::ZERO,
+        }))
+    }
+
+    async fn put_entry(&self, entry: &Entry) -> Result<()> {
+        let json = serde_json::to_vec(entry).unwrap_or_default();
+        self.put(&entry.key.object(ENTRIES), json).await
     }
 
     /// All packs and their sizes. One that is not as long as it should be is not there.

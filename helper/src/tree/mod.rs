@@ -21,6 +21,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod fingerprint;
 mod format;
 mod pack;
 mod sys;
@@ -32,6 +33,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+pub use fingerprint::fingerprint;
 pub use pack::pack;
 pub use sys::widen_pipe;
 pub use unpack::unpack;

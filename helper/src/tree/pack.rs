@@ -72,16 +72,16 @@ struct Packer<'a> {
     value: Box<[u8]>,
 }
 
-/// A directory whose entries are being packed.
-struct Level {
-    directory: File,
-    entries: std::vec::IntoIter<(OsString, Option<fs::FileType>)>,
+/// A directory whose entries are being looked at.
+pub(super) struct Level {
+    pub(super) directory: File,
+    pub(super) entries: std::vec::IntoIter<(OsString, Option<fs::FileType>)>,
     /// How long its own path is.
-    length: usize,
+    pub(super) length: usize,
 }
 
 impl Level {
-    fn new(directory: File, path: &[u8]) -> Result<Self> {
+    pub(super) fn new(directory: File, path: &[u8]) -> Result<Self> {
         let failed = || TreeError::io("list", path);
         let mut entries = Vec::new();
         for entry in fs::read_dir(sys::proc_path(&directory)).map_err(failed())? {

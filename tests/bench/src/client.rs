@@ -62,9 +62,13 @@ impl Client {
         format!("{name} run --rm")
     }
 
-    /// How a shell calls it.
-    pub(crate) fn path(&self) -> String {
-        self.words.join(" ")
+    /// What imports an archive.
+    pub(crate) fn load_name(&self) -> &str {
+        match self.driver {
+            KnownDriver::Docker => "docker load",
+            KnownDriver::Podman => "podman load",
+            KnownDriver::Containerd => "ctr images import",
+        }
     }
 
     /// Whether it knows this command, which docker's client has.

@@ -79,7 +79,7 @@ impl KnownDriver {
         let endpoint = Endpoint::parse(host)?;
         match (self, endpoint) {
             (Self::Containerd, Endpoint::Unix(socket)) => {
-                let config = containerd(None);
+                let config = containerd(Some(host.to_owned()));
                 let namespace = config.namespace.unwrap_or_else(|| "orchestra".to_owned());
                 let state = config.state.unwrap_or_else(|| "/var/lib/orchestra/containerd".into());
                 Ok(Engine::containerd(socket, namespace, state))
@@ -121,6 +121,9 @@ impl KnownDriver {
     }
 }
 
+/// Tells the driver of containerd its state folder.
+pub(crate) const CONTAINERD_STATE: &str = "ORCHESTRA_CONTAINERD__STATE";
+
 /// What a containerd's driver is told: by the environment, or beside the socket of an engine of a test's own.
 fn containerd(address: Option<String>) -> ContainerdConfig {
     let mut config = ContainerdConfig::default();
@@ -135,7 +138,7 @@ fn containerd(address: Option<String>) -> ContainerdConfig {
         None => env::var(name).ok(),
     };
     config.namespace = told("CONTAINERD_NAMESPACE");
-    config.state = told("ORCHESTRA_CONTAINERD__STATE").map(Into::into);
+    config.state = told(CONTAINERD_STATE).map(Into::into);
     config.address = address;
     config
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::driver::CONTAINERD_STATE;
 use crate::{Fixture, Result};
 
 /// How long any run in the tests may take.
@@ -29,9 +30,10 @@ impl Orchestra {
     pub(crate) fn new<S: AsRef<OsStr>>(binary: &Path, args: impl IntoIterator<Item = S>) -> Self {
         let args: Vec<OsString> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
         let mut command = Command::new(binary);
-        // A test means what it says: nothing of the tester's own settings but the engine's address and its driver.
+        // A test means what it says: nothing of the tester's own settings but the engine's address, its driver, and where
+        // that keeps what is the engine's.
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("ORCHESTRA_") {
+            if name.to_string_lossy().starts_with("ORCHESTRA_") && name != CONTAINERD_STATE {
                 command.env_remove(name);
             }
         }

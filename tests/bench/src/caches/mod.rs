@@ -9,11 +9,14 @@ mod trees;
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use orchestra::{Job, VolumePath};
+use orchestra::{Job, Labels, Mount, NetworkMode, Task, VolumePath};
+use orchestra_caches::{CacheEventKind, CacheSpec, CachesLayer, CachesOptions};
 use orchestra_volumes::ExactVolumes;
+use tokio::sync::mpsc;
 
 use self::parts::{EXACT, content, fresh, key, persist, persist_content, restore, shell, store_in, tar_of};
 use crate::pairs::{median, time};
@@ -197,10 +200,78 @@ async fn one(bench: &mut Bench, work: &Path, tree: &Path) -> Outcome<()> {
             peaks[0], peaks[1], peaks[2]
         ),
     );
-    let done = through_the_engine(bench, &what, tree, &folder).await;
+    let done = async {
+        through_the_engine(bench, &what, tree, &folder).await?;
+        unchanged_by_a_run(bench, &what, tree, &folder, &anew).await
+    };
+    let done = done.await;
     fresh(&folder)?;
     fresh(&anew)?;
     done
+}
+
+/// A run that restores the cache and leaves it as it was: what persisting costs it then, against the library's first
+/// persist of the same.
+async fn unchanged_by_a_run(bench: &mut Bench, what: &str, tree: &Path, folder: &Path, anew: &Path) -> Outcome<()> {
+    let (events, mut told) = mpsc::channel(256);
+    let layer = CachesLayer::new(bench.driver.clone(), store_in(folder)?, CachesOptions::default()).events(events);
+    let job = Job::builder(Arc::new(layer)).build();
+    let mut spec = CacheSpec::new(key()?);
+    spec.devices = true;
+    let label = Labels::from([spec.label()]);
+    let (round, image) = (Cell::new(0), bench.image.clone());
+    let current = Cell::new(None);
+    let reset = || async {
+        if let Some(volume) = current.take() {
+            job.driver().remove_volume(&volume).await?;
+        }
+        round.set(round.get() + 1);
+        let volume = job
+            .create_volume_with(&format!("unchanged-{}", round.get()), label.clone())
+            .await?;
+        let mut task = Task::new(format!("use-{}", round.get()), image.as_str())?.command(["/bin/true"]);
+        task.spec.network = NetworkMode::None;
+        task.spec.mounts.push(Mount {
+            volume: volume.clone(),
+            target: "/cache".parse()?,
+            read_only: false,
+        });
+        job.run(task).await?.success()?;
+        current.set(Some(volume));
+        Ok(())
+    };
+    let ours = || async {
+        let volume = current.take().ok_or("there is no volume")?;
+        Ok(job.driver().remove_volume(&volume).await?)
+    };
+    let theirs = || async {
+        fresh(anew)?;
+        persist(&store_in(anew)?, tree).await.map(drop)
+    };
+    let row = format!("{what}: unchanged by a run, its volume's removal included");
+    let rounds = bench.rounds.clamp(3, 5);
+    let table = &mut bench.table;
+    let measured = table
+        .compare_anew(
+            &row,
+            "the library's first persist",
+            "≤ 0.2",
+            rounds,
+            reset,
+            ours,
+            theirs,
+        )
+        .await;
+    job.end().await?;
+    measured?;
+    while let Ok(event) = told.try_recv() {
+        if let CacheEventKind::Persisted(persisted) = event.kind
+            && !persisted.unchanged
+        {
+            return Err("a run that changed nothing has persisted".into());
+        }
+    }
+    Ok(())
 }
 
 /// The same content out of a volume and into one, as a run has it.

@@ -4,12 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream as streams};
+use futures_util::future::{self, BoxFuture};
+use futures_util::{FutureExt, StreamExt, stream as streams};
 use orchestra::layer::{Deadlines, Layered, Timeouts};
-use orchestra::{ContainerId, ErrorKind, ExitStatus, SharedDriver, VolumePath, VolumeSpec, stream};
+use orchestra::{
+    ContainerId, ErrorKind, ExitStatus, ImageRef, PullImage, SharedDriver, VolumePath, VolumeSpec, stream,
+};
 use orchestra_volumes::ExactVolumes;
+use tokio::net::TcpListener;
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::case;
 use crate::check::{Failure, Outcome, fails, holds, same, within};
@@ -22,7 +27,7 @@ use crate::tarball::{END, Entry, file_header, pack};
 pub(super) const CASES: &[Case] = &[
     case!(an_engine_that_dies_interrupts_whoever_waits, "A daemon that dies while it is waited for, read from or executed in ends each in an error.", requires throwaway),
     case!(an_engine_that_died_is_unreachable, "After an engine died, calls fail with `Unreachable` and `info` still tells.", requires throwaway),
-    case!(an_engine_that_is_restarted_is_gone_on_with, "A daemon that is restarted while it is waited for, read from and given an image: each goes on, or ends in `Interrupted`; asked again, a container's log and exit are told, and the driver is as good as new.", requires throwaway, deadlines 2),
+    case!(an_engine_that_is_restarted_is_gone_on_with, "A daemon that is restarted while it is waited for, read from, given an image and told to fetch one: each goes on, or ends in `Interrupted`; asked again, a container's log and exit are told, and the driver is as good as new.", requires throwaway, deadlines 2),
     case!(an_engine_that_hangs_ends_in_a_deadline, "With deadlines, calls to an engine that does not answer end in `DeadlineExceeded`.", requires throwaway),
     case!(an_engine_that_hung_can_be_used_again, "A call that was abandoned on a hanging engine leaves the driver usable.", requires throwaway),
     case!(a_socket_that_never_answers_is_no_hang, "Where something listens and never answers, connecting ends in `DeadlineExceeded`.", requires silent),
@@ -143,8 +148,10 @@ async fn an_engine_that_is_restarted_is_gone_on_with(cx: Arc<Context>) -> Outcom
     });
     let (importing, half, go_on) = import_that_stops_half_way(&cx, &driver).await?;
     within(SOON, "half of an import", half).await?.ok();
+    let pull = StalledPull::begin(&cx, &driver).await?;
     engine.restart().await?;
     drop(go_on);
+    pull.ends(&driver).await?;
 
     let ends_or_breaks = |what: &str, answer: orchestra::Result<()>| match answer {
         Ok(()) => Ok(()),
@@ -181,6 +188,67 @@ async fn an_engine_that_is_restarted_is_gone_on_with(cx: Arc<Context>) -> Outcom
     let report = driver.end_job(&cx.job).await?;
     holds(report.remaining.is_empty(), format!("nothing stays: {report:?}"))?;
     same("what is listed", driver.list(Some(&cx.job)).await?, vec![])
+}
+
+/// A pull from a registry that says nothing to the first question it is asked.
+struct StalledPull {
+    image: ImageRef,
+    pulled: BoxFuture<'static, std::result::Result<orchestra::Result<()>, JoinError>>,
+    registry: AbortOnDropHandle<()>,
+}
+
+impl StalledPull {
+    /// Returns when the registry was asked, or when the pull has ended: an engine that fetches images itself may have no
+    /// way to this process.
+    async fn begin(cx: &Context, driver: &SharedDriver) -> Outcome<Self> {
+        let broken = |error: std::io::Error| Failure::new(format!("a listener on loopback: {error}"));
+        let listener = TcpListener::bind("127.0.0.1:0").await.map_err(broken)?;
+        let address = listener.local_addr().map_err(broken)?;
+        let image: ImageRef = format!("{address}/stalled/{}:1", cx.job).parse()?;
+        let (asked, was_asked) = oneshot::channel();
+        let registry = AbortOnDropHandle::new(tokio::spawn(async move {
+            let mut held: Vec<_> = listener.accept().await.into_iter().collect();
+            asked.send(()).ok();
+            while let Ok(connection) = listener.accept().await {
+                held.push(connection);
+            }
+        }));
+        let (driver, mut pull) = (driver.clone(), PullImage::new(image.clone()));
+        pull.insecure = driver.info().capabilities.insecure_pull;
+        let mut pulling = tokio::spawn(async move {
+            let mut progress = driver.pull_image(&pull).await?;
+            while let Some(event) = progress.next().await {
+                event?;
+            }
+            Ok(())
+        });
+        let begun = async {
+            tokio::select! {
+                _ = was_asked => None,
+                pulled = &mut pulling => Some(pulled),
+            }
+        };
+        let pulled = match within(SOON, "the first question to a registry", begun).await? {
+            Some(pulled) => future::ready(pulled).boxed(),
+            None => pulling.boxed(),
+        };
+        Ok(Self {
+            image,
+            pulled,
+            registry,
+        })
+    }
+
+    /// The registry goes away, and with it the pull.
+    async fn ends(self, driver: &SharedDriver) -> Outcome {
+        drop(self.registry);
+        let pulled = within(2 * SOON, "the end of the pull", self.pulled).await?;
+        let pulled = pulled.map_err(|error| Failure::new(error.to_string()))?;
+        let kinds = [LOST, &[ErrorKind::Registry, ErrorKind::ImageNotFound]].concat();
+        fails("a pull over a restart", pulled, &kinds)?;
+        let exists = within(SOON, "image_exists", driver.image_exists(&self.image)).await??;
+        same("whether an image that did not come is there", exists, false)
+    }
 }
 
 /// An import of which one half has come; the other comes when the last of the answer is dropped.

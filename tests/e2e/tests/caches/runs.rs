@@ -47,6 +47,39 @@ pub(crate) async fn a_cache_of_a_task_comes_back_on_the_next_run(fixture: &Fixtu
     assert!(fixture.engine.leftovers_of(&id).unwrap().0.is_empty());
 }
 
+pub(crate) async fn what_a_run_leaves_as_it_was_is_unchanged_and_what_it_hides_is_not(fixture: &Fixture) {
+    let dir = Dir::with([("unused", "")]);
+    let store = format!("file://{}", dir.file("store").display());
+    let ran = |script: &str| {
+        let task = json!({"task": "use", "image": fixture.image, "config": {
+            "platform": "linux", "caches": [{"path": "state", "key": "kept"}],
+            "run": {"path": "sh", "args": ["-c", script]},
+        }});
+        std::fs::write(dir.file("ci.yml"), json!({"plan": [task]}).to_string()).unwrap();
+        let environment = [("ORCHESTRA_CACHES__STORE", store.as_str())];
+        let finished = run(fixture, &dir, &environment, &["run", "ci.yml"]);
+        assert_eq!(finished.code, 0, "{finished}");
+        finished
+    };
+    says(
+        &ran("echo one > state/file; mkdir state/folder"),
+        &["cache state: persisted"],
+    );
+    let names = |kind: &str| {
+        let names = std::fs::read_dir(dir.file("store").join(kind)).unwrap();
+        let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = (names("packs"), names("manifests"));
+    says(&ran("cat state/file"), &["use | one", "cache state: unchanged"]);
+    assert_eq!((names("packs"), names("manifests")), before);
+    // As long as before, and its time set back: only its time of change tells.
+    let hidden = "touch -r state/file /tmp/time; echo two > state/file; touch -r /tmp/time state/file";
+    says(&ran(hidden), &["cache state: persisted"]);
+    says(&ran("cat state/file"), &["use | two", "cache state: unchanged"]);
+}
+
 pub(crate) async fn the_example_finds_its_packages_again(fixture: &Fixture) {
     let dir = Dir::with([("unused", "")]);
     let store = format!("file://{}", dir.file("store").display());
