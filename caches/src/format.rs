@@ -32,7 +32,7 @@ pub(crate) const MAX_SEGMENT: usize = 1 << 20;
 /// Largest manifest, before compression: some 200 GiB of cache.
 const MAX_MANIFEST: usize = 1 << 30;
 
-const MAGIC: &[u8; 4] = b"ocm1";
+const MAGIC: &[u8; 4] = b"ocm2";
 
 /// A BLAKE3 hash.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,6 +45,19 @@ impl Hash {
 
     pub(crate) fn parse(text: &str) -> Option<Self> {
         blake3::Hash::from_hex(text).ok().map(|hash| Self(*hash.as_bytes()))
+    }
+}
+
+/// What a chunk is known by: the first half of its BLAKE3 hash, which is as good against damage and chance. A changed cache
+/// sends its whole manifest again, and this is most of a manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct ChunkId(pub(crate) [u8; 16]);
+
+impl ChunkId {
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        let mut half = [0; 16];
+        half.copy_from_slice(&blake3::hash(bytes).as_bytes()[..16]);
+        Self(half)
     }
 }
 
@@ -124,7 +137,7 @@ pub(crate) struct Segment {
 /// A piece of the content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Chunk {
-    pub(crate) hash: Hash,
+    pub(crate) id: ChunkId,
     /// Index into the manifest's segments.
     pub(crate) segment: u32,
     /// Where it begins in the decompressed segment.
@@ -152,12 +165,13 @@ impl Manifest {
         self.segments.iter().map(|segment| u64::from(segment.stored)).sum()
     }
 
+    /// What is hard to compress stands together: the ids. Of a chunk's place there is mostly nothing to say.
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let length = 16 + self.packs.len() * 40 + self.segments.len() * 20 + self.chunks.len() * 44;
+        let length = 16 + self.packs.len() * PACK + self.segments.len() * SEGMENT + self.chunks.len() * (ID + 4);
         let mut bytes = Vec::with_capacity(length);
         bytes.extend_from_slice(MAGIC);
         for count in [self.packs.len(), self.segments.len(), self.chunks.len()] {
-            bytes.extend_from_slice(&u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes());
+            bytes.extend_from_slice(&number(count).to_le_bytes());
         }
         for (hash, size) in &self.packs {
             bytes.extend_from_slice(&hash.0);
@@ -170,10 +184,19 @@ impl Manifest {
             bytes.extend_from_slice(&segment.raw.to_le_bytes());
         }
         for chunk in &self.chunks {
-            bytes.extend_from_slice(&chunk.hash.0);
-            for number in [chunk.segment, chunk.offset, chunk.length] {
-                bytes.extend_from_slice(&number.to_le_bytes());
+            bytes.extend_from_slice(&chunk.id.0);
+        }
+        let mut next = Next::default();
+        for chunk in &self.chunks {
+            match next.place(chunk) {
+                place @ (Place::Follows | Place::Begins) => put_varint(&mut bytes, place as u32),
+                Place::Elsewhere => {
+                    let numbers = [Place::Elsewhere as u32, chunk.segment, chunk.offset];
+                    numbers.iter().for_each(|number| put_varint(&mut bytes, *number));
+                }
             }
+            put_varint(&mut bytes, chunk.length);
+            next.after(chunk);
         }
         bytes
     }
@@ -229,6 +252,53 @@ pub(crate) fn damaged(what: impl Into<String>) -> Error {
         .with_hint("the next persist mends it; `orchestra caches verify` finds all damage")
 }
 
+/// Bytes of a pack, a segment and a chunk's id in a manifest.
+const PACK: usize = 40;
+const SEGMENT: usize = 20;
+const ID: usize = 16;
+
+/// Where a chunk is, seen from the one before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Behind that one.
+    Follows = 0,
+    /// At the beginning of the next segment.
+    Begins = 1,
+    /// What comes next says where.
+    Elsewhere = 2,
+}
+
+/// Where the next chunk is likely to be.
+#[derive(Default)]
+struct Next {
+    segment: u32,
+    offset: u32,
+}
+
+impl Next {
+    fn place(&self, chunk: &Chunk) -> Place {
+        match (chunk.segment, chunk.offset) {
+            at if at == (self.segment, self.offset) => Place::Follows,
+            at if at == (self.segment.wrapping_add(1), 0) => Place::Begins,
+            _ => Place::Elsewhere,
+        }
+    }
+
+    fn after(&mut self, chunk: &Chunk) {
+        self.segment = chunk.segment;
+        self.offset = chunk.offset.wrapping_add(chunk.length);
+    }
+}
+
+/// Seven bits a byte, the lowest first; the eighth says that more follow (LEB128).
+fn put_varint(bytes: &mut Vec<u8>, mut number: u32) {
+    while number >= 0x80 {
+        bytes.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+}
+
 struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
@@ -246,39 +316,69 @@ impl Reader<'_> {
         self.take().map(u64::from_le_bytes)
     }
 
+    fn varint(&mut self) -> Option<u32> {
+        let mut number = 0u32;
+        for shift in (0..35).step_by(7) {
+            let [byte] = self.take()?;
+            let bits = u32::from(byte & 0x7f);
+            let shifted = bits.checked_shl(shift).filter(|shifted| shifted >> shift == bits)?;
+            number |= shifted;
+            if byte & 0x80 == 0 {
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    fn chunk(&mut self, id: ChunkId, next: &mut Next) -> Option<Chunk> {
+        let (segment, offset) = match self.varint()? {
+            0 => (next.segment, next.offset),
+            1 => (next.segment.checked_add(1)?, 0),
+            2 => (self.varint()?, self.varint()?),
+            _ => return None,
+        };
+        let chunk = Chunk {
+            id,
+            segment,
+            offset,
+            length: self.varint()?,
+        };
+        next.after(&chunk);
+        Some(chunk)
+    }
+
     fn manifest(&mut self) -> Option<Manifest> {
         if self.take::<4>()? != *MAGIC {
             return None;
         }
         let [packs, segments, chunks] = [self.u32()?, self.u32()?, self.u32()?].map(|count| count as usize);
-        // Counts are believed only if as much follows.
-        if packs * 40 + segments * 20 + chunks * 44 != self.0.len() {
+        // Counts are believed only if as much follows; a chunk has two numbers of at least a byte.
+        if packs * PACK + segments * SEGMENT + chunks * (ID + 2) > self.0.len() {
             return None;
         }
+        let packs = (0..packs)
+            .map(|_| Some((Hash(self.take()?), self.u64()?)))
+            .collect::<Option<_>>()?;
+        let segments = (0..segments)
+            .map(|_| {
+                Some(Segment {
+                    pack: self.u32()?,
+                    offset: self.u64()?,
+                    stored: self.u32()?,
+                    raw: self.u32()?,
+                })
+            })
+            .collect::<Option<_>>()?;
+        let ids: Vec<ChunkId> = (0..chunks).map(|_| self.take().map(ChunkId)).collect::<Option<_>>()?;
+        let mut next = Next::default();
+        let chunks = ids
+            .into_iter()
+            .map(|id| self.chunk(id, &mut next))
+            .collect::<Option<_>>()?;
         Some(Manifest {
-            packs: (0..packs)
-                .map(|_| Some((Hash(self.take()?), self.u64()?)))
-                .collect::<Option<_>>()?,
-            segments: (0..segments)
-                .map(|_| {
-                    Some(Segment {
-                        pack: self.u32()?,
-                        offset: self.u64()?,
-                        stored: self.u32()?,
-                        raw: self.u32()?,
-                    })
-                })
-                .collect::<Option<_>>()?,
-            chunks: (0..chunks)
-                .map(|_| {
-                    Some(Chunk {
-                        hash: Hash(self.take()?),
-                        segment: self.u32()?,
-                        offset: self.u32()?,
-                        length: self.u32()?,
-                    })
-                })
-                .collect::<Option<_>>()?,
+            packs,
+            segments,
+            chunks,
         })
     }
 }
@@ -292,7 +392,7 @@ pub(crate) struct Builder {
 }
 
 impl Builder {
-    pub(crate) fn add(&mut self, hash: Hash, pack: (Hash, u64), segment: Segment, offset: u32, length: u32) {
+    pub(crate) fn add(&mut self, id: ChunkId, pack: (Hash, u64), segment: Segment, offset: u32, length: u32) {
         let manifest = &mut self.manifest;
         let pack = *self.packs.entry(pack.0).or_insert_with(|| {
             manifest.packs.push(pack);
@@ -304,7 +404,7 @@ impl Builder {
             number(manifest.segments.len() - 1)
         });
         manifest.chunks.push(Chunk {
-            hash,
+            id,
             segment,
             offset,
             length,
@@ -336,8 +436,8 @@ mod tests {
                 stored: 10,
                 raw: 300,
             };
-            builder.add(Hash::of(b"a"), pack, segment, 0, 100);
-            builder.add(Hash::of(b"b"), pack, segment, 100, 200);
+            builder.add(ChunkId::of(b"a"), pack, segment, 0, 100);
+            builder.add(ChunkId::of(b"b"), pack, segment, 100, 200);
         }
         builder.finish()
     }
@@ -355,6 +455,26 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn chunks_anywhere_come_back(places in proptest::collection::vec((0u32..4, 0u32..3000, 1u32..70_000), 0..50)) {
+            let mut manifest = manifest();
+            let chunk = |(segment, offset, length)| Chunk { id: ChunkId::of(&[1]), segment, offset, length };
+            manifest.chunks = places.into_iter().map(chunk).collect();
+            let bytes = manifest.encode();
+            let mut reader = Reader(&bytes);
+            prop_assert_eq!(reader.manifest(), Some(manifest));
+            prop_assert!(reader.0.is_empty());
+        }
+
+        #[test]
+        fn numbers_of_any_length_come_back(numbers in proptest::collection::vec(any::<u32>(), 1..20)) {
+            let mut bytes = Vec::new();
+            numbers.iter().for_each(|number| put_varint(&mut bytes, *number));
+            let mut reader = Reader(&bytes);
+            let back: Option<Vec<u32>> = numbers.iter().map(|_| reader.varint()).collect();
+            prop_assert_eq!(back, Some(numbers));
+        }
+
         #[test]
         fn a_manifest_with_any_byte_changed_is_refused_or_in_bounds(at in 0usize..400, value in any::<u8>()) {
             let mut bytes = manifest().encode();

@@ -29,6 +29,9 @@
 //! 8 MiB; then the manifest, the list of all chunks; then the entry, one small object that is replaced atomically. A
 //! restore goes the other way, fetches ahead and verifies each chunk before it is passed on. Both take bounded memory,
 //! whatever the cache's size, and no longer wait for a store that failed once than it took to fail.
+//!
+//! Where [`ExactVolumes`](orchestra_volumes::ExactVolumes) fills a volume, it also says what that then is; a volume that is
+//! the same at its end is not read, and only the entry's time changes.
 
 mod archive;
 mod event;

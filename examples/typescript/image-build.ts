@@ -5,7 +5,7 @@ const pipeline = async () => {
   // The image is made of nothing but this task's own static busybox: no base image is fetched.
   await runtime.run({
     name: "write-context",
-    image: "busybox:stable",
+    image: "busybox:stable-musl",
     command: { path: "cp", args: ["/bin/busybox", "source/busybox"] },
     mounts: { source },
   });

@@ -69,9 +69,9 @@ pub(crate) fn ended_with_runtime(error: &JoinError) -> BuildError {
 
 /// What the engine can't do is refused before the volume is made.
 fn refuse(build: &ImageBuild, job: &Job, out: &VolumeId) -> Result<()> {
-    let capabilities = &job.driver().info().capabilities;
-    capabilities.check_container(&command::task(build, Some(out), Place::default())?.spec)?;
-    if build.loads() && !capabilities.import_image {
+    let info = job.driver().info();
+    info.check_container(&command::task(build, Some(out), Place::default())?.spec)?;
+    if build.loads() && !info.capabilities.import_image {
         return Err(Error::new(
             ErrorKind::Unsupported,
             "the engine lacks import_image, by which an image that is not pushed is loaded",

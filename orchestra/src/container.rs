@@ -60,7 +60,7 @@ pub struct ContainerSpec {
     pub extra_hosts: Vec<ExtraHost>,
     /// Labels; [`Job`](crate::Job) puts the ownership ones here.
     pub labels: Labels,
-    /// The polite request to end; the image's, else `SIGTERM`, where `None`.
+    /// The polite request to end, `SIGTERM` where `None`; what the image says (`STOPSIGNAL`) is not asked.
     pub stop_signal: Option<Signal>,
 }
 

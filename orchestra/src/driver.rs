@@ -89,7 +89,8 @@ impl DriverInfo {
 /// 8. What [`Capabilities`] rule out is refused with [`Unsupported`](crate::ErrorKind::Unsupported) before any effect.
 ///
 /// Deadlines, retries, redaction, tracing and error context are [layers](crate::layer); a driver has none of it.
-/// Each `# Behavior` line has a case in the conformance suite.
+/// Each `# Behavior` line that any engine can be made to show has a case in the conformance suite; limits that a driver's
+/// own configuration sets have tests of the driver's.
 ///
 /// # Errors
 /// Every method can fail with [`Unreachable`](crate::ErrorKind::Unreachable), [`PermissionDenied`](crate::ErrorKind::PermissionDenied),

@@ -18,6 +18,9 @@ pub(crate) const PACKAGE: &str = "orchestra-e2e";
 /// That of the suite among its tests.
 pub(crate) const SUITE: &str = "tests/conformance.rs";
 
+/// What runs containers beside containerd's driver, some of whose tests need what that needs.
+const OCI: &str = "orchestra-oci";
+
 /// What runs on an engine.
 #[derive(Debug)]
 pub(crate) struct Programs {
@@ -35,10 +38,11 @@ impl Programs {
         self.built.program("orchestra")
     }
 
-    /// The tests of the driver and of all engines.
+    /// The tests of the driver and of all engines, and of what the driver does itself that is another's engine's.
     pub(crate) fn tests(&self, driver: Driver) -> Vec<TestProgram> {
+        let own = |package: &str| driver == Driver::Containerd && package == OCI;
         self.built
-            .tests_of(|package| package == PACKAGE || package == driver.package())
+            .tests_of(|package| package == PACKAGE || package == driver.package() || own(package))
     }
 
     /// Runs the tests of the workspace that need no engine, as those do that are [run](Self::run) on one of these.

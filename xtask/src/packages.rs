@@ -91,6 +91,10 @@ const ENVIRONMENT: &[Package] = &[
         "gives ids to user namespaces; part of the rootless BuildKit image",
     ),
     package("docker-registry", "docker-registry", "the registry that tests push to"),
+];
+
+/// What tests look at results with, on whichever engine.
+const TOOLS: &[Package] = &[
     package(
         "chromium-headless-shell",
         "chromium-headless-shell",
@@ -98,6 +102,8 @@ const ENVIRONMENT: &[Package] = &[
     ),
     package("skopeo", "skopeo", "reads what builds have pushed"),
     package("openssh-client", "ssh-add", "asks a build's agent for its keys"),
+    package("nodejs", "node", "runs the compiler of TypeScript"),
+    package("npm", "npm", "fetches the compiler of TypeScript"),
 ];
 
 /// What makes the root file systems of newer generations.
@@ -112,7 +118,7 @@ pub(crate) fn setup() -> Result<()> {
     match Engine::default_here(Driver::Docker) {
         Engine::Host => ensure(BUILD),
         Engine::Bookworm | Engine::Trixie | Engine::Sid => {
-            ensure(&[BUILD, DOCKER, PODMAN, ENVIRONMENT, ROOTFS].concat())
+            ensure(&[BUILD, DOCKER, PODMAN, CONTAINERD, ROOTLESS, ENVIRONMENT, TOOLS, ROOTFS].concat())
         }
     }
 }
@@ -136,19 +142,27 @@ pub(crate) fn prepare(driver: Driver, engine: Engine) -> Result<()> {
     }
 }
 
-/// The same, and what the engine of another kind needs that some tests start.
+/// The same, what the engine of another kind needs that some tests start, and what they look at results with. Beside a
+/// user's own engine, what is missing is told before anything is built.
 pub(crate) fn prepare_tests(driver: Driver, engine: Engine) -> Result<()> {
     prepare(driver, engine)?;
     match engine {
-        Engine::Host => Ok(()),
-        Engine::Bookworm | Engine::Trixie | Engine::Sid => ensure(&of_engine(driver.other())),
+        Engine::Host => match missing(&[BUILD, TOOLS].concat()).as_slice() {
+            [] => Ok(()),
+            missing => bail!("{}", advice(missing)),
+        },
+        Engine::Bookworm | Engine::Trixie | Engine::Sid => ensure(&[&of_engine(driver.other()), TOOLS].concat()),
     }
+}
+
+fn missing(packages: &[Package]) -> Vec<Package> {
+    packages.iter().copied().filter(Package::is_missing).collect()
 }
 
 /// Makes sure that the packages are there: installs the missing ones where that is possible, else says which
 /// ones to install by hand.
 pub(crate) fn ensure(packages: &[Package]) -> Result<()> {
-    let missing: Vec<Package> = packages.iter().copied().filter(Package::is_missing).collect();
+    let missing = missing(packages);
     if missing.is_empty() {
         return Ok(());
     }
@@ -225,6 +239,17 @@ fn advice(missing: &[Package]) -> String {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn the_readme_names_what_is_to_be_installed_by_hand() {
+        let readme = include_str!("../../README.md");
+        let (_, block) = readme.split_once("<!-- packages -->").unwrap();
+        let (block, _) = block.split_once("\n```\n").unwrap();
+        let words: Vec<&str> = block.split_whitespace().collect();
+        for package in [BUILD, TOOLS].concat() {
+            assert!(words.contains(&package.name), "{}", package.name);
+        }
+    }
+
     use super::*;
 
     #[test]

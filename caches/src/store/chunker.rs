@@ -8,11 +8,11 @@ use bytes::Bytes;
 use fastcdc::v2020::FastCDC;
 use tokio::sync::mpsc;
 
-use crate::format::{Builder, Hash, MAX_CHUNK, MAX_SEGMENT, Manifest, Segment, number};
+use crate::format::{Builder, ChunkId, Hash, MAX_CHUNK, MAX_SEGMENT, Manifest, Segment, number};
 
 /// Shortest and usual chunk: one file that changed among thousands costs little more than itself.
-const MIN_CHUNK: usize = 4 << 10;
-const AVERAGE_CHUNK: usize = 16 << 10;
+const MIN_CHUNK: usize = 2 << 10;
+const AVERAGE_CHUNK: usize = 8 << 10;
 /// How much is cut at once.
 const WINDOW: usize = 1 << 20;
 /// How much more than a window there is room for: what the last one left, and a piece.
@@ -37,20 +37,20 @@ const NEW: u32 = 1 << 31;
 /// The chunks that a store has.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    places: HashMap<Hash, Place>,
+    places: HashMap<ChunkId, Place>,
     segments: Vec<((Hash, u64), Segment)>,
     /// The chunks of the cache as it was, in their order: most of them are likely to come again.
-    expected: Vec<(Hash, u32)>,
+    expected: Vec<(ChunkId, u32)>,
 }
 
 impl Known {
     /// Takes up the chunks of the cache as it was; those that follow one another are expected to do so again.
     pub(super) fn expect(&mut self, manifest: &Manifest, usable: impl Fn(&Hash, u64) -> bool) {
         let chunks = manifest.chunks.iter().take(MAX_KNOWN);
-        self.expected = chunks.map(|chunk| (chunk.hash, chunk.length)).collect();
+        self.expected = chunks.map(|chunk| (chunk.id, chunk.length)).collect();
         self.add(manifest, usable);
-        for (at, (hash, _)) in self.expected.iter().enumerate().rev() {
-            if let Some(place) = self.places.get_mut(hash) {
+        for (at, (id, _)) in self.expected.iter().enumerate().rev() {
+            if let Some(place) = self.places.get_mut(id) {
                 place.expected = number(at);
             }
         }
@@ -69,7 +69,7 @@ impl Known {
             }
             let segment = &manifest.segments[chunk.segment as usize];
             if usable[segment.pack as usize] {
-                self.places.entry(chunk.hash).or_insert(Place {
+                self.places.entry(chunk.id).or_insert(Place {
                     segment: first + chunk.segment,
                     offset: chunk.offset,
                     length: chunk.length,
@@ -84,7 +84,7 @@ impl Known {
 /// What the chunker found.
 #[derive(Debug)]
 pub(super) struct Chunked {
-    chunks: Vec<(Hash, Place)>,
+    chunks: Vec<(ChunkId, Place)>,
     known: Known,
     /// Bytes of all content.
     pub(super) size: u64,
@@ -96,12 +96,12 @@ impl Chunked {
     /// The manifest, where `new` are the packs and segments of what was sent on, in that order.
     pub(super) fn manifest(&self, new: &[((Hash, u64), Segment)]) -> Option<Manifest> {
         let mut builder = Builder::default();
-        for (hash, place) in &self.chunks {
+        for (id, place) in &self.chunks {
             let (pack, segment) = match place.segment & NEW {
                 0 => self.known.segments.get(place.segment as usize),
                 _ => new.get((place.segment & !NEW) as usize),
             }?;
-            builder.add(*hash, *pack, *segment, place.offset, place.length);
+            builder.add(*id, *pack, *segment, place.offset, place.length);
         }
         Some(builder.finish())
     }
@@ -163,7 +163,7 @@ pub(super) fn chunk(
 }
 
 struct Work {
-    chunks: Vec<(Hash, Place)>,
+    chunks: Vec<(ChunkId, Place)>,
     known: Known,
     /// Which of the expected chunks comes next, if it goes on as before.
     next: usize,
@@ -177,25 +177,25 @@ impl Work {
     /// Takes the chunk that came at this place before, if it is there again, and says how long it is: where its end is
     /// need not be looked for, which is most of the work.
     fn expected(&mut self, content: &[u8]) -> Option<usize> {
-        let (hash, length) = *self.known.expected.get(self.next)?;
+        let (id, length) = *self.known.expected.get(self.next)?;
         let chunk = content.get(..length as usize)?;
-        let place = self.known.places.get(&hash).filter(|place| place.length == length);
-        let Some(place) = place.filter(|_| Hash::of(chunk) == hash) else {
+        let place = self.known.places.get(&id).filter(|place| place.length == length);
+        let Some(place) = place.filter(|_| ChunkId::of(chunk) == id) else {
             // Until a chunk comes that was there before.
             self.next = usize::MAX;
             return None;
         };
-        self.chunks.push((hash, *place));
+        self.chunks.push((id, *place));
         self.size += u64::from(length);
         self.next += 1;
         Some(chunk.len())
     }
 
     fn take(&mut self, chunk: &[u8], segments: &mpsc::Sender<Vec<u8>>) -> Option<()> {
-        let (hash, length) = (Hash::of(chunk), number(chunk.len()));
+        let (id, length) = (ChunkId::of(chunk), number(chunk.len()));
         self.size += u64::from(length);
-        if let Some(place) = self.known.places.get(&hash).filter(|place| place.length == length) {
-            self.chunks.push((hash, *place));
+        if let Some(place) = self.known.places.get(&id).filter(|place| place.length == length) {
+            self.chunks.push((id, *place));
             self.next = (place.expected as usize).saturating_add(1);
             return Some(());
         }
@@ -210,9 +210,9 @@ impl Work {
         };
         self.segment.extend_from_slice(chunk);
         self.new += u64::from(length);
-        self.chunks.push((hash, place));
+        self.chunks.push((id, place));
         if self.known.places.len() < 2 * MAX_KNOWN {
-            self.known.places.insert(hash, place);
+            self.known.places.insert(id, place);
         }
         Some(())
     }

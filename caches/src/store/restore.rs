@@ -12,7 +12,7 @@ use orchestra::{ByteStream, ErrorKind, Result};
 
 use super::error::missing;
 use super::{Store, blocking, pack_path};
-use crate::format::{Chunk, Entry, Hash, MAX_SEGMENT, Manifest, damaged, number};
+use crate::format::{Chunk, ChunkId, Entry, Hash, MAX_SEGMENT, Manifest, damaged, number};
 
 /// Most that one request asks for, and what it may decompress to.
 const FETCH: u64 = 2 << 20;
@@ -133,7 +133,7 @@ impl Plan {
         };
         let mut sorted: Vec<u32> = (0..number(manifest.chunks.len())).collect();
         sorted.sort_unstable_by_key(place);
-        // A chunk that comes more than once is verified once; two that claim the same place are told apart by their hash.
+        // A chunk that comes more than once is verified once; two that claim the same place are told apart by their id.
         sorted.dedup_by(|a, b| manifest.chunks[*a as usize] == manifest.chunks[*b as usize]);
         Self {
             manifest,
@@ -205,7 +205,7 @@ impl Plan {
             let raw = Bytes::from_owner(raw);
             for chunk in self.chunks_in(*number) {
                 let content = &raw[chunk.offset as usize..(chunk.offset + chunk.length) as usize];
-                if Hash::of(content) != chunk.hash {
+                if ChunkId::of(content) != chunk.id {
                     return Err(wrong());
                 }
             }

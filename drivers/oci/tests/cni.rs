@@ -1,10 +1,19 @@
 //! Networks by the real plugins. Those that make interfaces need root, and belong into a network namespace of their own.
-#![expect(clippy::unwrap_used, reason = "a test ends where something is missing")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "a test ends where something is missing, and says so when it is skipped"
+)]
+
+#[path = "support/given.rs"]
+mod given;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use given::is_given;
 use orchestra::ErrorKind;
 use orchestra_oci::cni::{Cni, CniConfig};
 
@@ -69,8 +78,10 @@ async fn plugins_that_are_missing_are_named_with_their_package() {
 }
 
 #[tokio::test]
-#[ignore = "needs root, the plugins, and a network namespace of its own (`unshare -n`)"]
 async fn a_container_is_connected_checked_and_disconnected() {
+    if !is_given() {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let cni = Cni::open(config(dir.path())).await.unwrap();
     let (one, two) = (Namespace::new(), Namespace::new());
@@ -108,8 +119,10 @@ async fn a_container_is_connected_checked_and_disconnected() {
 }
 
 #[tokio::test]
-#[ignore = "needs root, the plugins, and a network namespace of its own (`unshare -n`)"]
 async fn what_could_not_be_connected_holds_no_address() {
+    if !is_given() {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let cni = Cni::open(config(dir.path())).await.unwrap();
     let error = cni

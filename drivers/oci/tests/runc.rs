@@ -1,5 +1,13 @@
 //! Runtime specs, run: what a container sees of what was asked for. It takes root and runc.
-#![expect(clippy::unwrap_used, reason = "a test ends where something is missing")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "a test ends where something is missing, and says so when it is skipped"
+)]
+
+#[path = "support/given.rs"]
+mod given;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,6 +15,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use given::is_given;
 use oci_spec::image::{Config, ImageConfiguration};
 use oci_spec::runtime::Spec;
 use orchestra::{
@@ -137,8 +146,10 @@ fn effective(bundle: &Bundle, container: &ContainerSpec) -> u64 {
 const DEFAULT: u64 = 0xa804_25fb;
 
 #[test]
-#[ignore = "needs root and runc"]
 fn a_process_has_dockers_capabilities_and_what_is_added_and_taken() {
+    if !is_given() {
+        return;
+    }
     let bundle = Bundle::new();
     let mut container = shell("");
     assert_eq!(effective(&bundle, &container), DEFAULT);
@@ -157,8 +168,10 @@ fn a_process_has_dockers_capabilities_and_what_is_added_and_taken() {
 }
 
 #[test]
-#[ignore = "needs root and runc"]
 fn system_calls_are_filtered_as_asked() {
+    if !is_given() {
+        return;
+    }
     let bundle = Bundle::new();
     let mut container = shell("mkdir /made && echo made || echo refused");
     assert_eq!(status(&bundle, &container, "Seccomp"), "2");
@@ -179,8 +192,10 @@ fn system_calls_are_filtered_as_asked() {
 }
 
 #[test]
-#[ignore = "needs root and runc"]
 fn users_environment_and_directories_are_as_asked() {
+    if !is_given() {
+        return;
+    }
     let bundle = Bundle::new();
     let mut container = shell("id; pwd; env; hostname");
     container.user = Some("build".parse().unwrap());
@@ -205,8 +220,10 @@ fn users_environment_and_directories_are_as_asked() {
 }
 
 #[test]
-#[ignore = "needs root and runc"]
 fn limits_are_the_cgroups_and_the_process_own() {
+    if !is_given() {
+        return;
+    }
     let bundle = Bundle::new();
     let mut container = shell(
         "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/cpu*/cpu.cfs_quota_us | sort -u; \
@@ -238,8 +255,10 @@ fn limits_are_the_cgroups_and_the_process_own() {
 }
 
 #[test]
-#[ignore = "needs root and runc"]
 fn the_machine_is_hidden_unless_privileged() {
+    if !is_given() {
+        return;
+    }
     let bundle = Bundle::new();
     let script = "(echo other > /proc/sys/kernel/hostname) 2>/dev/null && echo writable; mount | grep -c ' /sys .*ro,'; wc -c < /proc/timer_list; \
                   test -e /dev/null && ls /dev | wc -l; mount -t tmpfs none /tmp && echo mounted; \
@@ -261,8 +280,10 @@ fn the_machine_is_hidden_unless_privileged() {
 }
 
 #[test]
-#[ignore = "needs root and runc"]
 fn volumes_are_mounted_where_they_are_to_stand() {
+    if !is_given() {
+        return;
+    }
     let mut bundle = Bundle::new();
     let id = VolumeId::new("v").unwrap();
     let path = bundle.dir.path().join("volume");
@@ -285,8 +306,10 @@ fn volumes_are_mounted_where_they_are_to_stand() {
 }
 
 #[test]
-#[ignore = "needs root and runc"]
 fn no_new_privileges_is_seen_by_the_kernel_where_it_is_asked_for() {
+    if !is_given() {
+        return;
+    }
     let bundle = Bundle::new();
     let mut container = shell("");
     assert_eq!(status(&bundle, &container, "NoNewPrivs"), "0");
@@ -295,8 +318,10 @@ fn no_new_privileges_is_seen_by_the_kernel_where_it_is_asked_for() {
 }
 
 #[test]
-#[ignore = "needs root and runc"]
 fn the_host_network_is_the_machines_and_others_are_not() {
+    if !is_given() {
+        return;
+    }
     let bundle = Bundle::new();
     let own = fs::read_link("/proc/self/ns/net").unwrap().display().to_string();
     let mut container = shell(

@@ -3,7 +3,8 @@
 //! libpod answers many refusals with 500, and not the same ones in each version: 4.3 has 500 for an image that does not
 //! exist, where 5.4 has 404. What is the same in all of them is `cause`, the innermost error's own text, and that is one of
 //! a list of constants (`libpod/define/errors.go` and containers/storage's `errors.go`): so this is the engine's native
-//! code. `message` is for people; it is passed on and never read.
+//! code. `message` is for people; it is passed on and not read, but for a pull that fails after its answer has begun, which
+//! has nothing else (`image.rs`).
 
 use std::error::Error as StdError;
 use std::io;

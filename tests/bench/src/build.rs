@@ -156,11 +156,15 @@ pub(crate) async fn all(bench: &mut Bench) -> Outcome<()> {
 
 /// `orchestra build` against the client, with nothing of an earlier build.
 async fn cold(bench: &mut Bench, site: &Site, what: &str) -> Outcome<()> {
-    let (binary, client) = (binary()?, bench.client.clone());
+    let (binary, client, driver) = (binary()?, bench.client.clone(), bench.known.name());
     let tag = site.tag();
     let ours = || async {
         let mut command = Command::new(&binary);
         command.arg("build").arg(&site.folder).args([
+            "--driver",
+            driver,
+            "--image",
+            &site.buildkit,
             "--tag",
             &tag,
             "--push",

@@ -36,6 +36,8 @@ pub struct Settings {
     pub silent: Option<Connect>,
     /// How many bytes do not fit on the disk of a [`throwaway`](Self::throwaway) engine, if that is few.
     pub small_disk: Option<u64>,
+    /// Whether containers of a [`throwaway`](Self::throwaway) engine run on while its daemon is killed and started again.
+    pub survives_restart: bool,
     /// The size of the large log, in bytes; 1 GiB.
     pub log_bytes: u64,
     /// The size of the large file in a volume, in bytes; 5 GiB.
@@ -64,6 +66,7 @@ impl Settings {
             unreachable: None,
             silent: None,
             small_disk: None,
+            survives_restart: false,
             log_bytes: 1 << 30,
             volume_bytes: 5 << 30,
             deadline: Duration::from_secs(120),

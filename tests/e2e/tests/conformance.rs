@@ -168,6 +168,8 @@ fn main() -> ExitCode {
             Box::pin(async move { Ok(Box::new(Throwaway::start(driver, &command).await?) as Box<dyn ThrowawayEngine>) })
         }));
     }
+    // docker's daemon takes its containers along, unless it is configured otherwise.
+    settings.survives_restart = driver != KnownDriver::Docker;
     settings.small_disk = env::var("ORCHESTRA_TEST_SMALL_DISK")
         .ok()
         .and_then(|bytes| bytes.parse().ok());

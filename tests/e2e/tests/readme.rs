@@ -1,4 +1,4 @@
-//! What the README shows is what the examples hold, and the examples run (the pipelines in `cli.rs`).
+//! What the README shows is what the examples hold, and the examples run (the pipelines in `cli/`).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

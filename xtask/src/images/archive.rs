@@ -71,7 +71,7 @@ impl Layer {
     }
 
     /// Writes the image; `config` is the `config` object of the image's JSON.
-    pub(crate) fn write_image(self, tag: &str, config: &Value, to: &Path) -> Result<()> {
+    pub(crate) fn write_image(self, tags: &[&str], config: &Value, to: &Path) -> Result<()> {
         let layer = self.0.0.into_inner()?;
         let image = serde_json::to_vec(&json!({
             "architecture": architecture(),
@@ -82,7 +82,7 @@ impl Layer {
             "history": [{"created": "1970-01-01T00:00:00Z", "created_by": "cargo xtask"}],
         }))?;
         let image_name = format!("{}.json", sha256(&image));
-        let manifest = json!([{"Config": image_name, "RepoTags": [tag], "Layers": ["layer.tar"]}]);
+        let manifest = json!([{"Config": image_name, "RepoTags": tags, "Layers": ["layer.tar"]}]);
 
         let mut archive = Tar(Builder::new(BufWriter::new(File::create(to)?)));
         archive.add(

@@ -42,7 +42,7 @@ pub(crate) fn archive() -> Result<PathBuf> {
             "Entrypoint": ["/usr/bin/buildkitd-entrypoint"],
             "Volumes": {"/var/lib/buildkit": {}},
         });
-        parts.layer(busybox::GUEST)?.write_image(BUILDKIT, &config, archive)
+        parts.layer(busybox::GUEST)?.write_image(&[BUILDKIT], &config, archive)
     })
 }
 
@@ -79,7 +79,7 @@ pub(crate) fn rootless_archive() -> Result<PathBuf> {
                 "Entrypoint": ["rootlesskit", "buildkitd"],
                 "Volumes": {"/home/user/.local/share/buildkit": {}},
             });
-            layer.write_image(BUILDKIT_ROOTLESS, &config, archive)
+            layer.write_image(&[BUILDKIT_ROOTLESS], &config, archive)
         },
     )
 }

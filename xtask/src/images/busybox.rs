@@ -1,4 +1,4 @@
-//! `busybox:stable`, made from Debian's static busybox.
+//! `busybox:stable` and `busybox:stable-musl`, made from Debian's static busybox.
 
 use std::{
     fs,
@@ -9,11 +9,11 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use super::{BUSYBOX, archive::Layer};
+use super::{BUSYBOX, BUSYBOX_ALSO, archive::Layer};
 use crate::{fixtures, process};
 
 /// Counts changes of what is below, which make another image of the same program.
-const RECIPE: &[u8] = b"3";
+const RECIPE: &[u8] = b"4";
 
 const FOLDERS: [(&str, u32); 7] = [
     ("bin", 0o755),
@@ -47,7 +47,7 @@ pub(crate) fn archive() -> Result<PathBuf> {
                 "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
                 "Cmd": ["sh"],
             });
-            layer.write_image(BUSYBOX, &config, archive)
+            layer.write_image(&[BUSYBOX, BUSYBOX_ALSO], &config, archive)
         },
     )
 }

@@ -17,8 +17,11 @@ use serde_json::Value;
 
 use crate::http;
 
-/// A general image with a shell.
-pub(crate) const BUSYBOX: &str = "busybox:stable";
+/// A general image with a shell, whose busybox is static: builds copy it into images that have nothing else. On the
+/// registry that is true of this tag, and not of `busybox:stable`, which the examples use otherwise.
+pub(crate) const BUSYBOX: &str = "busybox:stable-musl";
+/// The same, where it is made here.
+const BUSYBOX_ALSO: &str = "busybox:stable";
 /// The image that builds images.
 pub(crate) const BUILDKIT: &str = "moby/buildkit:v0.34.2";
 

@@ -84,7 +84,10 @@ async fn an_exec_has_its_own_user_directory_and_environment(cx: Arc<Context>) ->
     exec.working_dir = Some(ContainerPath::new("/tmp")?);
     exec.user = Some("33:44".parse()?);
     let (out, err, _) = run(&cx, &id, &exec).await?;
-    same(format!("the exec's own ({err})"), out, "container exec /tmp 33 44\n")
+    same(format!("the exec's own ({err})"), out, "container exec /tmp 33 44\n")?;
+    exec.user = Some("root".parse()?);
+    let (out, err, _) = run(&cx, &id, &exec).await?;
+    same(format!("a user by name ({err})"), out, "container exec /tmp 0 0\n")
 }
 
 async fn an_exec_needs_a_container_that_runs(cx: Arc<Context>) -> Outcome {

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use orchestra::{ErrorKind, ExitStatus, Job, Task};
+use futures_util::future::try_join_all;
+use orchestra::{ErrorKind, ExitStatus, Job, LogChunk, Task};
+use tokio::sync::mpsc;
 
 use super::case;
 use crate::check::{Failure, Outcome, fails, holds, same, within};
@@ -26,6 +28,19 @@ pub(super) const CASES: &[Case] = &[
     case!(
         a_task_that_ignores_the_request_is_killed,
         "After the grace period a task that goes on is killed."
+    ),
+    case!(
+        a_task_is_asked_to_end_by_its_stop_signal,
+        "`stop_signal` is what a task is asked to end by when it is cancelled."
+    ),
+    case!(
+        what_is_kept_of_output_is_bounded,
+        "Of a stream a result has a MiB from the start and one from the end, and says how much is cut; a sink has it all."
+    ),
+    case!(
+        fifty_tasks_at_once_leave_nothing,
+        "Fifty tasks of one job at once each have their own exit and output, and leave no container.",
+        deadlines 3
     ),
     case!(
         a_task_over_its_timeout_leaves_no_container,
@@ -126,6 +141,65 @@ async fn a_task_that_ignores_the_request_is_killed(cx: Arc<Context>) -> Outcome 
     handle.cancel();
     let result = within(Duration::from_secs(30), "the end of the task", handle.wait()).await??;
     same("the exit", result.exit, ExitStatus::Cancelled)?;
+    same("the containers that are there", containers(&cx).await?, 0)
+}
+
+async fn a_task_is_asked_to_end_by_its_stop_signal(cx: Arc<Context>) -> Outcome {
+    let job = job(&cx);
+    let script =
+        "trap 'echo usr1; exit 0' USR1; trap 'echo term; exit 0' TERM; echo up; while true; do sleep 0.1; done";
+    let mut asked = task(&cx, "asked", script)?;
+    asked.spec.stop_signal = Some("USR1".parse()?);
+    let mut handle = job.start(asked);
+    running(&cx).await?;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    handle.cancel();
+    let result = within(Duration::from_secs(30), "the end of the task", handle.wait()).await??;
+    same("what it wrote", result.stdout.to_string(), "up\nusr1\n")
+}
+
+async fn what_is_kept_of_output_is_bounded(cx: Arc<Context>) -> Outcome {
+    const MIB: u64 = 1 << 20;
+    const LINES: u64 = 450_000;
+    let (sink, mut output) = mpsc::channel(8);
+    let seen = tokio::spawn(async move {
+        let mut bytes = 0;
+        while let Some(LogChunk { bytes: piece, .. }) = output.recv().await {
+            bytes += piece.len() as u64;
+        }
+        bytes
+    });
+    let loud = task(&cx, "loud", &format!("echo first; seq {LINES}; echo last"))?;
+    let result = job(&cx).run(loud.output(sink)).await?;
+    let numbers: usize = (1..=LINES).map(|number| number.to_string().len() + 1).sum();
+    let whole = numbers as u64 + 11;
+    let stdout = &result.stdout;
+    same("the bytes in all", stdout.total(), whole)?;
+    same("the bytes that are cut", stdout.cut(), whole - 2 * MIB)?;
+    let text = stdout.to_string();
+    holds(
+        text.starts_with("first\n") && text.ends_with("last\n"),
+        "both ends are kept",
+    )?;
+    holds(text.contains(&format!("{} bytes cut", stdout.cut())), "the cut is told")?;
+    let seen = seen.await.map_err(|error| Failure::new(error.to_string()))?;
+    same("the bytes that the sink has got", seen, whole)
+}
+
+async fn fifty_tasks_at_once_leave_nothing(cx: Arc<Context>) -> Outcome {
+    let job = job(&cx);
+    let tasks = (0..50u8).map(|number| {
+        let script = format!("echo out {number}; echo err {number} >&2; exit {number}");
+        let task = task(&cx, &format!("n{number}"), &script);
+        let job = &job;
+        async move {
+            let result = job.run(task?).await?;
+            same("the output", result.stdout.to_string(), format!("out {number}\n"))?;
+            same("the error output", result.stderr.to_string(), format!("err {number}\n"))?;
+            same("the exit", result.exit, ExitStatus::Code(number.into()))
+        }
+    });
+    try_join_all(tasks).await?;
     same("the containers that are there", containers(&cx).await?, 0)
 }
 

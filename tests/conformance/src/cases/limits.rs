@@ -19,6 +19,10 @@ pub(super) const CASES: &[Case] = &[
     case!(a_relative_tmpfs_stands_under_the_working_directory, "A relative tmpfs is resolved against the working directory.", needs tmpfs),
 ];
 
+/// What a file of numbers says that is not there, and one that says `max`, which is no limit.
+const MISSING: u64 = u64::MAX;
+const NO_LIMIT: u64 = u64::MAX - 1;
+
 /// The first of some files that is there: the second generation of cgroups and the first call them differently.
 async fn first_of(cx: &Context, name: &str, spec: &ContainerSpec, files: &[&str]) -> Outcome<Vec<u64>> {
     let mut spec = spec.clone();
@@ -30,7 +34,10 @@ async fn first_of(cx: &Context, name: &str, spec: &ContainerSpec, files: &[&str]
     let seen = cx.output(name, &spec).await?;
     Ok(seen
         .split_whitespace()
-        .map(|word| word.parse().unwrap_or(u64::MAX))
+        .map(|word| match word {
+            "max" => NO_LIMIT,
+            number => number.parse().unwrap_or(MISSING),
+        })
         .collect())
 }
 
@@ -49,7 +56,7 @@ async fn memory_is_limited_with_its_swap(cx: Arc<Context>) -> Outcome {
     )?;
     // The second generation counts swap alone, the first both together; a kernel without swap accounting neither.
     let swap = first_of(&cx, "swap", &spec, &["/sys/fs/cgroup/memory.swap.max"]).await?;
-    holds(swap == [0] || swap == [u64::MAX], format!("the swap limit: {swap:?}"))?;
+    holds(swap == [0] || swap == [MISSING], format!("the swap limit: {swap:?}"))?;
     let both = first_of(
         &cx,
         "both",
@@ -58,7 +65,7 @@ async fn memory_is_limited_with_its_swap(cx: Arc<Context>) -> Outcome {
     )
     .await?;
     holds(
-        both == [limit] || both == [u64::MAX],
+        both == [limit] || both == [MISSING],
         format!("the limit of memory and swap: {both:?}"),
     )
 }

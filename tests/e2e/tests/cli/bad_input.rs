@@ -58,6 +58,10 @@ fn an_engine_that_does_not_run(fixture: &Fixture) {
 }
 
 fn an_engine_that_is_not_permitted(fixture: &Fixture) {
+    // What runs as another user is started by root alone.
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
     let dir = hello(fixture);
     let open = |path: &std::path::Path, mode| {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("permissions")
@@ -132,7 +136,10 @@ const FROM_SCRATCH: &str = "printf 'FROM scratch\\nCOPY Dockerfile /\\n' > sourc
 fn a_dockerfile_that_is_missing(fixture: &Fixture) {
     let finished = failed_build(fixture, "nodockerfile", "echo x > source/other", json!({}));
     assert_eq!(finished.code, 1, "{finished}");
-    assert_says(&finished, &["Dockerfile", "source"]);
+    assert_says(
+        &finished,
+        &["there is neither source/Dockerfile nor Dockerfile", "hint: "],
+    );
     let dir = Dir::with([("other", "x")]);
     let finished = fixture.orchestra(["build", "-t", "app:1"]).dir(dir.path()).run();
     assert_eq!(finished.code, 2, "{finished}");

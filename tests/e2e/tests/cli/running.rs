@@ -36,7 +36,7 @@ tests![
 fn the_hello_example_runs(fixture: &Fixture) {
     let finished = fixture.orchestra(["run", "examples/hello.yml"]).run();
     assert_eq!(finished.code, 0, "{finished}");
-    assert_says(&finished, &["succeeded"]);
+    assert_says(&finished, &["read | Hello from Orchestra\n", "succeeded"]);
 }
 
 fn the_jobs_example_runs(fixture: &Fixture) {
@@ -336,7 +336,10 @@ fn the_configuration_is_read_and_flags_go_before_it(fixture: &Fixture) {
         assert_eq!(finished.code, 2, "{finished}");
         assert_says(&finished, parts);
     };
-    refused("driver = 'podmann'", &["no driver \"podmann\"", "docker"]);
+    refused(
+        "driver = 'podmann'",
+        &["no driver \"podmann\"", "docker, podman", "containerd"],
+    );
     refused("\ndrivr = 'docker'", &["orchestra.toml:2", "`drivr`", "driver"]);
     refused("[docker]\nhots = 'x'", &["orchestra.toml:2", "`docker.hots`", "host"]);
     refused("grace = 'soon'", &["orchestra.toml:1", "`grace`"]);

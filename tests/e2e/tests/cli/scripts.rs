@@ -95,7 +95,7 @@ fn the_page_on_image_build_runs_word_for_word(fixture: &Fixture) {
     let host = &fixture.registry_auth;
     let text = text
         .replace("registry.example.com", host)
-        .replace("busybox:stable", &fixture.image);
+        .replace("busybox:stable-musl", &fixture.image);
     let text = match fixture.is_private {
         true => text,
         // The registry beside a user's own engine knows one user.
