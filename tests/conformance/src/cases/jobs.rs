@@ -196,7 +196,7 @@ async fn fifty_tasks_at_once_leave_nothing(cx: Arc<Context>) -> Outcome {
             let result = job.run(task?).await?;
             same("the output", result.stdout.to_string(), format!("out {number}\n"))?;
             same("the error output", result.stderr.to_string(), format!("err {number}\n"))?;
-            same("the exit", result.exit, ExitStatus::Code(number.into()))
+            same("the exit", result.exit, ExitStatus::Code(number))
         }
     });
     try_join_all(tasks).await?;
