@@ -306,9 +306,11 @@ mod tests {
     use orchestra_oci::content::{reference, sha256};
 
     use super::*;
+    use crate::lease::Lease;
 
-    /// A store of the engine that `cargo xtask with` provides, or `None` where it is another one or none.
-    fn store() -> Option<Content> {
+    /// A store of the engine that `cargo xtask with` provides, or `None` where it is another one or none. What is put there
+    /// is under the lease: containerd collects the rest whenever another test deletes something.
+    async fn store() -> Option<(Lease, Content)> {
         if std::env::var("ORCHESTRA_TEST_DRIVER").as_deref() != Ok("containerd") {
             println!("skipped: ORCHESTRA_TEST_DRIVER is not containerd");
             return None;
@@ -316,7 +318,10 @@ mod tests {
         let socket = std::env::var("CONTAINERD_ADDRESS").unwrap();
         let namespace = std::env::var("CONTAINERD_NAMESPACE").unwrap();
         let socket = socket.trim_start_matches("unix://");
-        Some(Content::new(Client::new(socket.as_ref(), &namespace).unwrap()))
+        let client = Client::new(socket.as_ref(), &namespace).unwrap();
+        let lease = Lease::new(&client, &orchestra::Labels::new()).await.unwrap();
+        let store = Content::new(lease.client.clone());
+        Some((lease, store))
     }
 
     /// Bytes that no other call makes.
@@ -340,7 +345,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_blob_is_there_when_it_is_committed_and_not_before() {
-        let Some(store) = store() else { return };
+        let Some((_lease, store)) = store().await else {
+            return;
+        };
         for size in [64, MESSAGE, 5 * MESSAGE + 7] {
             let bytes = unique(size);
             let mut ingest = begin(&store, &bytes).await.unwrap();
@@ -367,7 +374,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_ingest_that_was_left_goes_on() {
-        let Some(store) = store() else { return };
+        let Some((_lease, store)) = store().await else {
+            return;
+        };
         let bytes = unique(4 * MESSAGE);
         let mut ingest = begin(&store, &bytes).await.unwrap();
         ingest.write(bytes.slice(..3 * MESSAGE)).await.unwrap();
@@ -383,7 +392,9 @@ mod tests {
 
     #[tokio::test]
     async fn bytes_of_another_digest_are_refused_and_forgotten() {
-        let Some(store) = store() else { return };
+        let Some((_lease, store)) = store().await else {
+            return;
+        };
         let bytes = unique(2 * MESSAGE);
         for wrong in [unique(2 * MESSAGE + 1).slice(1..), bytes.slice(1..)] {
             let mut ingest = begin(&store, &bytes).await.unwrap();
@@ -400,7 +411,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_digest_that_nobody_knew_is_told_at_the_end() {
-        let Some(store) = store() else { return };
+        let Some((_lease, store)) = store().await else {
+            return;
+        };
         let bytes = unique(MESSAGE + 1);
         for name in ["first", "again"] {
             let name = format!("{name}-{}", sha256(&bytes));
@@ -413,7 +426,9 @@ mod tests {
 
     #[tokio::test]
     async fn who_wants_what_another_one_writes_waits_for_it() {
-        let Some(store) = store() else { return };
+        let Some((_lease, store)) = store().await else {
+            return;
+        };
         let bytes = unique(MESSAGE);
         let mut ingest = begin(&store, &bytes).await.unwrap();
         let other = tokio::spawn({
