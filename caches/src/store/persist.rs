@@ -164,9 +164,9 @@ impl Store {
             manifest => manifest?,
         };
         let packs = self.packs().await?;
-        let bad = self.bad_packs().clone();
-        let usable = |(pack, size): &(Hash, u64)| packs.get(pack) == Some(size) && !bad.contains(pack);
-        let Some(manifest) = manifest.filter(|manifest| manifest.packs.iter().all(usable)) else {
+        let usable = self.usable(&packs);
+        let whole = |manifest: &Manifest| manifest.packs.iter().all(|(pack, size)| usable(pack, *size));
+        let Some(manifest) = manifest.filter(whole) else {
             return Ok(None);
         };
         let rescued = self.rescue(&manifest, &entry.manifest, &packs).await?;
@@ -200,15 +200,14 @@ impl Store {
     /// The chunks that the store is known to have: those of the cache itself first, so that an unchanged one is found to be
     /// so, then of the newest others. Also whether the cache itself is whole.
     async fn known(&self, key: &CacheKey, old: Option<&Entry>, packs: &HashMap<Hash, u64>) -> Result<(Known, bool)> {
-        let bad = self.bad_packs().clone();
-        let usable = |pack: &Hash, size: u64| packs.get(pack) == Some(&size) && !bad.contains(pack);
+        let usable = self.usable(packs);
         let mut known = Known::default();
         let mut whole = false;
         if let Some(old) = old {
             match self.load_manifest(&old.manifest).await {
                 Ok(manifest) => {
                     whole = manifest.packs.iter().all(|(pack, size)| usable(pack, *size));
-                    known.expect(&manifest, usable);
+                    known.expect(&manifest, &usable);
                 }
                 Err(error) if error.kind() == ErrorKind::Protocol => {}
                 Err(error) => return Err(error),
@@ -233,12 +232,18 @@ impl Store {
             }
             seen.push(entry.manifest);
             if let Ok(manifest) = self.load_manifest(&entry.manifest).await
-                && !known.add(&manifest, usable)
+                && !known.add(&manifest, &usable)
             {
                 break;
             }
         }
         Ok((known, whole))
+    }
+
+    /// Whether a pack can be relied on: it is there, as long as it should be, and was not found to be damaged.
+    fn usable<'p>(&self, packs: &'p HashMap<Hash, u64>) -> impl Fn(&Hash, u64) -> bool + use<'p> {
+        let bad = self.bad_packs().clone();
+        move |pack, size| packs.get(pack) == Some(&size) && !bad.contains(pack)
     }
 
     /// Takes back the condemnation of what this cache relies on, as long as nothing of it is gone.

@@ -1,10 +1,5 @@
 //! Networks by the real plugins. Those that make interfaces need root, and belong into a network namespace of their own.
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    unreachable_pub,
-    reason = "a test ends where something is missing, and says so when it is skipped"
-)]
+#![expect(clippy::unwrap_used, reason = "a test ends where something is missing")]
 
 #[path = "support/given.rs"]
 mod given;

@@ -1,10 +1,5 @@
 //! Runtime specs, run: what a container sees of what was asked for. It takes root and runc.
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    unreachable_pub,
-    reason = "a test ends where something is missing, and says so when it is skipped"
-)]
+#![expect(clippy::unwrap_used, reason = "a test ends where something is missing")]
 
 #[path = "support/given.rs"]
 mod given;

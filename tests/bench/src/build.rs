@@ -8,11 +8,11 @@ use orchestra::{ImageRef, Job, NetworkMode, VolumeId, VolumePath, tar_of_files};
 use orchestra_e2e::KnownDriver;
 use orchestra_image_build::{BuildCache, BuildInput, ImageBuild, RegistryAuth, SharedBuilders};
 use serde_json::json;
-use sha2::{Digest, Sha256};
 use tokio::process::Command;
 
 use crate::client::{Client, succeed};
 use crate::pipeline::binary;
+use crate::pull::digest;
 use crate::{Bench, Outcome};
 
 /// What a large image holds, in bytes.
@@ -244,7 +244,7 @@ async fn load(bench: &mut Bench, site: &Site) -> Outcome<()> {
     let (client, driver) = (bench.client.clone(), bench.driver.clone());
     let archive = site.folder.join("large.tar");
     let image: ImageRef = "localhost/bench/large:1".parse()?;
-    write_archive(&archive, &image)?;
+    write_archive(&archive, &image, &driver.info().platform.architecture)?;
     // Both begin without it.
     let reset = || async { Ok(driver.remove_image(&image).await?) };
     let ours = || async {
@@ -270,7 +270,7 @@ async fn load(bench: &mut Bench, site: &Site) -> Outcome<()> {
 }
 
 /// A docker archive of an image with one layer, which does not compress.
-fn write_archive(archive: &Path, image: &ImageRef) -> Outcome<()> {
+fn write_archive(archive: &Path, image: &ImageRef, architecture: &str) -> Outcome<()> {
     let layer = archive.with_extension("layer");
     let mut tar = tar::Builder::new(std::fs::File::create(&layer)?);
     let mut header = tar::Header::new_gnu();
@@ -279,13 +279,7 @@ fn write_archive(archive: &Path, image: &ImageRef) -> Outcome<()> {
     let random = std::fs::File::open("/dev/urandom")?;
     tar.append_data(&mut header, "large", std::io::Read::take(random, LARGE))?;
     tar.into_inner()?;
-    let digest = Sha256::digest(std::fs::read(&layer)?);
-    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
+    let digest = digest(&std::fs::read(&layer)?);
     let config = json!({
         "architecture": architecture, "os": "linux", "config": {},
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },

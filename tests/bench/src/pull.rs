@@ -21,7 +21,8 @@ const LAYER: usize = 50 << 20;
 pub(crate) async fn ten_layers(bench: &mut Bench) -> Outcome<()> {
     let registry = Settings::from_env()?.registry.ok_or("no registry is given")?;
     let image: ImageRef = format!("{}/bench/ten-layers:1", registry.address()).parse()?;
-    registry.publish(&image, layout(&image)?).await?;
+    let architecture = &bench.driver.info().platform.architecture;
+    registry.publish(&image, layout(&image, architecture)?).await?;
     let (driver, client) = (bench.driver.clone(), bench.client.clone());
     let mut pull = PullImage::new(image.clone());
     pull.insecure = driver.info().capabilities.insecure_pull;
@@ -59,7 +60,7 @@ pub(crate) async fn ten_layers(bench: &mut Bench) -> Outcome<()> {
     Ok(driver.remove_image(&image).await?)
 }
 
-fn digest(bytes: &[u8]) -> String {
+pub(crate) fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -119,7 +120,7 @@ fn compressed(bytes: &[u8]) -> Outcome<Vec<u8>> {
 }
 
 /// The image as an OCI layout in a tar.
-fn layout(image: &ImageRef) -> Outcome<Bytes> {
+fn layout(image: &ImageRef, architecture: &str) -> Outcome<Bytes> {
     let (mut blobs, mut layers, mut diff_ids) = (Vec::new(), Vec::new(), Vec::new());
     for number in 0..LAYERS {
         let tar = layer(number)?;
@@ -128,11 +129,6 @@ fn layout(image: &ImageRef) -> Outcome<Bytes> {
         layers.push(descriptor("application/vnd.oci.image.layer.v1.tar+gzip", &blob));
         blobs.push(blob);
     }
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
     let config = json!({
         "architecture": architecture, "os": "linux", "config": {},
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
