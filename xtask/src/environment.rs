@@ -61,11 +61,9 @@ impl Environment {
             Engine::Bookworm | Engine::Trixie | Engine::Sid => {
                 let private = PrivateEngine::start(driver, engine, Purpose::Environment { password: &password })?;
                 let pid = fs::read_to_string(&private.pid_file)?;
-                let throwaway = throwaway::command(&private.program, driver, engine);
+                let throwaway = throwaway::told(&private.program, driver, engine, Purpose::Throwaway);
                 // Whichever generation is tested, this one takes no more than the distribution's packages.
-                let mut other = throwaway::command(&private.program, driver.other(), Engine::Bookworm);
-                other.push("--builds".to_owned());
-                let other = serde_json::json!({"driver": driver.other().name(), "command": other});
+                let other = throwaway::told(&private.program, driver.other(), Engine::Bookworm, Purpose::Other);
                 let socket = private.socket.display();
                 let address = match driver {
                     Driver::Docker | Driver::Podman | Driver::PodmanRootless => format!("unix://{socket}"),
@@ -85,8 +83,8 @@ impl Environment {
                     ("ORCHESTRA_TEST_S3_PASSWORD", password.clone()),
                     ("ORCHESTRA_TEST_ENGINE_PID", pid.trim().to_owned()),
                     ("ORCHESTRA_TEST_CLIENT", serde_json::to_string(&client)?),
-                    ("ORCHESTRA_TEST_THROWAWAY", serde_json::to_string(&throwaway)?),
-                    ("ORCHESTRA_TEST_OTHER", other.to_string()),
+                    ("ORCHESTRA_TEST_THROWAWAY", throwaway),
+                    ("ORCHESTRA_TEST_OTHER", other),
                 ]);
                 // A user's podman keeps its volumes in the user's home.
                 if driver != Driver::PodmanRootless {

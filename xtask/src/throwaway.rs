@@ -9,13 +9,13 @@
 use std::{
     fs,
     io::{self, BufRead, Write},
-    iter,
     os::unix::{fs::symlink, net::UnixStream},
     path::Path,
 };
 
 use anyhow::{Context, Result};
 use rustix::net::sockopt::socket_peercred;
+use serde_json::json;
 
 use crate::{
     engine::{Driver, Engine},
@@ -24,13 +24,16 @@ use crate::{
     guard::RESTART,
 };
 
-/// The command that is told this. The folder is to be added.
-pub(crate) fn command(program: &Path, driver: Driver, engine: Engine) -> Vec<String> {
+/// What a test is told of it, as JSON: the driver's name, and the command to which its folder is to be added.
+pub(crate) fn told(program: &Path, driver: Driver, engine: Engine, purpose: Purpose<'_>) -> String {
+    let name = driver.name();
     let (driver, engine) = (driver.to_string(), engine.to_string());
-    let options = ["throwaway", "--driver", &driver, "--engine", &engine];
-    iter::once(program.display().to_string())
-        .chain(options.map(str::to_owned))
-        .collect()
+    let program = program.display().to_string();
+    let mut command = vec![&*program, "throwaway", "--driver", &driver, "--engine", &engine];
+    if matches!(purpose, Purpose::Other) {
+        command.push("--builds");
+    }
+    json!({"driver": name, "command": command}).to_string()
 }
 
 /// Runs the daemon until standard input ends.

@@ -23,7 +23,7 @@ mod faults;
 mod fixture;
 mod http;
 mod orchestra;
-mod other;
+mod own_engine;
 pub mod proxy;
 pub mod registry;
 mod stub;
@@ -34,7 +34,7 @@ pub use faults::{Fault, FaultProxy};
 pub use fixture::{Credentials, Fixture};
 pub use http::{Endpoint, Response};
 pub use orchestra::{Dir, Finished, Orchestra, Running};
-pub use other::Other;
+pub use own_engine::{OwnEngine, Purpose};
 pub use stub::{Answer, Stub};
 
 /// What helpers fail with: a test's own end.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
-use orchestra::{ErrorKind, ExitStatus, Job, LogChunk, Task};
+use orchestra::{ContainerState, ErrorKind, ExitStatus, Job, LogChunk, Task, TaskHandle};
 use tokio::sync::mpsc;
 
 use super::case;
@@ -79,19 +79,27 @@ async fn containers(cx: &Context) -> Outcome<usize> {
     Ok(listed.iter().filter(|resource| resource.state.is_some()).count())
 }
 
-/// Waits until a task's container runs.
-async fn running(cx: &Context) -> Outcome {
-    for _ in 0..300 {
-        let listed = cx.listed().await?;
-        if listed
-            .iter()
-            .any(|resource| resource.state == Some(orchestra::ContainerState::Running))
-        {
-            return Ok(());
+/// Waits until a task's container runs. A task that ends before that is a failure with the task's own reason.
+async fn running(cx: &Context, handle: &mut TaskHandle) -> Outcome {
+    let runs = async {
+        let mut listed = Vec::new();
+        for _ in 0..300 {
+            listed = cx.listed().await?;
+            if listed
+                .iter()
+                .any(|resource| resource.state == Some(ContainerState::Running))
+            {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        let message = format!("the task's container did not start within 30 s; the engine has {listed:?}");
+        Err(Failure::new(message))
+    };
+    tokio::select! {
+        runs = runs => runs,
+        ended = handle.wait() => Err(Failure::new(format!("the task ended before it was seen to run: {:?}", ended?))),
     }
-    Err(Failure::new("the task's container did not start within 30 s"))
 }
 
 async fn a_task_runs_to_its_end_and_leaves_nothing(cx: Arc<Context>) -> Outcome {
@@ -121,7 +129,7 @@ async fn a_task_that_is_cancelled_leaves_no_container(cx: Arc<Context>) -> Outco
     let job = job(&cx);
     let script = "trap 'echo bye; exit 0' TERM; echo up; while true; do sleep 0.1; done";
     let mut handle = job.start(task(&cx, "cancelled", script)?);
-    running(&cx).await?;
+    running(&cx, &mut handle).await?;
     tokio::time::sleep(Duration::from_millis(500)).await;
     handle.cancel();
     let result = within(Duration::from_secs(30), "the end of the task", handle.wait()).await??;
@@ -137,7 +145,7 @@ async fn a_task_that_ignores_the_request_is_killed(cx: Arc<Context>) -> Outcome 
         "stubborn",
         "trap '' TERM; echo up; while true; do sleep 0.1; done",
     )?);
-    running(&cx).await?;
+    running(&cx, &mut handle).await?;
     handle.cancel();
     let result = within(Duration::from_secs(30), "the end of the task", handle.wait()).await??;
     same("the exit", result.exit, ExitStatus::Cancelled)?;
@@ -151,7 +159,7 @@ async fn a_task_is_asked_to_end_by_its_stop_signal(cx: Arc<Context>) -> Outcome 
     let mut asked = task(&cx, "asked", script)?;
     asked.spec.stop_signal = Some("USR1".parse()?);
     let mut handle = job.start(asked);
-    running(&cx).await?;
+    running(&cx, &mut handle).await?;
     tokio::time::sleep(Duration::from_millis(500)).await;
     handle.cancel();
     let result = within(Duration::from_secs(30), "the end of the task", handle.wait()).await??;
@@ -243,8 +251,17 @@ async fn a_task_that_cannot_start_leaves_no_container(cx: Arc<Context>) -> Outco
 
 async fn a_job_carries_on_where_another_one_stopped(cx: Arc<Context>) -> Outcome {
     let volume = cx.volume("count").await?;
-    let script = "echo run >> /v/runs; echo one; sleep 2; echo two";
-    let with_volume = || -> Outcome<Task> { Ok(task(&cx, "once", script)?.mount(&volume, "/v")?) };
+    let with_volume = |script: &str| {
+        let mut spec = cx.shell(script);
+        spec.mounts.push(cx.mount(&volume, "/v")?);
+        Outcome::Ok(spec)
+    };
+    let spec = with_volume("echo run >> /v/runs; echo one; while [ ! -e /v/go ]; do sleep 0.1; done; echo two")?;
+    let task = || -> Outcome<Task> {
+        let mut task = Task::new("once", cx.settings.image.as_str())?;
+        task.spec = spec.clone();
+        Ok(task)
+    };
     let start = || {
         let job = Job::builder(cx.driver.clone())
             .id(cx.job.clone())
@@ -255,22 +272,33 @@ async fn a_job_carries_on_where_another_one_stopped(cx: Arc<Context>) -> Outcome
     };
     // Two handles on one running task, as where a second process takes over from one that has lost touch with it.
     let first = start();
-    let mut handle = Box::pin(first.start(with_volume()?));
-    running(&cx).await?;
-    let result = start().run(with_volume()?).await?.success()?;
+    let mut handle = first.start(task()?);
+    running(&cx, &mut handle).await?;
+    let (sink, mut output) = mpsc::channel(8);
+    let second = start();
+    let mut taken_over = second.start(task()?.output(sink));
+    // Nothing comes where the second one has failed: its wait tells why.
+    let delivers = output.recv().await.is_some();
+    let drain = tokio::spawn(async move { while output.recv().await.is_some() {} });
+    cx.output("go", &with_volume("touch /v/go")?).await?;
+    let result = taken_over.wait().await?.success()?;
+    holds(
+        delivers,
+        "what had been written before is delivered while the task runs",
+    )?;
+    drain.await.map_err(|error| Failure::new(error.to_string()))?;
     same(
         "the log of the task that was taken over",
         result.stdout.to_string(),
         "one\ntwo\n",
     )?;
-    let result = start().run(with_volume()?).await?.success()?;
+    let result = start().run(task()?).await?.success()?;
     same(
         "the log of the task that had ended",
         result.stdout.to_string(),
         "one\ntwo\n",
     )?;
-    handle.wait().await?;
-    let mut spec = cx.shell("cat /v/runs");
-    spec.mounts.push(cx.mount(&volume, "/v")?);
-    same("how often it ran", cx.output("counter", &spec).await?, "run\n")
+    handle.wait().await?.success()?;
+    let counted = cx.output("counter", &with_volume("cat /v/runs")?).await?;
+    same("how often it ran", counted, "run\n")
 }

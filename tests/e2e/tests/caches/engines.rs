@@ -10,7 +10,7 @@ use orchestra::{
     ByteStream, Job, Labels, NetworkMode, SharedDriver, Task, VolumeId, VolumePath, file_from_tar, stream::once,
 };
 use orchestra_caches::{CacheEvent, CacheEventKind, CacheSpec, CachesLayer, CachesOptions, Store, StoreOptions};
-use orchestra_e2e::{Dir, Fixture, KnownDriver, Other};
+use orchestra_e2e::{Dir, Fixture, KnownDriver, OwnEngine, Purpose};
 use orchestra_image_build::{BuildCache, BuildInput, BuildResult, ImageBuild};
 use tokio::sync::mpsc;
 
@@ -173,7 +173,7 @@ impl Place<'_> {
 }
 
 pub(crate) async fn the_state_of_buildkit_goes_from_one_kind_of_engine_to_another(fixture: &Fixture) {
-    let other = Other::start().unwrap();
+    let other = OwnEngine::start(Purpose::Other).unwrap();
     let known = KnownDriver::chosen().unwrap();
     assert_ne!(known, other.driver());
     let store = tempfile::tempdir().unwrap();
@@ -226,7 +226,7 @@ pub(crate) async fn the_state_of_buildkit_goes_from_one_kind_of_engine_to_anothe
 }
 
 pub(crate) async fn a_cache_of_a_task_comes_back_on_an_engine_of_another_kind(fixture: &Fixture) {
-    let other = Other::start().unwrap();
+    let other = OwnEngine::start(Purpose::Other).unwrap();
     // It has no network.
     let pipeline = counting(fixture).replace("\"image\":", "\"network\": \"none\", \"image\":");
     let dir = Dir::with([("ci.yml", pipeline)]);

@@ -15,7 +15,7 @@ mod trouble;
 use std::future::Future;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use orchestra_e2e::{Dir, Finished, Fixture, Other};
+use orchestra_e2e::{Dir, Finished, Fixture, OwnEngine, Purpose};
 
 use bucket::*;
 use builds::*;
@@ -63,7 +63,7 @@ fn main() {
     } else {
         println!("no S3 server is given: its cases are left out");
     }
-    if Other::is_given() {
+    if OwnEngine::is_given(Purpose::Other) {
         trials.extend(cases![
             the_state_of_buildkit_goes_from_one_kind_of_engine_to_another,
             a_cache_of_a_task_comes_back_on_an_engine_of_another_kind,

@@ -6,8 +6,10 @@ use std::fs::{self, Permissions};
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
 
-use orchestra_e2e::{Dir, Fixture, KnownDriver, Orchestra, Stub, proxy};
+use orchestra_e2e::{Dir, Fixture, KnownDriver, Orchestra, OwnEngine, Purpose, Stub, proxy};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::support::{assert_says, pipeline, task, tests};
@@ -24,6 +26,7 @@ tests![
     a_server_that_speaks_no_http_is_told_as_one,
     an_engine_is_reached_by_tcp,
     an_ordinary_users_own_engine_is_found_where_its_clients_look,
+    a_daemon_that_dies_under_a_run_ends_it_and_says_what_to_do,
 ];
 
 /// A command that knows the engine under test by its own variable, and no other.
@@ -273,4 +276,28 @@ fn an_ordinary_users_own_engine_is_found_where_its_clients_look(fixture: &Fixtur
         .run();
     assert_eq!(finished.code, 0, "{finished}");
     assert_says(&finished, &["hello | hello\n"]);
+}
+
+fn a_daemon_that_dies_under_a_run_ends_it_and_says_what_to_do(fixture: &Fixture) {
+    if !OwnEngine::is_given(Purpose::Throwaway) {
+        return;
+    }
+    let engine = OwnEngine::start(Purpose::Throwaway).expect("an engine");
+    let mut long = task(fixture, "long", "echo begun; sleep 300");
+    // The engine has no network.
+    long["network"] = json!("none");
+    let dir = pipeline([long, task(fixture, "never", "echo not run")]);
+    let mut command = fixture.orchestra(["run", "p.yml"]).dir(dir.path());
+    for (name, value) in engine.variables().expect("its variables") {
+        command = command.env(&name, value);
+    }
+    let running = command.start();
+    let _ = running.line_with("long | begun");
+    engine.signal(Signal::KILL).expect("its daemon is killed");
+    let killed = Instant::now();
+    let finished = running.finish();
+    assert_eq!(finished.code, 3, "{finished}");
+    assert!(killed.elapsed() < Duration::from_secs(60), "{finished}");
+    assert!(!finished.all().contains("not run"), "{finished}");
+    assert_says(&finished, &["long", &fixture.driver, "hint: ", "orchestra gc"]);
 }
