@@ -72,7 +72,7 @@ use orchestra::layer::PrivilegePolicy;
 use orchestra::{ExposeSecret, ImageRef, NetworkMode, PullPolicy, SecretString, SharedDriver};
 use orchestra_caches::{Policy, StoreOptions};
 use orchestra_image_build::{DEFAULT_BUILDKIT_IMAGE, DEFAULT_ROOTLESS_IMAGE, probe};
-use orchestra_pipelines::parse_size;
+use orchestra_pipelines::{Pipeline, parse_size};
 use orchestra_secrets::{Reference, SecretKey, Secrets};
 use orchestra_typescript::ScriptOptions;
 use serde::{Deserialize, Deserializer};
@@ -80,7 +80,7 @@ use serde::{Deserialize, Deserializer};
 use crate::args::EngineArgs;
 use crate::drivers::{self, ContainerdConfig, DockerConfig, PodmanConfig};
 use crate::duration;
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 use crate::secrets::SecretsConfig;
 
 /// The file that is read where there is one and `--config` is not given.
@@ -282,6 +282,11 @@ impl ImageBuildConfig {
         }
     }
 
+    /// Whether they may, as far as can be told without an engine.
+    pub(crate) fn may_be_rootless(&self) -> bool {
+        self.rootless != Rootless::No
+    }
+
     /// Whether builds that say nothing of it run without privileges, by a try on this engine where that is to be found out.
     pub(crate) async fn is_rootless(&self, driver: &SharedDriver) -> orchestra::Result<bool> {
         match self.rootless {
@@ -297,6 +302,13 @@ impl ImageBuildConfig {
             }
         }
     }
+}
+
+/// What the configuration does not permit is its user's to change, and no trouble of the engine's.
+pub(crate) fn forbidden(error: orchestra::Error) -> Failure {
+    let mut failure = Failure::from(error);
+    failure.exit = Exit::BadInput;
+    failure
 }
 
 fn yes() -> bool {
@@ -349,6 +361,16 @@ impl Config {
             true => PrivilegePolicy::default(),
             false => PrivilegePolicy::only(self.privileged_images.iter().cloned()),
         }
+    }
+
+    /// Compares a pipeline with it; `rootless` is for builds that say nothing of it.
+    ///
+    /// # Errors
+    /// Bad input, naming the first step that is not permitted.
+    pub(crate) fn check_privileges(&self, pipeline: &Pipeline, rootless: bool) -> Result<(), Failure> {
+        pipeline
+            .check_privileges(&self.privileges(), rootless, self.image_build.image.as_ref())
+            .map_err(forbidden)
     }
 
     /// Reads all of it.

@@ -42,7 +42,7 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit, Failure> {
             let mut steps = pipeline.jobs.iter().flat_map(|job| job.leaves());
             let has_builds = steps.any(|step| step.kind() == StepKind::BuildImage);
             let rootless = has_builds && config.image_build.is_rootless(&driver).await?;
-            pipeline.check_privileges(&privileges, rootless, config.image_build.image.as_ref())?;
+            config.check_privileges(pipeline, rootless)?;
             rootless
         }
         // What a script makes privileged is known, and refused by the driver's layer, when it asks for it.

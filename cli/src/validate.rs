@@ -28,6 +28,7 @@ pub(crate) async fn run(args: &ValidateArgs) -> Result<Exit, Failure> {
             (answer.to_string(), Exit::BadInput)
         }
         Ok(pipeline) => {
+            config.check_privileges(&pipeline, config.image_build.may_be_rootless())?;
             let steps: usize = pipeline.jobs.iter().map(|job| job.leaves().len()).sum();
             let jobs = pipeline.jobs.len();
             let answer = if args.json {

@@ -230,6 +230,7 @@ pub trait Driver: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// - It may be read late, more than once, and by another process. Then a last line without a line feed may come with
     ///   one, where the engine keeps logs by lines.
     /// - Read late, it is whole as far as the driver's limit on a log's size, which its config states; the oldest goes first.
+    /// - Each time the bytes of each stream are the same: who was cut off reads on by a [`LogOffset`](crate::LogOffset).
     /// - A reader that is slow slows the container, or is served from the engine's disk; it is never cut off.
     ///
     /// # Errors

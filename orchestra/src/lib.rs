@@ -63,5 +63,5 @@ pub use reference::ImageRef;
 pub use resource::{ContainerState, Created, EndReport, Labels, Resource, ResourceKind, labels};
 pub use runner::{Liveness, Runner};
 pub use secrecy::{ExposeSecret, SecretString};
-pub use stream::{ByteStream, ExecEvent, ExecStream, LogChunk, LogStream, OutputStream};
+pub use stream::{ByteStream, ExecEvent, ExecStream, LogChunk, LogOffset, LogStream, OutputStream};
 pub use volume::VolumeSpec;

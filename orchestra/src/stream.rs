@@ -1,12 +1,17 @@
 //! Streams: bytes in and out of an engine, always in pieces and never as a whole.
 
+use std::future::ready;
 use std::pin::Pin;
+use std::task::Poll;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes, BytesMut};
 use futures_util::stream::BoxStream;
-use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+use futures_util::{Stream, StreamExt, TryStreamExt, poll, stream};
 use tokio::io::AsyncRead;
+use tokio::sync::mpsc;
+use tokio::task::yield_now;
 use tokio_util::io::{ReaderStream, StreamReader};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{Error, ExitStatus, Result};
 
@@ -21,6 +26,9 @@ pub type ExecStream = BoxStream<'static, Result<ExecEvent>>;
 
 /// Pieces that a reader is cut into; large enough that a call for each is cheap.
 const PIECE: usize = 64 * 1024;
+
+/// Gathered pieces that wait for a slow reader.
+const PIECES: usize = 4;
 
 /// Which of a process's output streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
@@ -39,6 +47,122 @@ pub struct LogChunk {
     pub stream: OutputStream,
     /// What it wrote.
     pub bytes: Bytes,
+}
+
+/// How far a log was read: bytes of each stream. Between the two there is no order that an engine keeps.
+///
+/// ```
+/// # async fn carry_on(driver: &dyn orchestra::Driver, id: &orchestra::ContainerId) -> orchestra::Result<()> {
+/// use futures_util::TryStreamExt;
+/// use orchestra::LogOffset;
+///
+/// let mut offset = LogOffset::default();
+/// // Until the connection breaks, say; then again from there on.
+/// let mut logs = offset.rest_of(driver.logs(id, true).await?);
+/// while let Some(chunk) = logs.try_next().await? {
+///     offset.advance(&chunk);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct LogOffset {
+    /// Bytes of standard output.
+    pub stdout: u64,
+    /// Bytes of standard error.
+    pub stderr: u64,
+}
+
+impl LogOffset {
+    fn of(&mut self, stream: OutputStream) -> &mut u64 {
+        match stream {
+            OutputStream::Stdout => &mut self.stdout,
+            OutputStream::Stderr => &mut self.stderr,
+        }
+    }
+
+    /// Counts a piece that was read.
+    pub fn advance(&mut self, chunk: &LogChunk) {
+        *self.of(chunk.stream) += chunk.bytes.len() as u64;
+    }
+
+    /// What a log has beyond this, of a stream that begins with the log's first byte, as [`Driver::logs`](crate::Driver::logs)
+    /// has it. Engines read their logs from the first byte or from a time: what was read before passes unseen.
+    #[must_use]
+    pub fn rest_of(self, logs: LogStream) -> LogStream {
+        let mut left = self;
+        logs.try_filter_map(move |mut chunk| {
+            let left = left.of(chunk.stream);
+            let skipped = chunk.bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+            *left -= skipped as u64;
+            chunk.bytes.advance(skipped);
+            ready(Ok((!chunk.bytes.is_empty()).then_some(chunk)))
+        })
+        .boxed()
+    }
+}
+
+/// The same output in fewer and larger pieces, read ahead by a task of its own, which ends with the answer. For drivers
+/// whose engine tells each line for itself: a reader on another thread would be woken for each, which costs more than
+/// the line. What has come is never held back for more to come.
+///
+/// # Panics
+/// Outside of a tokio runtime.
+#[must_use]
+pub fn gathered(logs: LogStream) -> LogStream {
+    let (sender, pieces) = mpsc::channel(PIECES);
+    let task = AbortOnDropHandle::new(tokio::spawn(gather(logs, sender)));
+    stream::unfold((pieces, task), async |(mut pieces, task)| {
+        Some((pieces.recv().await?, (pieces, task)))
+    })
+    .boxed()
+}
+
+async fn gather(mut logs: LogStream, sender: mpsc::Sender<Result<LogChunk>>) {
+    let mut held: Option<(OutputStream, BytesMut)> = None;
+    loop {
+        let mut next = poll!(logs.next());
+        if next.is_pending() && held.is_some() {
+            // Whoever supplies the next piece may have it at hand, and only wait to be run.
+            yield_now().await;
+            next = poll!(logs.next());
+        }
+        let item = match next {
+            Poll::Ready(item) => item,
+            Poll::Pending => {
+                if !pass(&sender, held.take()).await {
+                    return;
+                }
+                logs.next().await
+            }
+        };
+        match item {
+            Some(Ok(LogChunk { stream, bytes })) => match &mut held {
+                Some((of, gathered)) if *of == stream && gathered.len() + bytes.len() <= PIECE => {
+                    gathered.extend_from_slice(&bytes);
+                }
+                _ => {
+                    if !pass(&sender, held.replace((stream, bytes.into()))).await {
+                        return;
+                    }
+                }
+            },
+            end => {
+                let passed = pass(&sender, held.take()).await;
+                if let (true, Some(error)) = (passed, end) {
+                    let _ = sender.send(error).await;
+                }
+                return;
+            }
+        }
+    }
+}
+
+/// Whether there is still a reader.
+async fn pass(sender: &mpsc::Sender<Result<LogChunk>>, held: Option<(OutputStream, BytesMut)>) -> bool {
+    let Some((stream, bytes)) = held else { return true };
+    let bytes = bytes.freeze();
+    sender.send(Ok(LogChunk { stream, bytes })).await.is_ok()
 }
 
 /// One item of an [`ExecStream`].
@@ -68,4 +192,61 @@ pub fn from_reader(reader: impl AsyncRead + Send + 'static, doing: &'static str)
 /// A stream as a reader. An [`Error`] comes out as [`std::io::Error`] and is found again by [`Error::io`].
 pub fn into_reader(bytes: impl Stream<Item = Result<Bytes>> + Send + 'static) -> Pin<Box<dyn AsyncRead + Send>> {
     Box::pin(StreamReader::new(bytes.map_err(std::io::Error::from)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn gathered_output_is_whole_and_nothing_waits_for_more() {
+        let (lines, logs) = mpsc::channel::<Result<LogChunk>>(100);
+        let logs = stream::unfold(logs, async |mut logs| Some((logs.recv().await?, logs)));
+        let mut gathered = gathered(logs.boxed());
+        let chunk = |stream, text: &str| LogChunk {
+            stream,
+            bytes: Bytes::copy_from_slice(text.as_bytes()),
+        };
+        let (out, err) = (OutputStream::Stdout, OutputStream::Stderr);
+        for (stream, text) in [(out, "a\n"), (out, "b\n"), (err, "c\n"), (out, "d\n")] {
+            lines.send(Ok(chunk(stream, text))).await.unwrap();
+        }
+        for expected in [chunk(out, "a\nb\n"), chunk(err, "c\n"), chunk(out, "d\n")] {
+            assert_eq!(gathered.next().await.unwrap().unwrap(), expected);
+        }
+        let large = "x".repeat(PIECE);
+        for text in ["e", &large] {
+            lines.send(Ok(chunk(out, text))).await.unwrap();
+        }
+        lines.send(Err(Error::invalid("broken"))).await.unwrap();
+        assert_eq!(gathered.next().await.unwrap().unwrap(), chunk(out, "e"));
+        assert_eq!(gathered.next().await.unwrap().unwrap(), chunk(out, &large));
+        assert_eq!(gathered.next().await.unwrap().unwrap_err().message(), "broken");
+        assert!(gathered.next().await.is_none());
+        // Without a reader there is no task that reads.
+        drop(gathered);
+        lines.closed().await;
+    }
+
+    #[tokio::test]
+    async fn what_was_read_of_each_stream_passes_unseen() {
+        let chunk = |stream, bytes: &'static str| LogChunk {
+            stream,
+            bytes: bytes.into(),
+        };
+        let (out, err) = (OutputStream::Stdout, OutputStream::Stderr);
+        let all = [chunk(out, "one"), chunk(err, "oh"), chunk(out, "two"), chunk(err, "no")];
+        let rest = async |stdout, stderr| {
+            let logs = stream::iter(all.clone()).map(Ok).boxed();
+            let rest = LogOffset { stdout, stderr }.rest_of(logs);
+            rest.try_collect::<Vec<_>>().await.unwrap()
+        };
+        assert_eq!(rest(0, 0).await, all);
+        assert_eq!(rest(4, 0).await, [chunk(err, "oh"), chunk(out, "wo"), chunk(err, "no")]);
+        assert_eq!(rest(3, 2).await, [chunk(out, "two"), chunk(err, "no")]);
+        assert_eq!(rest(99, 3).await, [chunk(err, "o")]);
+        let mut read = LogOffset::default();
+        all.iter().for_each(|chunk| read.advance(chunk));
+        assert_eq!(read, LogOffset { stdout: 6, stderr: 4 });
+    }
 }

@@ -78,8 +78,12 @@ enum Command {
     },
     /// Measure orchestra against the engine's own client, or by `redact` alone the redaction of logs, without an engine
     Bench {
-        #[command(flatten)]
-        target: Target,
+        /// The driver; may be given more than once, for one table of all
+        #[arg(long = "driver", value_enum, default_values_t = [Driver::Docker])]
+        drivers: Vec<Driver>,
+        /// The engines' generation [default: host where such an engine runs already, else bookworm]
+        #[arg(long, value_enum)]
+        engine: Option<Engine>,
         /// Arguments for the measuring program
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
@@ -141,10 +145,14 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Matrix { drivers, args } => return matrix::run(&drivers, &args),
         Command::Bench { args, .. } if bench::is_redact(&args) => bench::redact(&args)?,
-        Command::Bench { target, args } => {
-            target.prepare()?;
+        Command::Bench { drivers, engine, args } => {
+            let targets: Vec<Target> = drivers.into_iter().map(|driver| Target { driver, engine }).collect();
+            targets.iter().try_for_each(|target| target.prepare())?;
             let programs = bench::build()?;
-            bench::run(&target.start()?, &programs, &args)?;
+            let tables = targets
+                .iter()
+                .map(|target| bench::run(&target.start()?, &programs, &args));
+            bench::print(&tables.collect::<Result<Vec<_>>>()?);
         }
         Command::With { target, command } => return with(target, &command),
         Command::Throwaway {
@@ -179,10 +187,10 @@ mod tests {
     #[test]
     fn a_benchmark_gets_the_arguments_that_are_not_ours() {
         let cli = Cli::parse_from(["xtask", "bench", "--engine", "sid", "--only", "logs"]);
-        let Command::Bench { target, args } = cli.command else {
+        let Command::Bench { drivers, engine, args } = cli.command else {
             panic!("parsed as something else");
         };
-        assert_eq!(target.engine(), Engine::Sid);
+        assert_eq!((drivers, engine), (vec![Driver::Docker], Some(Engine::Sid)));
         assert_eq!(args, ["--only", "logs"]);
         assert!(!bench::is_redact(&args));
         assert!(bench::is_redact(&["redact".into(), "--rounds=3".into()]));

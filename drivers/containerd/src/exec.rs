@@ -52,9 +52,9 @@ impl ContainerdDriver {
         };
         let process = exec_process(&runtime_spec_of(&container)?, spec, user.as_ref())?;
         let exec_id = format!("exec-{}", JobId::unique());
-        let (state, name, with_input) = (self.state.clone(), exec_id.clone(), stdin.is_some());
+        let (folder, name, with_input) = (self.state.container(&container.id), exec_id.clone(), stdin.is_some());
         let fifos = blocking(move || {
-            let made = state.exec(&name, with_input);
+            let made = folder.exec(&name, with_input);
             made.map_err(|error| Error::io("make the fifos of an exec", error))
         });
         let fifos = fifos.await?;

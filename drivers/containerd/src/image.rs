@@ -200,3 +200,82 @@ fn ended(joined: Result<Result<()>, tokio::task::JoinError>) -> Result<()> {
         Err(Error::new(ErrorKind::Cancelled, message))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use containerd_client::services::v1::snapshots::StatSnapshotRequest;
+    use orchestra::{Driver, InjectedFile, JobId, tar_of_files};
+    use orchestra_oci::content::sha256;
+    use serde_json::json;
+
+    use super::*;
+    use crate::ContainerdConfig;
+
+    async fn archive(layer: &Bytes, name: &ImageRef) -> Bytes {
+        let config = json!({
+            "architecture": "amd64", "os": "linux", "config": {},
+            "rootfs": {"type": "layers", "diff_ids": [sha256(layer)]},
+        });
+        let manifest = json!([{"Config": "config.json", "Layers": ["layer.tar"], "RepoTags": [name.canonical()]}]);
+        let file = |path: &str, content: Bytes| InjectedFile::new(path.parse().unwrap(), content);
+        let files = [
+            file("/config.json", config.to_string().into()),
+            file("/layer.tar", layer.clone()),
+            file("/manifest.json", manifest.to_string().into()),
+        ];
+        tar_of_files(&files).await.unwrap()
+    }
+
+    /// Has containerd's collector run, and waits for it.
+    async fn collect(driver: &ContainerdDriver) {
+        Lease::new(&driver.client, &Labels::new())
+            .await
+            .unwrap()
+            .end_now()
+            .await;
+    }
+
+    /// Whether containerd has the image's blobs and its layer unpacked: all of it, or nothing.
+    async fn has(driver: &ContainerdDriver, image: &Image) -> Vec<bool> {
+        let store = Content::new(driver.client.clone());
+        let mut has = Vec::new();
+        for blob in [&image.manifest, &image.config_descriptor, &image.layers[0]] {
+            let read = match store.read(blob.digest(), blob.size()).await {
+                Ok(mut pieces) => pieces.try_next().await.map(drop),
+                Err(error) => Err(error),
+            };
+            has.push(read.is_ok());
+        }
+        let stat = StatSnapshotRequest {
+            snapshotter: "overlayfs".to_owned(),
+            key: image.chain_ids()[0].to_string(),
+        };
+        let stat = driver.client.snapshots().stat(driver.client.request(stat)).await;
+        has.push(stat.is_ok());
+        has
+    }
+
+    #[tokio::test]
+    async fn the_collector_takes_an_image_without_a_name_and_no_other() {
+        if std::env::var("ORCHESTRA_TEST_DRIVER").as_deref() != Ok("containerd") {
+            println!("skipped: ORCHESTRA_TEST_DRIVER is not containerd");
+            return;
+        }
+        let driver = ContainerdDriver::connect(ContainerdConfig::default()).await.unwrap();
+        let name: ImageRef = format!("localhost/collected:{}", JobId::unique()).parse().unwrap();
+        let file = InjectedFile::new("/unique".parse().unwrap(), name.to_string().into_bytes());
+        let layer = tar_of_files(&[file]).await.unwrap();
+        let archive = archive(&layer, &name).await;
+        driver
+            .import_image(&name, stream::once(async { Ok(archive) }).boxed())
+            .await
+            .unwrap();
+        let image = driver.image(&name, None).await.unwrap();
+        collect(&driver).await;
+        assert_eq!(has(&driver, &image).await, [true; 4], "no lease, but a name");
+        driver.remove_image(&name).await.unwrap();
+        collect(&driver).await;
+        assert_eq!(has(&driver, &image).await, [false; 4], "no name");
+    }
+}

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use containerd_client::services::v1::{CreateRequest, DeleteRequest};
-use orchestra::{JobId, Labels, Result, labels};
+use orchestra::{JobId, Labels, Liveness, Result, Runner, labels};
 
 use crate::client::Client;
 use crate::error::{Subject, about};
@@ -23,14 +23,13 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// A new lease, with the ownership labels of what it is for.
+    /// A new lease of this process, and of the job that the labels name, if they name one.
     pub(crate) async fn new(client: &Client, ownership: &Labels) -> Result<Self> {
         let id = format!("orchestra-{}", JobId::unique());
-        let mut own: HashMap<String, String> = ownership
-            .iter()
-            .filter(|(key, _)| [labels::JOB, labels::RUNNER].contains(&key.as_str()))
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect();
+        let mut own = HashMap::from([(labels::RUNNER.to_owned(), Runner::current().to_string())]);
+        if let Some(job) = ownership.get(labels::JOB) {
+            own.insert(labels::JOB.to_owned(), job.clone());
+        }
         // As RFC 3339 has it, which containerd reads.
         let expiry = (jiff::Timestamp::now() + EXPIRY).to_string();
         own.insert("containerd.io/gc.expire".to_owned(), expiry);
@@ -63,6 +62,15 @@ impl Lease {
     }
 }
 
+#[cfg(test)]
+impl Lease {
+    /// The same, and waits until what nobody needs has gone.
+    pub(crate) async fn end_now(mut self) {
+        self.ended = true;
+        delete(&self.client, self.id.clone(), true).await;
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         if self.ended {
@@ -84,13 +92,77 @@ async fn delete(client: &Client, id: String, sync: bool) {
     }
 }
 
-/// Deletes the leases that a dead process has left of a job.
+/// Deletes the leases of a job that has ended, and those of processes that have died: a pull belongs to no job.
 pub(crate) async fn delete_of(client: &Client, job: &JobId) -> Result<()> {
-    let filters = vec![format!("labels.{:?}=={:?}", labels::JOB, job.as_str())];
+    let filters = vec![format!("labels.{:?}", labels::RUNNER)];
     let request = containerd_client::services::v1::ListRequest { filters };
     let found = client.leases().list(client.request(request)).await;
     for lease in found.map_err(about(Subject::Engine))?.into_inner().leases {
-        delete(client, lease.id, true).await;
+        if is_left(&lease.labels, job) {
+            delete(client, lease.id, true).await;
+        }
     }
     Ok(())
+}
+
+fn is_left(own: &HashMap<String, String>, ended: &JobId) -> bool {
+    let runner = || own.get(labels::RUNNER)?.parse::<Runner>().ok();
+    own.get(labels::JOB).is_some_and(|job| job == ended.as_str())
+        || runner().is_some_and(|runner| runner.liveness() == Liveness::Dead)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_dead_process_had_is_left_and_what_a_living_one_has_is_not() {
+        let alive = Runner::current().to_string();
+        let dead = alive.rsplit_once('/').unwrap().0.to_owned() + "/1";
+        let (ended, other) = (JobId::unique(), JobId::unique());
+        let of = |runner: &str, job: Option<&JobId>| {
+            let runner = (labels::RUNNER.to_owned(), runner.to_owned());
+            let job = job.map(|job| (labels::JOB.to_owned(), job.to_string()));
+            [runner].into_iter().chain(job).collect::<HashMap<_, _>>()
+        };
+        for (own, left) in [
+            (of(&alive, None), false),
+            (of(&alive, Some(&other)), false),
+            (of(&alive, Some(&ended)), true),
+            (of(&dead, None), true),
+            (of(&dead, Some(&other)), true),
+            (of("elsewhere/boot/1/2/3", None), false),
+            (of("nonsense", None), false),
+        ] {
+            assert_eq!(is_left(&own, &ended), left, "{own:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lease_of_a_process_that_died_goes_when_a_job_ends() {
+        if std::env::var("ORCHESTRA_TEST_DRIVER").as_deref() != Ok("containerd") {
+            println!("skipped: ORCHESTRA_TEST_DRIVER is not containerd");
+            return;
+        }
+        let socket = std::env::var("CONTAINERD_ADDRESS").unwrap();
+        let namespace = std::env::var("CONTAINERD_NAMESPACE").unwrap();
+        let client = Client::new(socket.trim_start_matches("unix://").as_ref(), &namespace).unwrap();
+        let alive = Lease::new(&client, &Labels::new()).await.unwrap();
+        let dead = Runner::current().to_string().rsplit_once('/').unwrap().0.to_owned() + "/1";
+        let left = format!("orchestra-{}", JobId::unique());
+        let request = CreateRequest {
+            id: left.clone(),
+            labels: HashMap::from([(labels::RUNNER.to_owned(), dead)]),
+        };
+        client.leases().create(client.request(request)).await.unwrap();
+        delete_of(&client, &JobId::unique()).await.unwrap();
+        let list = containerd_client::services::v1::ListRequest::default();
+        let there = client.leases().list(client.request(list)).await.unwrap().into_inner();
+        let there: Vec<String> = there.leases.into_iter().map(|lease| lease.id).collect();
+        assert!(
+            there.iter().any(|id| id == alive.id()) && !there.contains(&left),
+            "{there:?}"
+        );
+        alive.end().await;
+    }
 }

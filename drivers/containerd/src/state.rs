@@ -46,7 +46,7 @@ impl State {
         // The engine's processes are told these paths, and may see links elsewhere.
         let root = root.canonicalize().map_err(failed)?;
         let own = root.join(namespace);
-        for folder in ["containers", "exec", "root"] {
+        for folder in ["containers", "root"] {
             make(&own.join(folder)).map_err(failed)?;
         }
         Ok(Self { root, own })
@@ -106,13 +106,6 @@ impl State {
     /// The folder of a container.
     pub(crate) fn container(&self, id: &str) -> Folder {
         Folder(self.own.join("containers").join(id))
-    }
-
-    /// A new folder with the fifos of an exec. Blocking.
-    pub(crate) fn exec(&self, id: &str, stdin: bool) -> io::Result<Fifos> {
-        let folder = self.own.join("exec").join(id);
-        fs::DirBuilder::new().mode(0o700).create(&folder)?;
-        Fifos::make(folder, stdin)
     }
 }
 
@@ -272,6 +265,13 @@ impl Folder {
         fs::write(&path, content)
             .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o644)))
             .map_err(|error| self.failed("write", error))
+    }
+
+    /// A new folder with the fifos of an exec: it goes with the container, if whoever made it died before.
+    pub(crate) fn exec(&self, id: &str, stdin: bool) -> io::Result<Fifos> {
+        let folder = self.path(id);
+        make(&folder)?;
+        Fifos::make(folder, stdin)
     }
 
     /// Makes the fifo of its standard input.

@@ -13,6 +13,7 @@ use bollard::errors::Error as Bollard;
 use bollard::query_parameters::{AttachContainerOptionsBuilder, LogsOptionsBuilder};
 use bytes::Buf;
 use futures_util::stream::{self, BoxStream, StreamExt};
+use orchestra::stream::gathered;
 use orchestra::{ContainerId, ContainerState, Error, ErrorKind, LogChunk, LogStream, OutputStream, Result};
 
 use crate::container::{ended, state};
@@ -54,7 +55,8 @@ impl DockerDriver {
                 None => Ok(None),
             }
         });
-        Ok(entries.boxed())
+        // docker sends each entry for itself.
+        Ok(gathered(entries.boxed()))
     }
 }
 

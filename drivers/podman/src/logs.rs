@@ -4,6 +4,7 @@
 //! for its own log. One that was started is read from that log, from the beginning.
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use orchestra::stream::gathered;
 use orchestra::{ContainerId, ContainerState, Error, ErrorKind, LogStream, Result};
 use tokio_util::io::ReaderStream;
 
@@ -44,7 +45,9 @@ impl PodmanDriver {
         let logs = logs.query("stdout", true).query("stderr", true).query("follow", follow);
         let output = logs.stream().await.map_err(about(Subject::Container))?;
         // Chunked HTTP tells an end from a connection that broke.
-        Ok(demultiplexed(output.map_err(about(Subject::Container)).boxed()).boxed())
+        let output = demultiplexed(output.map_err(about(Subject::Container)).boxed());
+        // libpod sends each line for itself.
+        Ok(gathered(output.boxed()))
     }
 }
 

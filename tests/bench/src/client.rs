@@ -97,6 +97,21 @@ impl Client {
         self.run(self.run_args(image, options, program)?).await
     }
 
+    /// Runs a program in so many containers of their own at once, as a shell script would.
+    pub(crate) async fn tasks(&self, count: usize, image: &str, program: &[&str]) -> Outcome<()> {
+        let mut run = self.run_args(image, &[], program)?;
+        if self.driver == KnownDriver::Containerd {
+            // Each container's id is the client's to choose; it stands before the program.
+            if let Some(id) = run.iter_mut().rev().nth(program.len()) {
+                id.push_str("-{}");
+            }
+        }
+        let script = format!("seq {count} | xargs -P {count} -I {{}} \"$@\"");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, "sh"]).args(&self.words).args(run);
+        succeed(&mut command).await
+    }
+
     /// Runs it with these arguments, its output read and thrown away.
     pub(crate) async fn run<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Outcome<()> {
         succeed(&mut self.std(args).into()).await

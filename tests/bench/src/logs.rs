@@ -1,4 +1,4 @@
-//! A GiB of output, or as many as `--gib=N` says: how fast it is read, and in how much memory.
+//! A GiB of output, or as many MiB as `--mib=N` says: how fast it is read, and in how much memory.
 
 use std::path::Path;
 
@@ -7,10 +7,10 @@ use orchestra::{Job, Task, sink};
 
 use crate::{Bench, Outcome};
 
-/// How many bytes are written.
-fn size() -> u64 {
-    let told = std::env::args().find_map(|arg| arg.strip_prefix("--gib=")?.parse::<u64>().ok());
-    told.unwrap_or(1) << 30
+/// How many MiB are written.
+fn mib() -> u64 {
+    let told = std::env::args().find_map(|arg| arg.strip_prefix("--mib=")?.parse().ok());
+    told.unwrap_or(1024)
 }
 
 /// With its line feed 64 bytes, so that a GiB ends with one: a log that is read late may add one that is missing.
@@ -27,10 +27,10 @@ fn status(key: &str) -> Outcome<u64> {
 }
 
 /// Reads the log of an ended container, against the client doing the same; and follows one live.
-pub(crate) async fn one_gib(bench: &mut Bench) -> Outcome<()> {
+pub(crate) async fn all(bench: &mut Bench) -> Outcome<()> {
     // A resumable job keeps the container of a finished task: its log is what is read.
     let job = Job::builder(bench.driver.clone()).resumable(true).build();
-    let (size, gib) = (size(), size() >> 30);
+    let (mib, size) = (mib(), mib() << 20);
     let script = format!("yes {LINE} | head -c {size}");
     let idle = status("VmRSS")?;
     // Writing 5 to this file sets the peak back to what is used now (proc(5)).
@@ -45,12 +45,12 @@ pub(crate) async fn one_gib(bench: &mut Bench) -> Outcome<()> {
     }
     let result = running.wait().await?.success()?;
     bench.table.figure(
-        &format!("{gib} GiB followed live"),
+        &format!("{mib} MiB followed live"),
         format!("{:.2} s", began.elapsed().as_secs_f64()),
     );
     let peak = status("VmHWM")?;
     bench.table.figure(
-        &format!("memory over idle while {gib} GiB pass (target < 64 MiB)"),
+        &format!("memory over idle while {mib} MiB pass (target < 64 MiB)"),
         format!("{:.1} MiB", peak.saturating_sub(idle) as f64 / 1024.0),
     );
     if seen != size {
@@ -72,7 +72,7 @@ pub(crate) async fn one_gib(bench: &mut Bench) -> Outcome<()> {
     let theirs = || client.run(["logs", id.as_str()]);
     let rounds = bench.rounds.div_ceil(5);
     if client.has_logs() {
-        let what = format!("{gib} GiB of log, read late");
+        let what = format!("{mib} MiB of log, read late");
         let other = format!("{} logs", bench.known.name());
         bench.table.compare(&what, &other, "", rounds, ours, theirs).await?;
     }
@@ -93,7 +93,7 @@ pub(crate) async fn one_gib(bench: &mut Bench) -> Outcome<()> {
     let script = format!("yes 0123456789 | head -c {size}");
     let program = ["sh", "-c", &script];
     let theirs = || client.task(&bench.image, &[], &program);
-    let what = format!("{gib} GiB of output, live");
+    let what = format!("{mib} MiB of output, live");
     let other = client.run_name();
     bench.table.compare(&what, &other, "", rounds, ours, theirs).await?;
     job.end().await?;

@@ -54,13 +54,14 @@ async fn main() -> Outcome<()> {
         client.version
     );
     let image = std::env::var("ORCHESTRA_TEST_IMAGE").unwrap_or_else(|_| "busybox:stable".to_owned());
+    let engine = format!("{} {}", driver.info().driver, driver.info().engine_version);
     let mut bench = Bench {
         known,
         driver,
         client,
         image,
         rounds,
-        table: Table::default(),
+        table: Table::new(engine),
     };
     let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
     if wanted("task") {
@@ -76,7 +77,7 @@ async fn main() -> Outcome<()> {
         tasks::fifty_at_once(&mut bench).await?;
     }
     if wanted("logs") {
-        logs::one_gib(&mut bench).await?;
+        logs::all(&mut bench).await?;
     }
     if wanted("caches") {
         caches::all(&mut bench).await?;

@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use crate::Outcome;
 
-/// What was measured so far.
-#[derive(Default)]
-pub(crate) struct Table(Vec<Row>);
+/// What was measured so far, on one engine.
+pub(crate) struct Table {
+    engine: String,
+    rows: Vec<Row>,
+}
 
 enum Row {
     Pairs {
@@ -39,6 +41,13 @@ pub(crate) fn median<T: Copy + PartialOrd>(values: &[T]) -> Option<T> {
 }
 
 impl Table {
+    pub(crate) fn new(engine: String) -> Self {
+        Self {
+            engine,
+            rows: Vec::new(),
+        }
+    }
+
     /// Measures `ours` and `theirs` in turn, once unmeasured and then `rounds` times.
     pub(crate) async fn compare<A, B, FA, FB>(
         &mut self,
@@ -136,7 +145,7 @@ impl Table {
             ratios,
         };
         eprint_row(&row);
-        self.0.push(row);
+        self.rows.push(row);
         Ok(())
     }
 
@@ -147,7 +156,7 @@ impl Table {
             value,
         };
         eprint_row(&row);
-        self.0.push(row);
+        self.rows.push(row);
     }
 }
 
@@ -185,9 +194,10 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "| ours | against | ours, median | theirs, median | median of ratios | min–max | target |"
+            "| engine | ours | against | ours, median | theirs, median | median of ratios | min–max | target |"
         )?;
-        writeln!(f, "| --- | --- | --- | --- | --- | --- | --- |")?;
-        self.0.iter().try_for_each(|row| writeln!(f, "{row}"))
+        writeln!(f, "| --- | --- | --- | --- | --- | --- | --- | --- |")?;
+        let Self { engine, rows } = self;
+        rows.iter().try_for_each(|row| writeln!(f, "| {engine} {row}"))
     }
 }

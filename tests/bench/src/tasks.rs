@@ -70,7 +70,7 @@ pub(crate) async fn one(bench: &mut Bench) -> Outcome<()> {
     Ok(())
 }
 
-/// Fifty tasks at once through one `Job`, against fifty clients at once.
+/// Fifty tasks at once through one `Job`, against `xargs -P 50` with the client.
 pub(crate) async fn fifty_at_once(bench: &mut Bench) -> Outcome<()> {
     let job = Job::builder(bench.driver.clone()).build();
     let (image, client) = (bench.image.clone(), bench.client.clone());
@@ -79,12 +79,9 @@ pub(crate) async fn fifty_at_once(bench: &mut Bench) -> Outcome<()> {
         try_join_all((0..50).map(|_| run(&job, &image, network))).await?;
         Ok(())
     };
-    let theirs = || async {
-        try_join_all((0..50).map(|_| client.task(&image, &[], &["/bin/true"]))).await?;
-        Ok(())
-    };
+    let theirs = || client.tasks(50, &image, &["/bin/true"]);
     let rounds = bench.rounds.div_ceil(5);
-    let other = format!("50 × {} at once", client.run_name());
+    let other = format!("xargs -P 50 {}", client.run_name());
     bench
         .table
         .compare("50 tasks at once through Job", &other, "", rounds, ours, theirs)

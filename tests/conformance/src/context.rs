@@ -63,7 +63,7 @@ pub(crate) struct Written {
 }
 
 impl Written {
-    fn add(&mut self, stream: OutputStream, bytes: &[u8]) -> Outcome {
+    pub(crate) fn add(&mut self, stream: OutputStream, bytes: &[u8]) -> Outcome {
         let to = match stream {
             OutputStream::Stdout => &mut self.stdout,
             OutputStream::Stderr => &mut self.stderr,

@@ -5,7 +5,7 @@ use orchestra::{ContainerPath, Mount, VolumePath, stream};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::check::{Outcome, same};
+use crate::check::{Failure, Outcome, same};
 use crate::context::Context;
 use crate::tarball::{Entry, pack, unpack};
 
@@ -50,6 +50,8 @@ impl TestImage {
         ));
         entries.push(Entry::file("etc/group", "root:x:0:\ntesters:x:5678:\n"));
         entries.push(Entry::file("marker", format!("{marker}\n")));
+        entries.push(Entry::dir("kept").mode(0o777));
+        entries.push(Entry::file("kept/file", "kept\n").mode(0o666));
         Ok(Self::of(pack(&entries), None))
     }
 
@@ -74,6 +76,15 @@ impl TestImage {
             layer,
             config: config.to_string().into(),
         }
+    }
+
+    /// The same with one more key in the part of its configuration that is for containers.
+    pub(crate) fn with(mut self, key: &str, value: Value) -> Outcome<Self> {
+        let config = serde_json::from_slice(&self.config);
+        let mut config: Value = config.map_err(|error| Failure::new(error.to_string()))?;
+        config["config"][key] = value;
+        self.config = config.to_string().into();
+        Ok(self)
     }
 
     fn manifest(&self) -> String {

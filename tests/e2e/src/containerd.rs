@@ -88,7 +88,6 @@ impl Containerd {
             ("volumes", "volume"),
             ("containers", "folder of container"),
             ("logs", "log"),
-            ("exec", "exec"),
         ] {
             let names = names_in(&self.own().join(folder));
             contents.0.extend(names.map(|name| format!("{kind} {name}")));

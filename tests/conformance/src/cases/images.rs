@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use orchestra::{ErrorKind, ImageRef, VolumePath, stream};
+use orchestra::{ErrorKind, ImageRef, VolumeId, VolumePath, stream};
+use serde_json::json;
 
 use super::case;
 use crate::check::{Outcome, fails, holds, same};
@@ -26,6 +27,7 @@ pub(super) const CASES: &[Case] = &[
     ),
     case!(an_image_in_use_is_not_removed, "`remove_image` fails with `Conflict` while a container uses it.", needs import_image),
     case!(a_container_has_what_its_image_says, "Command, environment, working directory and users are the image's where the spec says nothing.", needs import_image user),
+    case!(an_images_entry_point_user_and_volumes_hold, "Entry point and user are the image's where the spec says nothing; a volume that the image declares begins with what the image has there, and is each container's own.", needs import_image),
 ];
 
 async fn runs(cx: &Context, name: &str, image: &ImageRef, marker: &str) -> Outcome {
@@ -216,16 +218,54 @@ async fn a_container_has_what_its_image_says(cx: Arc<Context>) -> Outcome {
     ] {
         spec.user = Some(user.parse()?);
         cx.output(name, &spec).await?;
-        let path = VolumePath::new("open/me")?;
-        let entries = crate::tarball::unpack(cx.driver.read_volume(&volume, &[path]).await?).await?;
-        let owners: Vec<_> = entries.iter().map(|entry| (entry.uid, entry.gid)).collect();
-        holds(
-            owners == [owner],
-            format!("a file of {user} belongs to {owner:?}: {owners:?}"),
-        )?;
+        owned_by(&cx, &volume, user, owner).await?;
         let mut clean = cx.shell("rm /who/open/me");
         clean.mounts.clone_from(&spec.mounts);
         cx.output(&format!("clean-{name}"), &clean).await?;
     }
     Ok(())
+}
+
+/// Checks whose `open/me` is.
+async fn owned_by(cx: &Context, volume: &VolumeId, user: &str, owner: (u64, u64)) -> Outcome {
+    let path = VolumePath::new("open/me")?;
+    let entries = crate::tarball::unpack(cx.driver.read_volume(volume, &[path]).await?).await?;
+    let owners: Vec<_> = entries.iter().map(|entry| (entry.uid, entry.gid)).collect();
+    holds(
+        owners == [owner],
+        format!("a file of {user} belongs to {owner:?}: {owners:?}"),
+    )
+}
+
+async fn an_images_entry_point_user_and_volumes_hold(cx: Arc<Context>) -> Outcome {
+    let image = TestImage::make(&cx, "declared")
+        .await?
+        .with("Entrypoint", json!(["/bin/sh", "-c"]))?
+        .with(
+            "Cmd",
+            json!(["echo me > /who/open/me; echo more >> /kept/file; cat /kept/file"]),
+        )?
+        .with("User", json!("tester:testers"))?
+        .with("Volumes", json!({"/kept": {}}))?
+        .import(&cx, "declared")
+        .await?;
+    let mut spec = cx.spec();
+    spec.image = image;
+    let volume = cx.volume("who").await?;
+    spec.mounts.push(cx.mount(&volume, "/who")?);
+    for name in ["first", "second"] {
+        let open = Entry::dir("open").mode(0o777);
+        cx.driver
+            .write_volume(&volume, &VolumePath::root(), stream::once(pack(&[open])))
+            .await?;
+        same(name, cx.output(name, &spec).await?, "kept\nmore\n")?;
+        owned_by(&cx, &volume, "tester:testers", (4321, 5678)).await?;
+    }
+    // What stands after the image's entry point.
+    spec.command = Some(vec!["echo $FROM_IMAGE".to_owned()]);
+    same(
+        "a container with a command",
+        cx.output("command", &spec).await?,
+        "yes\n",
+    )
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
-use orchestra::{ContainerId, LogStream, OutputStream, VolumePath, stream};
+use futures_util::{StreamExt, TryStreamExt};
+use orchestra::{ContainerId, LogOffset, LogStream, OutputStream, VolumePath, stream};
 
 use super::case;
 use crate::check::{Failure, Outcome, holds, same, within};
@@ -37,6 +37,10 @@ pub(super) const CASES: &[Case] = &[
     case!(
         a_log_is_followed_from_its_first_byte_by_whoever_comes_late,
         "Following a container that runs starts at its first byte."
+    ),
+    case!(
+        a_log_is_read_on_from_where_it_was_left,
+        "What was read of a log comes again as it was: who carries on from an offset misses nothing and gets nothing twice."
     ),
     case!(many_follow_one_log, "Many may follow one log, and each gets all of it."),
     case!(
@@ -90,6 +94,34 @@ async fn following_ends_when_the_container_has_ended(cx: Arc<Context>) -> Outcom
     cx.driver.start_container(&id, None).await?;
     let written = within(Duration::from_secs(60), "the log", collect(logs)).await??;
     same("standard output", written.stdout, b"one\ntwo\nthree\n".to_vec())
+}
+
+async fn a_log_is_read_on_from_where_it_was_left(cx: Arc<Context>) -> Outcome {
+    let script = "for i in 1 2 3 4 5 6; do echo out $i; echo err $i >&2; sleep 0.3; done";
+    let id = cx.create("left", &cx.shell(script)).await?;
+    let mut logs = cx.driver.logs(&id, true).await?;
+    cx.driver.start_container(&id, None).await?;
+    let (mut offset, mut written) = (LogOffset::default(), Written::default());
+    // Left in the middle of a line, while the container runs.
+    while offset.stdout < 8 {
+        let Some(mut chunk) = logs.try_next().await? else {
+            return Err(Failure::new("the log ended early"));
+        };
+        chunk.bytes.truncate(3);
+        offset.advance(&chunk);
+        written.add(chunk.stream, &chunk.bytes)?;
+        drop(logs);
+        logs = offset.rest_of(cx.driver.logs(&id, true).await?);
+    }
+    drop(logs);
+    cx.driver.wait_container(&id).await?;
+    let late = cx.driver.logs(&id, false).await?;
+    let mut late = within(Duration::from_secs(20), "the log's rest", collect(offset.rest_of(late))).await??;
+    written.stdout.append(&mut late.stdout);
+    written.stderr.append(&mut late.stderr);
+    let expected = |name: &str| (1..=6).map(|number| format!("{name} {number}\n")).collect::<String>();
+    same("standard output", written.stdout, expected("out").into_bytes())?;
+    same("standard error", written.stderr, expected("err").into_bytes())
 }
 
 async fn without_follow_a_log_ends_with_what_was_written(cx: Arc<Context>) -> Outcome {

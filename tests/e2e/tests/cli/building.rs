@@ -10,7 +10,7 @@ use orchestra_e2e::{Dir, Fixture, registry};
 use serde_json::json;
 
 use crate::running::resident;
-use crate::support::{assert_says, run, task, tests, until};
+use crate::support::{assert_says, plan, run, task, tests, until};
 
 tests![
     a_directory_is_built_and_pushed,
@@ -22,6 +22,8 @@ tests![
     an_interrupted_build_command_leaves_nothing,
     an_interrupted_context_leaves_nothing,
     a_build_that_fails_says_why,
+    privileges_that_the_configuration_forbids_are_refused_before_anything_is_made,
+    builds_are_rootless_by_themselves_where_the_host_can_do_that,
 ];
 
 /// The engine's test image, pushed once to the registry, where BuildKit can pull it.
@@ -266,4 +268,74 @@ fn a_build_that_fails_says_why(fixture: &Fixture) {
     let missing = build(fixture, &dir, "orchestra-e2e/failing:2", &["--target", "nowhere"]).run();
     assert_eq!(missing.code, 1, "{missing}");
     assert_says(&missing, &["nowhere"]);
+}
+
+/// A pipeline whose one build loads an image, and names no image of BuildKit.
+fn building(fixture: &Fixture, tag: &str) -> String {
+    let script = format!(
+        "printf 'FROM {}\\nRUN true\\n' > source/Dockerfile",
+        base_image(fixture)
+    );
+    let mut steps = crate::bad_input::build(fixture, &script, json!({"tag": tag, "push": false}));
+    if let Some(build) = steps[1]["build_image"].as_object_mut() {
+        build.remove("image");
+    }
+    plan(steps)
+}
+
+fn privileges_that_the_configuration_forbids_are_refused_before_anything_is_made(fixture: &Fixture) {
+    let mut privileged = task(fixture, "strong", "echo not run");
+    privileged["privileged"] = json!(true);
+    let dir = Dir::with([
+        ("orchestra.toml", "allow_privileged = false\n".to_owned()),
+        ("task.yml", plan([task(fixture, "first", "echo not run"), privileged])),
+        ("build.yml", building(fixture, "orchestra-e2e/forbidden:1")),
+        ("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n".to_owned()),
+    ]);
+    for args in [
+        &["run", "task.yml"][..],
+        &["validate", "task.yml"],
+        &["run", "build.yml"],
+        &["validate", "build.yml"],
+        &["build", "-t", "orchestra-e2e/forbidden:1"],
+    ] {
+        let finished = fixture.orchestra(args).dir(dir.path()).run();
+        assert_eq!(finished.code, 2, "{finished}");
+        assert_says(&finished, &["is not permitted here", "hint: "]);
+        assert!(!finished.all().contains("not run"), "{finished}");
+    }
+    // One image's builds may be permitted.
+    dir.write(
+        "orchestra.toml",
+        "allow_privileged = false\nprivileged_images = ['moby/buildkit']\n",
+    );
+    for (file, code) in [("task.yml", 2), ("build.yml", 0)] {
+        let finished = fixture.orchestra(["validate", file]).dir(dir.path()).run();
+        assert_eq!(finished.code, code, "{finished}");
+    }
+}
+
+fn builds_are_rootless_by_themselves_where_the_host_can_do_that(fixture: &Fixture) {
+    let tag = "orchestra-e2e/rootless-auto:1";
+    let dir = Dir::with([
+        (
+            "orchestra.toml",
+            "allow_privileged = false\n[image_build]\nrootless = 'auto'\n".to_owned(),
+        ),
+        ("p.yml", building(fixture, tag)),
+    ]);
+    let doctor = fixture.orchestra(["doctor", "--json"]).dir(dir.path()).run();
+    let told = doctor.events().expect("JSON");
+    let modes = told[0]["builds"].as_array().expect("a list");
+    let rootless = modes.iter().find(|mode| mode["mode"] == "rootless");
+    let can = rootless.and_then(|mode| mode["works"].as_bool()).expect("it is told");
+    let finished = fixture.orchestra(["run", "p.yml"]).dir(dir.path()).run();
+    fixture.engine.remove_image(tag).expect("it is removed");
+    match can {
+        true => assert_eq!(finished.code, 0, "{finished}"),
+        false => {
+            assert_eq!(finished.code, 2, "{finished}");
+            assert_says(&finished, &["is not permitted here"]);
+        }
+    }
 }

@@ -27,6 +27,7 @@ tests![
     an_engine_is_reached_by_tcp,
     an_ordinary_users_own_engine_is_found_where_its_clients_look,
     a_daemon_that_dies_under_a_run_ends_it_and_says_what_to_do,
+    doctor_names_what_networks_lack,
 ];
 
 /// A command that knows the engine under test by its own variable, and no other.
@@ -300,4 +301,25 @@ fn a_daemon_that_dies_under_a_run_ends_it_and_says_what_to_do(fixture: &Fixture)
     assert!(killed.elapsed() < Duration::from_secs(60), "{finished}");
     assert!(!finished.all().contains("not run"), "{finished}");
     assert_says(&finished, &["long", &fixture.driver, "hint: ", "orchestra gc"]);
+}
+
+fn doctor_names_what_networks_lack(fixture: &Fixture) {
+    if KnownDriver::chosen() != Some(KnownDriver::Containerd) {
+        // The others make networks themselves.
+        return;
+    }
+    let dir = hello(fixture);
+    dir.write("orchestra.toml", "[containerd]\ncni = ['/nowhere']\n");
+    let finished = fixture.orchestra(["doctor"]).dir(dir.path()).run();
+    assert_eq!(finished.code, 3, "{finished}");
+    assert_says(&finished, &["containernetworking-plugins", "/nowhere"]);
+    let refused = fixture.orchestra(["run", "p.yml"]).dir(dir.path()).run();
+    assert_eq!(refused.code, 2, "{refused}");
+    assert_says(&refused, &["containernetworking-plugins"]);
+    let mut without = task(fixture, "hello", "echo hello");
+    without["network"] = json!("none");
+    dir.write("p.yml", crate::support::plan([without]));
+    let ran = fixture.orchestra(["run", "p.yml"]).dir(dir.path()).run();
+    assert_eq!(ran.code, 0, "{ran}");
+    assert_says(&ran, &["hello | hello"]);
 }
