@@ -80,7 +80,7 @@ use serde::{Deserialize, Deserializer};
 use crate::args::EngineArgs;
 use crate::drivers::{self, ContainerdConfig, DockerConfig, PodmanConfig};
 use crate::duration;
-use crate::exit::{Exit, Failure};
+use crate::exit::Failure;
 use crate::secrets::SecretsConfig;
 
 /// The file that is read where there is one and `--config` is not given.
@@ -304,13 +304,6 @@ impl ImageBuildConfig {
     }
 }
 
-/// What the configuration does not permit is its user's to change, and no trouble of the engine's.
-pub(crate) fn forbidden(error: orchestra::Error) -> Failure {
-    let mut failure = Failure::from(error);
-    failure.exit = Exit::BadInput;
-    failure
-}
-
 fn yes() -> bool {
     true
 }
@@ -367,10 +360,8 @@ impl Config {
     ///
     /// # Errors
     /// Bad input, naming the first step that is not permitted.
-    pub(crate) fn check_privileges(&self, pipeline: &Pipeline, rootless: bool) -> Result<(), Failure> {
-        pipeline
-            .check_privileges(&self.privileges(), rootless, self.image_build.image.as_ref())
-            .map_err(forbidden)
+    pub(crate) fn check_privileges(&self, pipeline: &Pipeline, rootless: bool) -> orchestra::Result<()> {
+        pipeline.check_privileges(&self.privileges(), rootless, self.image_build.image.as_ref())
     }
 
     /// Reads all of it.

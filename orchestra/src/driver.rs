@@ -192,6 +192,8 @@ pub trait Driver: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// # Behavior
     /// - With an id that exists it answers [`Created::Existing`] and changes nothing.
     /// - A working directory that the image lacks is made.
+    /// - Entry point, command, environment, working directory and user are the image's where the spec says nothing. A volume
+    ///   that the image declares begins with what the image has there, is this container's own and goes with it.
     ///
     /// # Errors
     /// [`ImageNotFound`](crate::ErrorKind::ImageNotFound), also if the engine has the image for another
@@ -230,7 +232,8 @@ pub trait Driver: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// - It may be read late, more than once, and by another process. Then a last line without a line feed may come with
     ///   one, where the engine keeps logs by lines.
     /// - Read late, it is whole as far as the driver's limit on a log's size, which its config states; the oldest goes first.
-    /// - Each time the bytes of each stream are the same: who was cut off reads on by a [`LogOffset`](crate::LogOffset).
+    /// - But for that, and as long as the log is below the limit, each stream has the same bytes each time: who was cut off
+    ///   reads on by a [`LogOffset`](crate::LogOffset).
     /// - A reader that is slow slows the container, or is served from the engine's disk; it is never cut off.
     ///
     /// # Errors
@@ -284,6 +287,7 @@ pub trait Driver: fmt::Debug + fmt::Display + Send + Sync + 'static {
     ///
     /// # Behavior
     /// - A job that the engine does not know is success.
+    /// - What processes that have died had begun for no job, a pull, goes too, where the driver keeps record of it.
     /// - After it, [`list`](Self::list) of the job is what the report names as remaining.
     async fn end_job(&self, job: &JobId) -> Result<EndReport>;
 }

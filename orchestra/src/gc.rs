@@ -51,6 +51,10 @@ pub async fn collect_garbage(driver: &dyn Driver, options: GcOptions) -> Result<
         };
         collected.push(Collected { job, resources, report });
     }
+    if !options.dry_run {
+        // What a dead process had begun for no job goes with the end of any, be it of one that never was.
+        driver.end_job(&JobId::unique()).await?;
+    }
     Ok(collected)
 }
 

@@ -9,11 +9,11 @@ use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt, TryStreamExt, poll, stream};
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
-use tokio::task::yield_now;
+use tokio::task::{JoinError, yield_now};
 use tokio_util::io::{ReaderStream, StreamReader};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{Error, ExitStatus, Result};
+use crate::{Error, ErrorKind, ExitStatus, Result};
 
 /// Bytes in pieces: a tar, an image, standard input. An error is its last item.
 pub type ByteStream = BoxStream<'static, Result<Bytes>>;
@@ -87,7 +87,8 @@ impl LogOffset {
     }
 
     /// What a log has beyond this, of a stream that begins with the log's first byte, as [`Driver::logs`](crate::Driver::logs)
-    /// has it. Engines read their logs from the first byte or from a time: what was read before passes unseen.
+    /// has it. Engines read their logs from the first byte or from a time: what was read before passes unseen. It holds for
+    /// logs below their driver's limit, and counts what the same driver gave: a layer that changes output has other lengths.
     #[must_use]
     pub fn rest_of(self, logs: LogStream) -> LogStream {
         let mut left = self;
@@ -112,10 +113,21 @@ impl LogOffset {
 pub fn gathered(logs: LogStream) -> LogStream {
     let (sender, pieces) = mpsc::channel(PIECES);
     let task = AbortOnDropHandle::new(tokio::spawn(gather(logs, sender)));
-    stream::unfold((pieces, task), async |(mut pieces, task)| {
-        Some((pieces.recv().await?, (pieces, task)))
+    stream::try_unfold((pieces, Some(task)), async |(mut pieces, mut task)| {
+        if let Some(piece) = pieces.recv().await {
+            return Ok(Some((piece?, (pieces, task))));
+        }
+        match task.take() {
+            Some(task) => joined(task.await).map(|()| None),
+            None => Ok(None),
+        }
     })
     .boxed()
+}
+
+/// Output that nobody reads ahead any more has not ended: it broke off.
+fn joined(task: Result<(), JoinError>) -> Result<()> {
+    task.map_err(|error| Error::new(ErrorKind::Interrupted, format!("output is read no further: {error}")))
 }
 
 async fn gather(mut logs: LogStream, sender: mpsc::Sender<Result<LogChunk>>) {
@@ -223,9 +235,26 @@ mod tests {
         assert_eq!(gathered.next().await.unwrap().unwrap(), chunk(out, &large));
         assert_eq!(gathered.next().await.unwrap().unwrap_err().message(), "broken");
         assert!(gathered.next().await.is_none());
-        // Without a reader there is no task that reads.
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_reader_nothing_is_read() {
+        let (lines, logs) = mpsc::channel::<Result<LogChunk>>(1);
+        let logs = stream::unfold(logs, async |mut logs| Some((logs.recv().await?, logs)));
+        let mut gathered = gathered(logs.boxed());
+        assert!(poll!(gathered.next()).is_pending());
+        yield_now().await;
+        assert!(!lines.is_closed());
         drop(gathered);
-        lines.closed().await;
+        let closed = tokio::time::timeout(std::time::Duration::from_secs(10), lines.closed()).await;
+        assert!(closed.is_ok(), "the task goes on without a reader");
+    }
+
+    #[tokio::test]
+    async fn output_that_broke_off_is_no_end() {
+        let broken = stream::poll_fn(|_| -> Poll<Option<Result<LogChunk>>> { panic!("as a bug would") });
+        let end = gathered(broken.boxed()).next().await;
+        assert_eq!(end.unwrap().unwrap_err().kind(), ErrorKind::Interrupted);
     }
 
     #[tokio::test]

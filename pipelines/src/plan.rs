@@ -47,7 +47,7 @@ impl Pipeline {
     /// [`RunOptions`](crate::RunOptions), for builds that say nothing of it.
     ///
     /// # Errors
-    /// [`PermissionDenied`](orchestra::ErrorKind::PermissionDenied) naming the first step that is not permitted, and its image.
+    /// [`InvalidInput`](orchestra::ErrorKind::InvalidInput) naming the first step that is not permitted, and its image.
     pub fn check_privileges(
         &self,
         policy: &PrivilegePolicy,

@@ -31,7 +31,7 @@ fn main() -> Outcome<()> {
     let rounds = number("--rounds=").unwrap_or(5);
     let mib = number("--mib=").unwrap_or(1024);
     let mut random = Random(1);
-    let mut table = Table::default();
+    let mut table = Table::new("none".to_owned());
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     for count in [1, 10, 100, 1_000] {
         let values: Vec<String> = (0..count).map(|_| random.secret()).collect();

@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::{
     cargo::{self, cargo},
+    engine::Driver,
     environment::Environment,
     fixtures, process, term,
 };
@@ -29,10 +30,11 @@ pub(crate) fn build() -> Result<Programs> {
 }
 
 /// Measures in the environment, and answers the table.
-pub(crate) fn run(environment: &Environment, programs: &Programs, args: &[String]) -> Result<String> {
+pub(crate) fn run(environment: &Environment, driver: Driver, programs: &Programs, args: &[String]) -> Result<String> {
     let mut bench = environment.command(&programs.bench.display().to_string());
     bench
         .args(args)
+        .arg(format!("--name={driver}"))
         .current_dir(fixtures::repository())
         .env("ORCHESTRA_BIN", &programs.orchestra);
     let (status, output) = process::tee(&mut bench)?;

@@ -151,7 +151,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
             let programs = bench::build()?;
             let tables = targets
                 .iter()
-                .map(|target| bench::run(&target.start()?, &programs, &args));
+                .map(|target| bench::run(&target.start()?, target.driver, &programs, &args));
             bench::print(&tables.collect::<Result<Vec<_>>>()?);
         }
         Command::With { target, command } => return with(target, &command),

@@ -25,7 +25,7 @@ use self::describe::describe;
 use self::event::{End, Kind, Teller};
 pub(crate) use self::output::{AlsoTarget, Destination};
 use crate::args::BuildArgs;
-use crate::config::{Config, forbidden};
+use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::progress::{Display, Log};
 use crate::run::{exit, tell_kept};
@@ -50,7 +50,7 @@ pub(crate) async fn run(args: BuildArgs) -> Result<Exit, Failure> {
         build = build.rootless();
     }
     if !build.rootless {
-        config.privileges().check_image(&build.image).map_err(forbidden)?;
+        config.privileges().check_image(&build.image)?;
     }
 
     let cancel = CancellationToken::new();

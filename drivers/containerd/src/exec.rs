@@ -1,5 +1,6 @@
 //! Further processes in running containers.
 
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -31,6 +32,10 @@ const PIECES: usize = 4;
 /// How long output is waited for after a process' end: what it started in the background may hold its output open.
 const DRAIN: Duration = Duration::from_secs(2);
 
+fn has_ended() -> Error {
+    Error::new(ErrorKind::Conflict, "the container has ended")
+}
+
 impl ContainerdDriver {
     pub(crate) async fn run_in(
         &self,
@@ -55,7 +60,10 @@ impl ContainerdDriver {
         let (folder, name, with_input) = (self.state.container(&container.id), exec_id.clone(), stdin.is_some());
         let fifos = blocking(move || {
             let made = folder.exec(&name, with_input);
-            made.map_err(|error| Error::io("make the fifos of an exec", error))
+            made.map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => has_ended(),
+                _ => Error::io("make the fifos of an exec", error),
+            })
         });
         let fifos = fifos.await?;
         let exec = Exec {
@@ -133,7 +141,7 @@ impl Exec {
                 // All else was checked: what is left to fail is executing the program, unless the container has ended.
                 match self.driver.task(&self.container).await? {
                     Some(task) if task.status() == TaskStatus::Running => Err(unrunnable(error)),
-                    _ => Err(Error::new(ErrorKind::Conflict, "the container has ended")),
+                    _ => Err(has_ended()),
                 }
             }
         }

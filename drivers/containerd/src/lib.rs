@@ -35,7 +35,7 @@
 //!
 //! # What lies where
 //! `state` of [`ContainerdConfig`] has a folder for each namespace, with `volumes` (directories with their metadata beside them),
-//! `logs`, `containers` (the files of `/etc`, and how each container ended) and `exec` (fifos), and for all of them `network`
+//! `logs`, and `containers` (the files of `/etc`, the fifos of execs, and how each container ended), and for all of them `network`
 //! (which addresses are in use) and `bin` (the helper program). Its path has to be the same for containerd and for this process.
 //!
 //! # What is containerd's own

@@ -267,10 +267,11 @@ impl Folder {
             .map_err(|error| self.failed("write", error))
     }
 
-    /// A new folder with the fifos of an exec: it goes with the container, if whoever made it died before.
+    /// A new folder with the fifos of an exec: it goes with the container, if whoever made it died before. That of a
+    /// container which is gone is not made again.
     pub(crate) fn exec(&self, id: &str, stdin: bool) -> io::Result<Fifos> {
         let folder = self.path(id);
-        make(&folder)?;
+        fs::DirBuilder::new().mode(0o700).create(&folder)?;
         Fifos::make(folder, stdin)
     }
 

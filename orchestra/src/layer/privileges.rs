@@ -52,7 +52,7 @@ impl PrivilegePolicy {
     /// Compares a container with the policy. What adds kernel capabilities is privileged too.
     ///
     /// # Errors
-    /// [`ErrorKind::PermissionDenied`] naming the image.
+    /// [`ErrorKind::InvalidInput`] naming the image: what is permitted is its caller's to know.
     pub fn check(&self, spec: &ContainerSpec) -> Result<()> {
         match spec.privileged || !spec.cap_add.is_empty() {
             true => self.check_image(&spec.image),
@@ -69,7 +69,7 @@ impl PrivilegePolicy {
             return Ok(());
         }
         Err(Error::new(
-            ErrorKind::PermissionDenied,
+            ErrorKind::InvalidInput,
             format!("a privileged container of {image} is not permitted here"),
         )
         .with_hint(
@@ -198,6 +198,6 @@ mod tests {
         let mut spec = ContainerSpec::new("busybox".parse().unwrap());
         policy.check(&spec).unwrap();
         spec.privileged = true;
-        assert_eq!(policy.check(&spec).unwrap_err().kind(), ErrorKind::PermissionDenied);
+        assert_eq!(policy.check(&spec).unwrap_err().kind(), ErrorKind::InvalidInput);
     }
 }

@@ -54,7 +54,9 @@ async fn main() -> Outcome<()> {
         client.version
     );
     let image = std::env::var("ORCHESTRA_TEST_IMAGE").unwrap_or_else(|_| "busybox:stable".to_owned());
-    let engine = format!("{} {}", driver.info().driver, driver.info().engine_version);
+    let name = std::env::args().find_map(|arg| arg.strip_prefix("--name=").map(str::to_owned));
+    let name = name.unwrap_or_else(|| driver.info().driver.clone());
+    let engine = format!("{name} {}", driver.info().engine_version);
     let mut bench = Bench {
         known,
         driver,

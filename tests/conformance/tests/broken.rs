@@ -72,6 +72,7 @@ const CAUGHT_BY: &[(Defect, &str)] = &[
         "an_engine_that_dies_interrupts_whoever_waits",
     ),
     (D::ReadsALogOnlyOnce, "a_log_is_read_late_and_more_than_once"),
+    (D::ReadsALogOnlyOnce, "a_log_is_read_on_from_where_it_was_left"),
     (D::SaysThatAllExitsAreSuccess, "an_exit_code_is_told"),
     (D::NeverTellsTheEnd, "many_wait_for_one_container"),
     (

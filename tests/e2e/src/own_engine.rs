@@ -63,6 +63,7 @@ impl OwnEngine {
         let variable = purpose.variable();
         let told: Told = serde_json::from_str(&env::var(variable)?)?;
         let driver = KnownDriver::ALL.into_iter().find(|known| known.name() == told.driver);
+        let driver = driver.ok_or(format!("the tests know no driver {:?}", told.driver))?;
         let (program, arguments) = told
             .command
             .split_first()
@@ -76,7 +77,7 @@ impl OwnEngine {
             .spawn()?;
         let stdout = child.stdout.take().ok_or("the engine has no output")?;
         let engine = Self {
-            driver: driver.ok_or(format!("the tests know no driver {:?}", told.driver))?,
+            driver,
             folder,
             child,
             said: Mutex::new(BufReader::new(stdout)),

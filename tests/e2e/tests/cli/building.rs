@@ -304,6 +304,14 @@ fn privileges_that_the_configuration_forbids_are_refused_before_anything_is_made
         assert_says(&finished, &["is not permitted here", "hint: "]);
         assert!(!finished.all().contains("not run"), "{finished}");
     }
+    let finished = fixture
+        .orchestra(["validate", "--json", "task.yml"])
+        .dir(dir.path())
+        .run();
+    assert_eq!(finished.code, 2, "{finished}");
+    let told = finished.events().expect("JSON");
+    assert_eq!(told[0]["valid"], false, "{finished}");
+    assert_says(&finished, &["step=strong", "is not permitted here"]);
     // One image's builds may be permitted.
     dir.write(
         "orchestra.toml",
