@@ -30,7 +30,11 @@ pub(crate) async fn one(bench: &mut Bench) -> Outcome<()> {
     let job = Job::builder(bench.driver.clone()).build();
     let bare = Bare::connect(bench.known, bench.driver.info()).await?;
     let (image, client) = (bench.image.clone(), bench.client.clone());
-    let canonical = image.parse::<orchestra::ImageRef>()?.canonical();
+    // containerd's store knows whole names alone; podman keeps an image that was loaded under none of a registry's.
+    let name_of_image = match bench.known {
+        KnownDriver::Containerd => image.parse::<orchestra::ImageRef>()?.canonical(),
+        KnownDriver::Docker | KnownDriver::Podman => image.clone(),
+    };
     let target = match bench.known {
         KnownDriver::Docker => "< 1.0",
         KnownDriver::Podman => "≤ 0.85",
@@ -49,7 +53,7 @@ pub(crate) async fn one(bench: &mut Bench) -> Outcome<()> {
         let theirs = || async {
             let name = format!("orchestra-bench-{}-{}", std::process::id(), unique());
             let task = bare::Task {
-                image: &canonical,
+                image: &name_of_image,
                 name: &name,
                 command: &["/bin/true"],
                 network,

@@ -314,7 +314,7 @@ fn doctor_names_what_networks_lack(fixture: &Fixture) {
     assert_eq!(finished.code, 3, "{finished}");
     assert_says(&finished, &["containernetworking-plugins", "/nowhere"]);
     let refused = fixture.orchestra(["run", "p.yml"]).dir(dir.path()).run();
-    assert_eq!(refused.code, 2, "{refused}");
+    assert_eq!(refused.code, 3, "{refused}");
     assert_says(&refused, &["containernetworking-plugins"]);
     let mut without = task(fixture, "hello", "echo hello");
     without["network"] = json!("none");
