@@ -62,7 +62,9 @@ impl ErrorKind {
     #[must_use]
     pub fn hint(self) -> Option<&'static str> {
         Some(match self {
-            Self::Unreachable => "start the engine or correct its endpoint; `orchestra doctor` shows what was tried",
+            Self::Unreachable => {
+                "start the engine or correct its endpoint; `--driver auto` takes whichever engine answers"
+            }
             Self::PermissionDenied => {
                 "give this user access to the engine's socket (often a group membership), or run as one that has it"
             }
