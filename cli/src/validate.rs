@@ -22,19 +22,19 @@ pub(crate) async fn run(args: &ValidateArgs) -> Result<Exit, Failure> {
     let secrets = secrets::open(&config.secrets, &args.secrets, &secrets::pipeline_name(&args.file))?;
     let values = secrets::values(&secrets, &args.variables)?;
     let permitted = |pipeline: &Pipeline| config.check_privileges(pipeline, config.image_build.may_be_rootless());
+    let wrong = |file: &str, problems: serde_json::Value| {
+        let answer = serde_json::json!({"valid": false, "file": file, "problems": problems});
+        (answer.to_string(), Exit::BadInput)
+    };
     let (answer, exit) = match Pipeline::read_with(&args.file, &values).await {
         Err(invalid) if !args.json => return Err(Failure::invalid(invalid)),
-        Err(invalid) => {
-            let answer = serde_json::json!({"valid": false, "file": invalid.name(), "problems": invalid.problems()});
-            (answer.to_string(), Exit::BadInput)
-        }
+        Err(invalid) => wrong(invalid.name(), serde_json::json!(invalid.problems())),
         Ok(pipeline) if let Err(refused) = permitted(&pipeline) => {
             if !args.json {
                 return Err(refused.into());
             }
             let problem = serde_json::json!({"message": refused.to_string(), "help": refused.hint(), "places": []});
-            let answer = serde_json::json!({"valid": false, "file": pipeline.name, "problems": [problem]});
-            (answer.to_string(), Exit::BadInput)
+            wrong(&pipeline.name, serde_json::json!([problem]))
         }
         Ok(pipeline) => {
             let steps: usize = pipeline.jobs.iter().map(|job| job.leaves().len()).sum();

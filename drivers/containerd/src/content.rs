@@ -307,19 +307,13 @@ mod tests {
 
     use super::*;
     use crate::lease::Lease;
+    use crate::testing;
 
-    /// A store of the engine that `cargo xtask with` provides, or `None` where it is another one or none. What is put there
-    /// is under the lease: containerd collects the rest whenever another test deletes something.
+    /// A store of the engine that is provided, if one is. What is put there is under the lease: containerd collects the rest
+    /// whenever another test deletes something.
     async fn store() -> Option<(Lease, Content)> {
-        if std::env::var("ORCHESTRA_TEST_DRIVER").as_deref() != Ok("containerd") {
-            println!("skipped: ORCHESTRA_TEST_DRIVER is not containerd");
-            return None;
-        }
-        let socket = std::env::var("CONTAINERD_ADDRESS").unwrap();
-        let namespace = std::env::var("CONTAINERD_NAMESPACE").unwrap();
-        let socket = socket.trim_start_matches("unix://");
-        let client = Client::new(socket.as_ref(), &namespace).unwrap();
-        let lease = Lease::new(&client, &orchestra::Labels::new()).await.unwrap();
+        let driver = testing::driver().await?;
+        let lease = Lease::new(&driver.client, &orchestra::Labels::new()).await.unwrap();
         let store = Content::new(lease.client.clone());
         Some((lease, store))
     }

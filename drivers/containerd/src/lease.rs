@@ -63,15 +63,6 @@ impl Lease {
     }
 }
 
-#[cfg(test)]
-impl Lease {
-    /// The same, and waits until what nobody needs has gone.
-    pub(crate) async fn end_now(mut self) {
-        self.ended = true;
-        delete(&self.client, self.id.clone(), true).await;
-    }
-}
-
 impl Drop for Lease {
     fn drop(&mut self) {
         if self.ended {
@@ -119,7 +110,7 @@ mod tests {
     use orchestra::{GcOptions, collect_garbage};
 
     use super::*;
-    use crate::{ContainerdConfig, ContainerdDriver};
+    use crate::testing;
 
     #[test]
     fn what_a_dead_process_had_is_left_and_what_a_living_one_has_is_not() {
@@ -146,14 +137,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_lease_of_a_process_that_died_goes_with_the_garbage() {
-        if std::env::var("ORCHESTRA_TEST_DRIVER").as_deref() != Ok("containerd") {
-            println!("skipped: ORCHESTRA_TEST_DRIVER is not containerd");
+        let Some(driver) = testing::driver().await else {
             return;
-        }
-        let socket = std::env::var("CONTAINERD_ADDRESS").unwrap();
-        let namespace = std::env::var("CONTAINERD_NAMESPACE").unwrap();
-        let client = Client::new(socket.trim_start_matches("unix://").as_ref(), &namespace).unwrap();
-        let alive = Lease::new(&client, &Labels::new()).await.unwrap();
+        };
+        let client = &driver.client;
+        let alive = Lease::new(client, &Labels::new()).await.unwrap();
         let dead = Runner::current().to_string().rsplit_once('/').unwrap().0.to_owned() + "/1";
         let left = format!("orchestra-{}", JobId::unique());
         let request = CreateRequest {
@@ -161,7 +149,6 @@ mod tests {
             labels: HashMap::from([(labels::RUNNER.to_owned(), dead)]),
         };
         client.leases().create(client.request(request)).await.unwrap();
-        let driver = ContainerdDriver::connect(ContainerdConfig::default()).await.unwrap();
         collect_garbage(&driver, GcOptions::default()).await.unwrap();
         let list = containerd_client::services::v1::ListRequest::default();
         let there = client.leases().list(client.request(list)).await.unwrap().into_inner();

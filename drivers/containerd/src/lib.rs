@@ -68,3 +68,17 @@ mod task;
 pub use client::is_containerd;
 pub use config::ContainerdConfig;
 pub use driver::ContainerdDriver;
+
+#[cfg(test)]
+mod testing {
+    use crate::{ContainerdConfig, ContainerdDriver};
+
+    /// A driver of the engine that `cargo xtask with` provides, or `None` where it is another one or none.
+    pub(crate) async fn driver() -> Option<ContainerdDriver> {
+        if std::env::var("ORCHESTRA_TEST_DRIVER").as_deref() != Ok("containerd") {
+            println!("skipped: ORCHESTRA_TEST_DRIVER is not containerd");
+            return None;
+        }
+        Some(ContainerdDriver::connect(ContainerdConfig::default()).await.unwrap())
+    }
+}

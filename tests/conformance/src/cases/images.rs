@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use orchestra::{ErrorKind, ImageRef, VolumeId, VolumePath, stream};
+use orchestra::{ContainerSpec, ErrorKind, ImageRef, VolumeId, VolumePath, stream};
 use serde_json::json;
 
 use super::case;
@@ -205,12 +205,7 @@ async fn a_container_has_what_its_image_says(cx: Arc<Context>) -> Outcome {
     )?;
 
     // Named in the image's own files and nowhere else.
-    let volume = cx.volume("who").await?;
-    spec.mounts.push(cx.mount(&volume, "/who")?);
-    let open = Entry::dir("open").mode(0o777);
-    cx.driver
-        .write_volume(&volume, &VolumePath::root(), stream::once(pack(&[open])))
-        .await?;
+    let volume = open_volume(&cx, &mut spec).await?;
     spec.entrypoint = Some(["/bin/sh", "-c", "echo me > /who/open/me"].map(str::to_owned).to_vec());
     for (name, user, owner) in [
         ("by-name", "tester", (4321, 8765)),
@@ -224,6 +219,17 @@ async fn a_container_has_what_its_image_says(cx: Arc<Context>) -> Outcome {
         cx.output(&format!("clean-{name}"), &clean).await?;
     }
     Ok(())
+}
+
+/// Mounts a new volume at `/who`, in whose `open` everybody may write.
+async fn open_volume(cx: &Context, spec: &mut ContainerSpec) -> Outcome<VolumeId> {
+    let volume = cx.volume("who").await?;
+    spec.mounts.push(cx.mount(&volume, "/who")?);
+    let open = Entry::dir("open").mode(0o777);
+    cx.driver
+        .write_volume(&volume, &VolumePath::root(), stream::once(pack(&[open])))
+        .await?;
+    Ok(volume)
 }
 
 /// Checks whose `open/me` is.
@@ -251,12 +257,7 @@ async fn an_images_entry_point_user_and_volumes_hold(cx: Arc<Context>) -> Outcom
         .await?;
     let mut spec = cx.spec();
     spec.image = image;
-    let volume = cx.volume("who").await?;
-    spec.mounts.push(cx.mount(&volume, "/who")?);
-    let open = Entry::dir("open").mode(0o777);
-    cx.driver
-        .write_volume(&volume, &VolumePath::root(), stream::once(pack(&[open])))
-        .await?;
+    let volume = open_volume(&cx, &mut spec).await?;
     same("the first", cx.output("first", &spec).await?, "kept\nmore\n")?;
     owned_by(&cx, &volume, "tester:testers", (4321, 5678)).await?;
     same("the second", cx.output("second", &spec).await?, "kept\nmore\n")?;

@@ -251,16 +251,12 @@ async fn a_task_that_cannot_start_leaves_no_container(cx: Arc<Context>) -> Outco
 
 async fn a_job_carries_on_where_another_one_stopped(cx: Arc<Context>) -> Outcome {
     let volume = cx.volume("count").await?;
-    let with_volume = |script: &str| {
+    let script = "echo run >> /v/runs; echo one; while [ ! -e /v/go ]; do sleep 0.1; done; echo two";
+    let once = || -> Outcome<Task> { Ok(task(&cx, "once", script)?.mount(&volume, "/v")?) };
+    let beside = async |name: &str, script: &str| {
         let mut spec = cx.shell(script);
         spec.mounts.push(cx.mount(&volume, "/v")?);
-        Outcome::Ok(spec)
-    };
-    let spec = with_volume("echo run >> /v/runs; echo one; while [ ! -e /v/go ]; do sleep 0.1; done; echo two")?;
-    let task = || -> Outcome<Task> {
-        let mut task = Task::new("once", cx.settings.image.as_str())?;
-        task.spec = spec.clone();
-        Ok(task)
+        cx.output(name, &spec).await
     };
     let start = || {
         let job = Job::builder(cx.driver.clone())
@@ -272,15 +268,15 @@ async fn a_job_carries_on_where_another_one_stopped(cx: Arc<Context>) -> Outcome
     };
     // Two handles on one running task, as where a second process takes over from one that has lost touch with it.
     let first = start();
-    let mut handle = first.start(task()?);
+    let mut handle = first.start(once()?);
     running(&cx, &mut handle).await?;
     let (sink, mut output) = mpsc::channel(8);
     let second = start();
-    let mut taken_over = second.start(task()?.output(sink));
+    let mut taken_over = second.start(once()?.output(sink));
     // Nothing comes where the second one has failed: its wait tells why.
     let delivers = output.recv().await.is_some();
     let drain = tokio::spawn(async move { while output.recv().await.is_some() {} });
-    cx.output("go", &with_volume("touch /v/go")?).await?;
+    beside("go", "touch /v/go").await?;
     let result = taken_over.wait().await?.success()?;
     holds(
         delivers,
@@ -292,13 +288,12 @@ async fn a_job_carries_on_where_another_one_stopped(cx: Arc<Context>) -> Outcome
         result.stdout.to_string(),
         "one\ntwo\n",
     )?;
-    let result = start().run(task()?).await?.success()?;
+    let result = start().run(once()?).await?.success()?;
     same(
         "the log of the task that had ended",
         result.stdout.to_string(),
         "one\ntwo\n",
     )?;
     handle.wait().await?.success()?;
-    let counted = cx.output("counter", &with_volume("cat /v/runs")?).await?;
-    same("how often it ran", counted, "run\n")
+    same("how often it ran", beside("counter", "cat /v/runs").await?, "run\n")
 }
