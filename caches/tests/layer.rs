@@ -326,6 +326,38 @@ async fn damage_is_a_miss_with_an_empty_volume_and_is_mended_at_the_end() {
 }
 
 #[tokio::test]
+async fn a_cache_lives_as_long_as_it_is_persisted_again() {
+    let world = World::new();
+    write(&world, "ci/a", "old").await;
+    let entries = files(world._folder.path()).into_iter();
+    let entries: Vec<_> = entries.filter(|(name, _)| name.starts_with("entries/")).collect();
+    let [(name, entry)] = entries.as_slice() else {
+        panic!("one cache")
+    };
+    let file = world._folder.path().join(name);
+    let hour = Duration::from_secs(3600);
+    let told = async || {
+        let mut options = CachesOptions::default();
+        options.time_to_live = Some(hour);
+        options.policy = Policy::Pull;
+        let run = world.run_with(None, options);
+        run.volume(&spec("ci/a")).await;
+        run.end().await
+    };
+    // First persisted long ago, and again just now, unchanged.
+    let mut first: serde_json::Value = serde_json::from_slice(entry).unwrap();
+    first["created"] = 1_000_000_000.into();
+    std::fs::write(&file, serde_json::to_vec(&first).unwrap()).unwrap();
+    let found = told().await;
+    assert!(matches!(&found[0], CacheEventKind::Restored { .. }), "{found:?}");
+    std::fs::write(&file, entry).unwrap();
+    let written = std::fs::File::options().write(true).open(&file).unwrap();
+    written.set_modified(std::time::SystemTime::now() - 2 * hour).unwrap();
+    let missed = told().await;
+    assert!(matches!(&missed[0], CacheEventKind::Missed { .. }), "{missed:?}");
+}
+
+#[tokio::test]
 async fn a_store_that_fails_costs_a_warning_and_the_job_runs_without() {
     let world = World::new();
     write(&world, "ci/a", "old").await;
@@ -377,7 +409,9 @@ async fn a_transfer_that_takes_too_long_ends_with_an_empty_volume() {
     write(&world, "ci/a", "old").await;
     let faults = Faults::new()
         .on(Method::WriteVolume, Fault::Hang)
-        .on(Method::ReadVolume, Fault::Hang);
+        .on(Method::ReadVolume, Fault::Hang)
+        // What the transfer was done with has the volume for a moment longer.
+        .on_calls(Method::RemoveVolume, 0, 2, Fault::Before(ErrorKind::Conflict));
     let mut options = CachesOptions::default();
     options.timeout = Duration::from_millis(300);
     let (layer, events) = world.layer(Layered::wrap(world.engine.driver(), faults), options);

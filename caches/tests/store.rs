@@ -234,6 +234,29 @@ async fn a_verification_that_repairs_lets_others_send_what_is_damaged_anew() {
 }
 
 #[tokio::test]
+async fn a_repair_tells_of_all_caches_that_it_takes_content_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder_store(folder.path());
+    persist(&store, "ci/a", &project(1)).await.unwrap();
+    let packs = files(folder.path()).into_iter();
+    let packs: Vec<_> = packs.filter(|(name, _)| name.starts_with("packs/")).collect();
+    persist(&store, "other/b", &project(2)).await.unwrap();
+    persist(&store, "other/alone", &tar(&[("x", noise(9, 10_000))]))
+        .await
+        .unwrap();
+    for (name, mut bytes) in packs {
+        bytes[1000] ^= 1;
+        std::fs::write(folder.path().join(name), bytes).unwrap();
+    }
+    let verified = store.verify("ci/", true).await.unwrap();
+    let mut damaged: Vec<_> = verified.damaged.iter().map(|damage| &damage.key).collect();
+    damaged.sort();
+    assert_eq!(damaged, [&key("ci/a"), &key("other/b")], "{verified:?}");
+    let verified = store.verify("", false).await.unwrap();
+    assert_eq!((verified.whole, verified.damaged.len()), (1, 2), "{verified:?}");
+}
+
+#[tokio::test]
 async fn a_cache_over_its_limit_is_kept_out_and_the_old_one_stays() {
     let folder = tempfile::tempdir().unwrap();
     let store = folder_store(folder.path());
@@ -302,6 +325,27 @@ async fn what_no_cache_uses_goes_after_the_grace_period_and_nothing_else() {
     store.prune(prune_at_once()).await.unwrap();
     let left: Vec<String> = files(folder.path()).into_iter().map(|(name, _)| name).collect();
     assert_eq!(left, ["orchestra-caches.json", "prune"]);
+}
+
+#[tokio::test]
+async fn a_prune_removes_nothing_that_is_not_the_stores_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder_store(folder.path());
+    persist(&store, "ci/a", &project(1)).await.unwrap();
+    std::fs::create_dir(folder.path().join("notes")).unwrap();
+    for name in ["notes/issue#1", "todo#2", "packs/half#3"] {
+        let file = std::fs::File::create(folder.path().join(name)).unwrap();
+        let old = std::time::SystemTime::now() - Duration::from_secs(400 * 24 * 3600);
+        file.set_modified(old).unwrap();
+    }
+    store.prune(Prune::default()).await.unwrap();
+    let left: Vec<String> = files(folder.path()).into_iter().map(|(name, _)| name).collect();
+    let there = |name: &str| left.iter().any(|left| left == name);
+    assert!(there("notes/issue#1") && there("todo#2"), "{left:?}");
+    assert!(
+        !there("packs/half#3"),
+        "what a killed process left half written goes: {left:?}"
+    );
 }
 
 #[tokio::test]

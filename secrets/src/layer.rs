@@ -101,7 +101,7 @@ impl SecretsLayer {
     }
 
     fn of_volume(&self, id: &VolumeId) -> JobSecrets {
-        self.secrets.job(owner(id.as_str()))
+        self.secrets.known(owner(id.as_str()))
     }
 }
 
@@ -355,7 +355,7 @@ impl Driver for SecretsLayer {
     }
 
     async fn end_job(&self, job: &JobId) -> Result<EndReport> {
-        let secrets = self.secrets.job(job);
+        let secrets = self.secrets.known(job);
         let mut report = self
             .inner
             .end_job(job)
@@ -364,8 +364,11 @@ impl Driver for SecretsLayer {
         let remaining = std::mem::take(&mut report.remaining);
         let clean = |(resource, error): (Resource, Error)| (resource, secrets.redact_error(error));
         report.remaining = remaining.into_iter().map(clean).collect();
-        self.containers().retain(|id, _| owner(id.as_str()) != job.as_str());
-        self.secrets.forget(job);
+        // Who tries again what remains reads on.
+        if report.remaining.is_empty() {
+            self.containers().retain(|id, _| owner(id.as_str()) != job.as_str());
+            self.secrets.forget(job);
+        }
         Ok(report)
     }
 }

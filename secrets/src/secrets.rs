@@ -155,6 +155,12 @@ impl Secrets {
             .clone()
     }
 
+    /// The same for who has nothing to add: an unknown job is not remembered.
+    pub(crate) fn known(&self, id: impl AsRef<str>) -> JobSecrets {
+        let known = self.jobs().get(id.as_ref()).cloned();
+        known.unwrap_or_else(|| JobSecrets::new(self.clone()))
+    }
+
     /// Forgets a job. The layer does it when a job has ended; one that is kept is forgotten by this.
     pub fn forget(&self, id: impl AsRef<str>) {
         self.jobs().remove(id.as_ref());

@@ -180,8 +180,8 @@ impl PrivateEngine {
                     bounded: bounded()?,
                     bridge: !alone,
                 };
-                // It finds its engine by `DOCKER_HOST`.
-                let client = vec!["docker".to_owned()];
+                // It finds its engine by `DOCKER_HOST`. The distribution's own: another one may come first on the PATH.
+                let client = vec!["/usr/bin/docker".to_owned()];
                 (docker.daemons()?, docker.socket(), docker.pid_file(), client)
             }
             Driver::Podman | Driver::PodmanRootless => {

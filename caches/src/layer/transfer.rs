@@ -17,6 +17,8 @@ use crate::{CacheEventKind, Found, Persist};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long the last try to leave the engine as it should be may take.
 const MENDING: Duration = Duration::from_secs(120);
+/// Pause before a volume is tried to be removed again that something of the broken transfer still uses.
+const AGAIN: Duration = Duration::from_millis(100);
 
 impl CachesLayer {
     /// Fills a volume that is new. It is empty afterwards if that did not go well.
@@ -64,7 +66,10 @@ impl CachesLayer {
         };
         let restoring = self.ask(self.store.restore(&found.entry)).await?;
         let failed = Arc::new(AtomicBool::new(false));
-        let content = noting(restoring.content, failed.clone());
+        // Damage says nothing about the store.
+        let content = noting(restoring.content, failed.clone(), |error| {
+            error.kind() != ErrorKind::Protocol
+        });
         let transfer = self.transfer(volume)?;
         touched.store(true, Ordering::Relaxed);
         let filled = transfer.fill(&volume.id, checked(content, volume.spec.devices)).await;
@@ -82,7 +87,13 @@ impl CachesLayer {
     /// Makes a volume that is half filled empty again.
     async fn empty(&self, volume: &Volume, spec: &VolumeSpec) -> Result<()> {
         let anew = async {
-            self.inner.remove_volume(&volume.id).await?;
+            // A transfer that was given up ends behind our back: its container holds the volume for a moment longer.
+            while let Err(error) = self.inner.remove_volume(&volume.id).await {
+                if error.kind() != ErrorKind::Conflict {
+                    return Err(error);
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
             self.inner.create_volume(&volume.id, spec).await
         };
         let late = || {
@@ -139,7 +150,7 @@ impl CachesLayer {
         let failed = Arc::new(AtomicBool::new(false));
         let contents = contents
             .into_iter()
-            .map(|content| noting(content, failed.clone()))
+            .map(|content| noting(content, failed.clone(), |_| true))
             .collect();
         let options = Persist {
             size_limit: limit,
@@ -222,10 +233,10 @@ impl CachesLayer {
     }
 }
 
-/// The same stream; whether it ended with an error that is no damage is noted.
-fn noting(content: ByteStream, failed: Arc<AtomicBool>) -> ByteStream {
+/// The same stream; whether it ended with such an error is noted.
+fn noting(content: ByteStream, failed: Arc<AtomicBool>, counts: fn(&Error) -> bool) -> ByteStream {
     let note = move |error: &Error| {
-        if error.kind() != ErrorKind::Protocol {
+        if counts(error) {
             failed.store(true, Ordering::Relaxed);
         }
     };

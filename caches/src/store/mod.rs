@@ -104,7 +104,7 @@ impl Store {
     }
 
     async fn read_version(&self) -> Result<bool> {
-        let Some(bytes) = self.get_small(&Path::from(VERSION_OBJECT), MAX_ENTRY).await? else {
+        let Some((bytes, _)) = self.get_small(&Path::from(VERSION_OBJECT), MAX_ENTRY).await? else {
             // An absent object and an absent bucket have the same code; a listing tells them apart.
             let mut listing = self.0.objects.list(None);
             return match listing.next().await {
@@ -167,7 +167,7 @@ impl Store {
     pub async fn list(&self, prefix: &str) -> Result<Vec<Entry>> {
         let objects = self.objects_with(prefix).await?;
         let entries = futures_util::stream::iter(objects)
-            .map(|(key, meta)| async move { self.read_entry(&key, Some(meta.last_modified.into())).await })
+            .map(|(key, _)| async move { self.read_entry(&key).await })
             .buffered(AT_ONCE)
             .filter_map(|entry| async {
                 match entry {
@@ -204,7 +204,7 @@ impl Store {
         if !self.exists().await? {
             return Ok(None);
         }
-        self.read_entry(key, None).await
+        self.read_entry(key).await
     }
 
     /// The cache of this key or, if there is none, the newest of the first of `restore_keys` that any key begins with.
@@ -216,8 +216,8 @@ impl Store {
             return Ok(Some(Found { entry, exact: true }));
         }
         for prefix in restore_keys {
-            for (key, meta) in self.objects_with(prefix).await? {
-                match self.read_entry(&key, Some(meta.last_modified.into())).await {
+            for (key, _) in self.objects_with(prefix).await? {
+                match self.read_entry(&key).await {
                     Ok(Some(entry)) => return Ok(Some(Found { entry, exact: false })),
                     // Removed meanwhile, or damaged: the next one may do.
                     Ok(None) => {}
@@ -245,8 +245,8 @@ impl Store {
         }
     }
 
-    async fn read_entry(&self, key: &CacheKey, modified: Option<SystemTime>) -> Result<Option<Entry>> {
-        let Some(bytes) = self.get_small(&key.object(ENTRIES), MAX_ENTRY).await? else {
+    async fn read_entry(&self, key: &CacheKey) -> Result<Option<Entry>> {
+        let Some((bytes, modified)) = self.get_small(&key.object(ENTRIES), MAX_ENTRY).await? else {
             return Ok(None);
         };
         let entry: Entry =
@@ -254,27 +254,30 @@ impl Store {
         if entry.key != *key {
             return Err(damaged("its entry is that of another key").with("key", key));
         }
+        let modified = Some(modified);
         Ok(Some(Entry { modified, ..entry }))
     }
 
     async fn load_manifest(&self, name: &Hash) -> Result<Manifest> {
         let path = manifest_path(name);
         let packed = self.get_small(&path, MAX_PACKED_MANIFEST).await?;
-        let packed = packed.ok_or_else(|| damaged(format!("its manifest {name} is missing")))?;
+        let (packed, _) = packed.ok_or_else(|| damaged(format!("its manifest {name} is missing")))?;
         let name = *name;
         blocking(move || Manifest::unpack(&name, &packed)).await?
     }
 
-    /// An object that is small enough to be held; `None` if there is none.
-    async fn get_small(&self, path: &Path, limit: u64) -> Result<Option<Bytes>> {
+    /// An object that is small enough to be held, and when it was written; `None` if there is none.
+    async fn get_small(&self, path: &Path, limit: u64) -> Result<Option<(Bytes, SystemTime)>> {
         let doing = || format!("read {path}");
         match self.0.objects.get(path).await {
             Ok(found) if found.meta.size > limit => Err(damaged(format!("{path} is {} bytes long", found.meta.size))),
-            Ok(found) => found
-                .bytes()
-                .await
-                .map(Some)
-                .map_err(|error| self.failed(&doing(), error)),
+            Ok(found) => {
+                let written = found.meta.last_modified.into();
+                let bytes = found.bytes().await;
+                bytes
+                    .map(|bytes| Some((bytes, written)))
+                    .map_err(|error| self.failed(&doing(), error))
+            }
             Err(error) if missing(&error) => Ok(None),
             Err(error) => Err(self.failed(&doing(), error)),
         }

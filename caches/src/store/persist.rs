@@ -223,7 +223,7 @@ impl Store {
         others.sort_by_key(|(other, _)| alike(other));
         let mut seen: Vec<Hash> = old.map(|old| old.manifest).into_iter().collect();
         for (other, _) in others.into_iter().take(RELATED) {
-            let Ok(Some(entry)) = self.read_entry(&other, None).await else {
+            let Ok(Some(entry)) = self.read_entry(&other).await else {
                 continue;
             };
             // Two keys with the same content.

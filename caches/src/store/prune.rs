@@ -11,7 +11,7 @@ use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStoreExt};
 use orchestra::{Error, ErrorKind, Result};
 
-use super::{AT_ONCE, CONDEMNED, ENTRIES, MANIFESTS, PACKS, Store, name_of};
+use super::{AT_ONCE, CONDEMNED, ENTRIES, MANIFESTS, PACKS, Store, VERSION_OBJECT, name_of};
 use crate::CacheKey;
 use crate::format::Hash;
 
@@ -126,7 +126,7 @@ impl Store {
         let objects = self.objects_with("").await?;
         let entries = futures_util::stream::iter(objects)
             .map(|(key, meta)| async move {
-                let entry = self.read_entry(&key, None).await;
+                let entry = self.read_entry(&key).await;
                 (key, SystemTime::from(meta.last_modified), entry)
             })
             .buffered(AT_ONCE);
@@ -233,9 +233,15 @@ fn condemned_path(mark: &str) -> Path {
 
 /// In a folder, an object is written beside its place as `NAME#NUMBER` and moved there: who is killed leaves that.
 fn remove_half_written(folder: &FilePath, grace: Duration) {
+    let own = [ENTRIES, MANIFESTS, PACKS, CONDEMNED, VERSION_OBJECT, CLOCK];
     let mut open = vec![folder.to_owned()];
-    while let Some(folder) = open.pop() {
-        for file in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+    while let Some(next) = open.pop() {
+        for file in std::fs::read_dir(&next).into_iter().flatten().flatten() {
+            // The folder may have more in it than the store.
+            let is = |name: &str| name.split('#').next().is_some_and(|name| own.contains(&name));
+            if next == folder && !file.file_name().to_str().is_some_and(is) {
+                continue;
+            }
             let Ok(meta) = file.metadata() else { continue };
             if meta.is_dir() {
                 open.push(file.path());

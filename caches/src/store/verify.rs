@@ -1,5 +1,6 @@
 //! Whether everything in a store is what it was.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -8,6 +9,7 @@ use orchestra::{Error, ErrorKind, Result};
 use super::restore::Plan;
 use super::{Store, pack_path};
 use crate::CacheKey;
+use crate::format::damaged;
 
 /// What a verification found.
 #[derive(Debug, Default)]
@@ -35,7 +37,8 @@ impl Store {
     /// Reads all that caches whose keys begin with `prefix` are made of, and compares it with its hashes.
     ///
     /// With `repair`, packs that are damaged and caches that have no readable entry are deleted, so that every later
-    /// persist, on whichever machine, sends them anew.
+    /// persist, on whichever machine, sends them anew. A pack is read twice before it is: one answer of a store may be cut
+    /// short. Other caches that have content in it are then among the damaged ones, whatever their keys begin with.
     ///
     /// # Errors
     /// As [`check`](Self::check). Damage is a result, not an error.
@@ -56,12 +59,44 @@ impl Store {
                     self.remove(&damage.key).await?;
                 }
             }
-            let bad: Vec<_> = self.bad_packs().iter().copied().collect();
-            for pack in bad {
-                self.delete(&pack_path(&pack)).await?;
-            }
+            self.repair(prefix, &mut verified).await?;
         }
         Ok(verified)
+    }
+
+    async fn repair(&self, prefix: &str, verified: &mut Verified) -> Result<()> {
+        self.bad_packs().clear();
+        for damage in &verified.damaged {
+            match self.verify_one(&damage.key, &mut verified.read).await {
+                Err(error) if error.kind() != ErrorKind::Protocol => return Err(error),
+                _ => {}
+            }
+        }
+        let bad = self.bad_packs().clone();
+        for pack in &bad {
+            self.delete(&pack_path(pack)).await?;
+        }
+        let known: HashSet<CacheKey> = verified.damaged.iter().map(|damage| damage.key.clone()).collect();
+        for entry in self
+            .list("")
+            .await?
+            .into_iter()
+            .filter(|entry| !known.contains(&entry.key))
+        {
+            let Ok(manifest) = self.load_manifest(&entry.manifest).await else {
+                continue;
+            };
+            if let Some((pack, _)) = manifest.packs.iter().find(|(pack, _)| bad.contains(pack)) {
+                let error = damaged(format!(
+                    "it has content in the pack {pack}, which was damaged and is deleted"
+                ));
+                if entry.key.as_str().starts_with(prefix) {
+                    verified.whole = verified.whole.saturating_sub(1);
+                }
+                verified.damaged.push(Damage { key: entry.key, error });
+            }
+        }
+        Ok(())
     }
 
     async fn verify_one(&self, key: &CacheKey, read: &mut u64) -> Result<()> {

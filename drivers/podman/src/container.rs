@@ -18,6 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use crate::client::Client;
 use crate::driver::PodmanDriver;
 use crate::error::{Cause, Failure, Subject, about, cause_of, is_missing, unrunnable};
+use crate::image::names;
 use crate::spec;
 use orchestra::tar::{self, EntryType};
 
@@ -123,22 +124,39 @@ impl PodmanDriver {
 
     /// One try: the engine's refusal is the inner result.
     async fn create_of_image(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<Result<(), Failure>> {
-        let image = match self.image_named(&spec.image).await {
-            Ok(image) => image,
-            Err(failure) => return Ok(Err(failure)),
-        };
-        if let Some(platform) = &spec.platform {
-            image.check_platform(&spec.image, platform)?;
-        }
-        let mut body = spec::body(id.as_str(), spec, image.name.clone(), self.log_limit)?;
-        if spec.entrypoint.is_none() && spec.command.as_ref().is_some_and(Vec::is_empty) {
-            // No arguments at all. libpod takes an empty list for the image's, unless the entry point is a new one.
-            let message = || {
-                let image = &spec.image;
-                format!("{image} has no entry point and no command is given: there is nothing to run")
+        let mut missing = None;
+        for name in names(&spec.image) {
+            match self.create_of(&name, id, spec).await? {
+                Err(failure) if cause_of(&failure) == Some(Cause::NoImage) => missing.get_or_insert(failure),
+                created => return Ok(created),
             };
-            let entrypoint = image.config.entrypoint.filter(|argv| !argv.is_empty());
-            body.entrypoint = Some(entrypoint.ok_or_else(|| Error::invalid(message()))?);
+        }
+        Ok(Err(missing.unwrap_or_else(|| {
+            Failure::Protocol(format!("{} has no name", spec.image))
+        })))
+    }
+
+    /// The same with the image of this name. What the image is, is asked only if it makes a difference.
+    async fn create_of(&self, image: &str, id: &ContainerId, spec: &ContainerSpec) -> Result<Result<(), Failure>> {
+        let mut body = spec::body(id.as_str(), spec, image.to_owned(), self.log_limit)?;
+        let no_arguments = spec.entrypoint.is_none() && spec.command.as_ref().is_some_and(Vec::is_empty);
+        if spec.platform.is_some() || no_arguments {
+            let found = match self.image_by(image).await {
+                Ok(found) => found,
+                Err(failure) => return Ok(Err(failure)),
+            };
+            if let Some(platform) = &spec.platform {
+                found.check_platform(&spec.image, platform)?;
+            }
+            if no_arguments {
+                // libpod takes an empty list for the image's, unless the entry point is a new one.
+                let message = || {
+                    let image = &spec.image;
+                    format!("{image} has no entry point and no command is given: there is nothing to run")
+                };
+                let entrypoint = found.config.entrypoint.filter(|argv| !argv.is_empty());
+                body.entrypoint = Some(entrypoint.ok_or_else(|| Error::invalid(message()))?);
+            }
         }
         let create = self.client.post(&["containers", "create"]).json(&body);
         let create = create.map_err(about(Subject::Container))?;
@@ -271,8 +289,18 @@ impl PodmanDriver {
         } else {
             None
         };
-        let start = self.client.post(&["containers", id.as_str(), "start"]);
-        if let Err(failure) = start.done().await {
+        let start = || self.client.post(&["containers", id.as_str(), "start"]).done();
+        let mut started = start().await;
+        if let Err(failure) = &started
+            && cause_of(failure) == Some(Cause::Runtime)
+            && attached.is_none()
+        {
+            // runc's process for the container dies now and then before it has done anything (`read init-p: connection
+            // reset by peer`; podman 5.4.2 with runc 1.1.15, once in ten thousand containers): nothing has run.
+            tracing::warn!(?failure, "the OCI runtime did not start a container: once more");
+            started = start().await;
+        }
+        if let Err(failure) = started {
             return Err(self.unstarted(id, failure).await);
         }
         if let Some(attached) = attached {
@@ -301,18 +329,20 @@ impl PodmanDriver {
     }
 
     pub(crate) async fn wait(&self, id: &ContainerId) -> Result<ExitStatus> {
-        let mut found = self.inspect(id).await?;
-        match found.state() {
-            // libpod answers 0 at once.
-            ContainerState::Created => {
-                return Err(Error::new(ErrorKind::Conflict, "the container was never started"));
+        self.named(id).await?;
+        let found = loop {
+            // Of a container that was never started libpod says at once that it has ended.
+            ended(&self.client, id.as_str()).await?;
+            let found = self.inspect(id).await?;
+            match found.state() {
+                ContainerState::Created => {
+                    return Err(Error::new(ErrorKind::Conflict, "the container was never started"));
+                }
+                // It was started in between.
+                ContainerState::Running => {}
+                _ => break found,
             }
-            ContainerState::Running => {
-                ended(&self.client, id.as_str()).await?;
-                found = self.inspect(id).await?;
-            }
-            _ => {}
-        }
+        };
         // A removal kills first: whoever waits is told 137, of a container that is about to be gone.
         if found.is_going() {
             return Err(Error::new(

@@ -18,9 +18,6 @@ use orchestra::tar;
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(crate) struct Found {
-    /// The name that it was found by.
-    #[serde(skip)]
-    pub(crate) name: String,
     os: String,
     architecture: String,
     pub(crate) config: Config,
@@ -47,17 +44,21 @@ impl Found {
 }
 
 impl PodmanDriver {
-    /// The image, by the name of it that the engine has.
-    pub(crate) async fn image_named(&self, image: &ImageRef) -> Result<Found, Failure> {
-        let mut missing = None;
+    /// The image of this name.
+    pub(crate) async fn image_by(&self, name: &str) -> Result<Found, Failure> {
+        self.client.get(&["images", name, "json"]).value().await
+    }
+
+    /// The name of it that the engine has.
+    async fn name_of(&self, image: &ImageRef) -> Result<Option<String>> {
         for name in names(image) {
-            match self.client.get(&["images", &name, "json"]).value::<Found>().await {
-                Ok(found) => return Ok(Found { name, ..found }),
-                Err(failure) if is_missing(&failure) => missing.get_or_insert(failure),
-                Err(failure) => return Err(failure),
-            };
+            match self.image_by(&name).await {
+                Ok(_) => return Ok(Some(name)),
+                Err(failure) if is_missing(&failure) => {}
+                Err(failure) => return Err(about(Subject::Image)(failure)),
+            }
         }
-        Err(missing.unwrap_or_else(|| Failure::Protocol(format!("{image} has no name"))))
+        Ok(None)
     }
 
     pub(crate) async fn pull(&self, pull: &PullImage) -> Result<PullStream> {
@@ -104,21 +105,14 @@ impl PodmanDriver {
     }
 
     pub(crate) async fn has_image(&self, image: &ImageRef) -> Result<bool> {
-        match self.image_named(image).await {
-            Ok(_) => Ok(true),
-            Err(failure) if is_missing(&failure) => Ok(false),
-            Err(failure) => Err(about(Subject::Image)(failure)),
-        }
+        Ok(self.name_of(image).await?.is_some())
     }
 
     pub(crate) async fn untag(&self, image: &ImageRef) -> Result<()> {
-        let found = match self.image_named(image).await {
-            Err(failure) if is_missing(&failure) => return Ok(()),
-            found => found.map_err(about(Subject::Image))?,
-        };
-        self.remove_image_named(&found.name)
-            .await
-            .map_err(about(Subject::Image))
+        match self.name_of(image).await? {
+            Some(name) => self.remove_image_named(&name).await.map_err(about(Subject::Image)),
+            None => Ok(()),
+        }
     }
 
     /// Takes the name away, and the image with its last one. Refused while a container uses it.
@@ -131,7 +125,7 @@ impl PodmanDriver {
 }
 
 /// What podman may call an image: one that was loaded or built under a name without a registry belongs to `localhost`.
-fn names(image: &ImageRef) -> impl Iterator<Item = String> {
+pub(crate) fn names(image: &ImageRef) -> impl Iterator<Item = String> {
     let canonical = image.canonical();
     let first = image.as_str().split('/').next().unwrap_or_default();
     // As it is with all of an image's names: a registry has a dot, a port, or is this one.

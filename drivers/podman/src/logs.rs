@@ -26,10 +26,11 @@ impl PodmanDriver {
             let attached = attach.query("stdout", true).query("stderr", true).hijack().await;
             let attached = match attached {
                 Ok(attached) => attached,
-                // libpod prepares the container to attach to it, and so finds here what it else would at the start.
+                // libpod prepares the container to attach to it. What keeps it from that the start tells, if it is not over
+                // by then. libpod 4.3 does not attach to such a container again.
                 Err(failure) if matches!(cause_of(&failure), Some(Cause::Unrunnable | Cause::Runtime)) => {
-                    let error = self.unstarted(id, failure).await;
-                    return Ok(stream::once(async { Err(error) }).boxed());
+                    tracing::debug!(?failure, "a container is read from its log, as it can't be attached to");
+                    return Ok(self.clone().once_started(id.clone()));
                 }
                 Err(failure) => return Err(about(Subject::Container)(failure)),
             };
@@ -40,7 +41,11 @@ impl PodmanDriver {
                 id.clone(),
             ));
         }
-        let follow = follow && state == ContainerState::Running;
+        self.log(id, follow && state == ContainerState::Running).await
+    }
+
+    /// The engine's own log of a container.
+    async fn log(&self, id: &ContainerId, follow: bool) -> Result<LogStream> {
         let logs = self.client.get(&["containers", id.as_str(), "logs"]);
         let logs = logs.query("stdout", true).query("stderr", true).query("follow", follow);
         let output = logs.stream().await.map_err(about(Subject::Container))?;
@@ -48,6 +53,30 @@ impl PodmanDriver {
         let output = demultiplexed(output.map_err(about(Subject::Container)).boxed());
         // libpod sends each line for itself.
         Ok(gathered(output.boxed()))
+    }
+
+    /// The same of one that has not been started yet, followed.
+    fn once_started(self, id: ContainerId) -> LogStream {
+        let log = async move {
+            let filters = serde_json::json!({"container": [id.as_str()]});
+            let events = self
+                .client
+                .get(&["events"])
+                .query("stream", true)
+                .query("filters", filters);
+            // Before the look: what changes from then on is told.
+            let events = events.stream().await.map_err(about(Subject::Engine))?;
+            let mut events = std::pin::pin!(events);
+            let mut state = self.inspect(&id).await?.state();
+            while state == ContainerState::Created {
+                let over = || Err(Error::new(ErrorKind::Interrupted, "the engine tells of no more events"));
+                let event = events.next().await;
+                event.map_or_else(over, |event| event.map_err(about(Subject::Engine)))?;
+                state = self.inspect(&id).await?.state();
+            }
+            self.log(&id, state == ContainerState::Running).await
+        };
+        stream::once(log).try_flatten().boxed()
     }
 }
 

@@ -11,10 +11,6 @@ use super::SHORTEST;
 /// A line of a value of many lines that is at least so long and has no white space is key material, and no line of
 /// anybody else's: it is looked for within lines too.
 const DENSE: usize = 32;
-/// How tools wrap base64 (coreutils; PEM) and hexadecimal (xxd).
-const BASE64_WIDTHS: [usize; 2] = [76, 64];
-const HEX_WIDTH: usize = 60;
-
 /// One text to look for.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Form {
@@ -37,6 +33,8 @@ pub(crate) struct How {
     pub(crate) tail: bool,
     /// It counts only if it begins a line; its last byte, which ends the line, does not belong to the value.
     pub(crate) line: bool,
+    /// It may go on in the next line, wherever that begins: tools wrap what they encode.
+    pub(crate) wraps: bool,
 }
 
 /// Whether a byte is a digit of base64, by either alphabet.
@@ -66,8 +64,7 @@ pub(crate) fn forms(value: &[u8]) -> BTreeSet<Form> {
     for digits in ["0123456789abcdef", "0123456789ABCDEF"] {
         let digit = |half: u8| digits.as_bytes()[usize::from(half & 15)];
         let hex: Vec<u8> = value.iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect();
-        add(wrapped(&hex, HEX_WIDTH), plain);
-        add(hex, plain);
+        add(hex, How { wraps: true, ..plain });
         for kept in ["-._~", "-._~!'()*", "-._~!'()*;,/?:@&=+$#"] {
             let escape = |byte: u8| {
                 let stays = byte.is_ascii_alphanumeric() || kept.as_bytes().contains(&byte);
@@ -95,10 +92,6 @@ fn replace(value: &[u8], with: impl Fn(u8) -> Option<Vec<u8>>) -> Vec<u8> {
         .iter()
         .flat_map(|byte| with(*byte).unwrap_or_else(|| vec![*byte]))
         .collect()
-}
-
-fn wrapped(text: &[u8], width: usize) -> Vec<u8> {
-    text.chunks(width).collect::<Vec<_>>().join(&b'\n')
 }
 
 /// Lines of a value of many lines, as a tool writes them that goes by lines. Other logs have lines such as `{` too, so that
@@ -130,11 +123,11 @@ fn lines(value: &[u8], add: &mut impl FnMut(Vec<u8>, How)) {
 /// within a digit a byte begins, and the first and last digits hold bits of the neighbours.
 fn base64(value: &[u8], add: &mut impl FnMut(Vec<u8>, How)) {
     for (padded, bare) in [(STANDARD, STANDARD_NO_PAD), (URL_SAFE, URL_SAFE_NO_PAD)] {
-        let alone = padded.encode(value).into_bytes();
-        for width in BASE64_WIDTHS {
-            add(wrapped(&alone, width), How::default());
-        }
-        add(alone, How::default());
+        let alone = How {
+            wraps: true,
+            ..How::default()
+        };
+        add(padded.encode(value).into_bytes(), alone);
         for before in 0..3_usize {
             let mut text = vec![0; before];
             text.extend_from_slice(value);
@@ -144,13 +137,9 @@ fn base64(value: &[u8], add: &mut impl FnMut(Vec<u8>, How)) {
             let how = How {
                 lead: before > 0,
                 tail: bits % 6 != 0,
-                line: false,
+                ..alone
             };
-            let own = encoded[(before * 8).div_ceil(6)..bits / 6].to_vec();
-            if before == 0 {
-                BASE64_WIDTHS.iter().for_each(|width| add(wrapped(&own, *width), how));
-            }
-            add(own, how);
+            add(encoded[(before * 8).div_ceil(6)..bits / 6].to_vec(), how);
         }
     }
 }

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use aho_corasick::automaton::{Automaton, OverlappingState, StateID};
 use aho_corasick::nfa::{contiguous, noncontiguous};
 use aho_corasick::{Anchored, Input, MatchKind, StartKind, dfa};
-use orchestra::{Error, ErrorKind, Result};
+use memchr::memchr_iter;
+use orchestra::{Error, ErrorKind};
 
 use super::Form;
 use super::forms::is_digit;
@@ -20,6 +21,32 @@ const BEGINNING: usize = 16;
 /// Up to so many bytes of beginnings, a table of every state and byte is small enough to stay in the processor's cache.
 const TABLE: usize = 8 << 10;
 
+/// A line that ends behind so many digits was ended by the tool that wrote them: `xxd -p` does so behind 60, `openssl` and
+/// PEM behind 64, coreutils and busybox behind 76.
+const WRAPPED: usize = 48;
+
+/// What stands before a text.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Before {
+    byte: Option<u8>,
+    /// How many digits of base64 it ends with, up to [`WRAPPED`].
+    digits: usize,
+}
+
+impl Before {
+    /// What stands before the text that follows `text`.
+    pub(crate) fn and(self, text: &[u8]) -> Self {
+        let Some(last) = text.last() else { return self };
+        let last_ones = text.iter().rev().take(WRAPPED);
+        let digits = last_ones.take_while(|byte| is_digit(**byte)).count();
+        let whole = digits == text.len();
+        Self {
+            byte: Some(*last),
+            digits: (digits + if whole { self.digits } else { 0 }).min(WRAPPED),
+        }
+    }
+}
+
 /// A list of forms. Overlapping matches are all found: no fragment of one value is left behind another.
 pub(crate) struct Patterns {
     automaton: Option<Box<dyn Automaton + Send + Sync>>,
@@ -28,6 +55,7 @@ pub(crate) struct Patterns {
     /// The longest beginning's length.
     longest: usize,
     leads: bool,
+    wraps: bool,
 }
 
 impl fmt::Debug for Patterns {
@@ -57,11 +85,12 @@ impl Patterns {
             forms: Vec::new(),
             longest: 0,
             leads: false,
+            wraps: false,
         }
     }
 
     /// Of these forms.
-    pub(crate) fn new(forms: impl IntoIterator<Item = Arc<Form>>) -> Result<Self> {
+    pub(crate) fn new(forms: impl IntoIterator<Item = Arc<Form>>) -> orchestra::Result<Self> {
         let mut by_beginning: BTreeMap<Vec<u8>, Vec<Arc<Form>>> = BTreeMap::new();
         for form in forms {
             let beginning = &form.bytes[..form.bytes.len().min(BEGINNING)];
@@ -99,13 +128,14 @@ impl Patterns {
         Ok(Self {
             automaton: Some(automaton),
             leads: forms.iter().flatten().any(|form| form.how.lead),
+            wraps: forms.iter().flatten().any(|form| form.how.wraps),
             forms,
             longest,
         })
     }
 
-    /// Looks through a text that follows the byte `before`.
-    pub(crate) fn find(&self, text: &[u8], before: Option<u8>) -> Found {
+    /// Looks through a text that follows what `before` tells of.
+    pub(crate) fn find(&self, text: &[u8], before: Before) -> Found {
         let mut found = Found {
             partial: text.len(),
             hold: text.len(),
@@ -122,12 +152,51 @@ impl Patterns {
                 found.compare(form, text, begins.start(), before);
             }
         }
+        if self.wraps {
+            let ends = memchr_iter(b'\n', text).chain(text.last().filter(|last| **last == b'\r').map(|_| text.len()));
+            for end in ends {
+                self.find_across(automaton.as_ref(), text, end, before, &mut found);
+            }
+        }
         let before_partial = found
             .partial
             .checked_sub(1)
             .filter(|at| self.leads && is_digit(text[*at]));
         found.hold = before_partial.unwrap_or(found.partial);
         found
+    }
+
+    /// Looks for forms whose beginning is cut by the line break that ends at `end`, if a tool has wrapped its digits there.
+    /// That one digit beyond a break, which holds a few bits of the value's first or last byte, stays.
+    fn find_across(&self, automaton: &dyn Automaton, text: &[u8], end: usize, before: Before, found: &mut Found) {
+        let line = text[..end].strip_suffix(b"\r").unwrap_or(&text[..end]);
+        let Ok(first) = automaton.start_state(Anchored::Yes) else {
+            return;
+        };
+        if before.and(line).digits < WRAPPED {
+            return;
+        }
+        let rest = text.get(end + 1..).unwrap_or_default();
+        for start in line.len().saturating_sub(self.longest - 1)..line.len() {
+            let mut state = first;
+            let digits = line[start..].iter().chain(rest);
+            let alive = digits.into_iter().all(|byte| {
+                state = automaton.next_state(Anchored::Yes, state, *byte);
+                if automaton.is_match(state) {
+                    for number in 0..automaton.match_len(state) {
+                        let begun = &self.forms[automaton.match_pattern(state, number).as_usize()];
+                        begun
+                            .iter()
+                            .filter(|form| form.how.wraps)
+                            .for_each(|form| found.compare(form, text, start, before));
+                    }
+                }
+                !automaton.is_dead(state)
+            });
+            if alive {
+                found.partial = found.partial.min(start);
+            }
+        }
     }
 
     /// Where the longest end of the text begins that more text could make the beginning of a form of.
@@ -152,21 +221,45 @@ impl Patterns {
     }
 }
 
+/// The text ends before it could tell.
+struct TooShort;
+
+impl Form {
+    /// Where it ends in the text, if it is there at `start`.
+    fn end(&self, text: &[u8], start: usize, before: Before) -> Result<Option<usize>, TooShort> {
+        let mut at = start;
+        let mut form = self.bytes.as_slice();
+        loop {
+            let rest = &text[at..];
+            let same = form.iter().zip(rest).take_while(|(a, b)| a == b).count();
+            (at, form) = (at + same, &form[same..]);
+            if form.is_empty() {
+                return Ok(Some(at));
+            }
+            let wrapped = self.how.wraps && same > 0 && before.and(&text[..at]).digits == WRAPPED;
+            at += match &text[at..] {
+                [] => return Err(TooShort),
+                [b'\r'] if wrapped => return Err(TooShort),
+                [b'\n', ..] if wrapped => 1,
+                [b'\r', b'\n', ..] if wrapped => 2,
+                _ => return Ok(None),
+            }
+        }
+    }
+}
+
 impl Found {
     /// Notes a form if the text has it at `start`, or ends before it could tell.
-    fn compare(&mut self, form: &Form, text: &[u8], mut start: usize, before: Option<u8>) {
-        let rest = &text[start..];
-        if rest.len() < form.bytes.len() {
-            if form.bytes.starts_with(rest) {
+    fn compare(&mut self, form: &Form, text: &[u8], mut start: usize, before: Before) {
+        let mut end = match form.end(text, start, before) {
+            Ok(Some(end)) => end,
+            Ok(None) => return,
+            Err(TooShort) => {
                 self.partial = self.partial.min(start);
+                return;
             }
-            return;
-        }
-        if !rest.starts_with(&form.bytes) {
-            return;
-        }
-        let mut end = start + form.bytes.len();
-        let previous = start.checked_sub(1).map_or(before, |at| Some(text[at]));
+        };
+        let previous = start.checked_sub(1).map_or(before.byte, |at| Some(text[at]));
         if form.how.line {
             if previous.is_some_and(|byte| byte != b'\n') {
                 return;
@@ -218,7 +311,7 @@ mod tests {
 
     #[test]
     fn overlapping_values_are_one_span() {
-        let found = patterns(&["abcdef", "defghi", "ghij"]).find(b"x abcdefghij y", None);
+        let found = patterns(&["abcdef", "defghi", "ghij"]).find(b"x abcdefghij y", Before::default());
         assert_eq!(found.spans, [(2, 12)]);
     }
 
@@ -228,17 +321,26 @@ mod tests {
         let long = format!("{begin}{}", "x".repeat(60_000));
         let patterns = patterns(&[&format!("{begin}aaaa"), &format!("{begin}bbbb"), &long]);
         let text = format!("{begin}aaaa {begin}cccc {begin}bbbb");
-        assert_eq!(patterns.find(text.as_bytes(), None).spans, [(0, 23), (48, 71)]);
+        assert_eq!(
+            patterns.find(text.as_bytes(), Before::default()).spans,
+            [(0, 23), (48, 71)]
+        );
         let cut = format!("a{}", &long[..59_000]);
-        assert_eq!(patterns.find(cut.as_bytes(), None).partial, 1);
-        assert_eq!(patterns.find(format!("{cut}y").as_bytes(), None).partial, cut.len() + 1);
-        assert_eq!(patterns.find(long.as_bytes(), None).spans, [(0, long.len())]);
+        assert_eq!(patterns.find(cut.as_bytes(), Before::default()).partial, 1);
+        assert_eq!(
+            patterns.find(format!("{cut}y").as_bytes(), Before::default()).partial,
+            cut.len() + 1
+        );
+        assert_eq!(
+            patterns.find(long.as_bytes(), Before::default()).spans,
+            [(0, long.len())]
+        );
     }
 
     #[test]
     fn only_what_can_become_a_value_is_held() {
         let patterns = patterns(&["hunter2hunter3"]);
-        let held = |text: &str| text.len() - patterns.find(text.as_bytes(), None).partial;
+        let held = |text: &str| text.len() - patterns.find(text.as_bytes(), Before::default()).partial;
         assert_eq!(held("Password: "), 0);
         assert_eq!(held("a hunt"), 4);
         assert_eq!(held("hunter2hunter2hunt"), 11);
@@ -248,7 +350,7 @@ mod tests {
     #[test]
     fn a_line_of_a_value_counts_at_the_begin_of_a_line_only() {
         let patterns = patterns(&["first line\nsecond one"]);
-        let spans = |text: &str| patterns.find(text.as_bytes(), None).spans;
+        let spans = |text: &str| patterns.find(text.as_bytes(), Before::default()).spans;
         assert_eq!(spans("first line\nx"), [(0, 10)]);
         assert_eq!(spans("a\nsecond one\r\n"), [(2, 12)]);
         assert_eq!(spans("the first line\n"), []);

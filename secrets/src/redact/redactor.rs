@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::patterns::Before;
 use super::{MARKER, Patterns};
 
 /// How long up to [`FEW`] bytes are held that may be the beginning of a value: a prompt has to appear.
@@ -23,8 +24,8 @@ pub(crate) struct Redactor {
     pending: Vec<u8>,
     /// How many bytes of it are out already, as they are or replaced.
     done: usize,
-    /// The byte before it.
-    before: Option<u8>,
+    /// What is before it.
+    before: Before,
     /// Whether the last that went out is the marker.
     marked: bool,
     /// Whether a base64 digit that follows belongs to the last match.
@@ -37,7 +38,7 @@ impl Redactor {
             patterns,
             pending: Vec::new(),
             done: 0,
-            before: None,
+            before: Before::default(),
             marked: false,
             eat: false,
         }
@@ -62,7 +63,7 @@ impl Redactor {
             let found = self.patterns.find(&chunk, self.before);
             if found.spans.is_empty() {
                 // The usual case: nothing is copied but what is held.
-                self.before = found.hold.checked_sub(1).map_or(self.before, |at| Some(chunk[at]));
+                self.before = self.before.and(&chunk[..found.hold]);
                 self.marked &= found.hold == 0;
                 self.eat = found.eat;
                 self.pending.extend_from_slice(&chunk[found.hold..]);
@@ -103,7 +104,7 @@ impl Redactor {
         let rest = self.advance(true);
         self.pending.clear();
         self.done = 0;
-        self.before = None;
+        self.before = Before::default();
         (self.marked, self.eat) = (false, false);
         rest
     }
@@ -125,9 +126,7 @@ impl Redactor {
         if let Some((_, end)) = replaced {
             self.done = self.done.max((*end).min(length));
         }
-        if hold > 0 {
-            self.before = Some(self.pending[hold - 1]);
-        }
+        self.before = self.before.and(&self.pending[..hold]);
         self.pending.drain(..hold);
         self.done = self.done.saturating_sub(hold);
         out.into()

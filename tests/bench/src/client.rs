@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use orchestra::ImageRef;
 use orchestra_e2e::KnownDriver;
+use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
 use crate::Outcome;
@@ -76,7 +77,7 @@ impl Client {
         self.driver != KnownDriver::Containerd
     }
 
-    /// The arguments that run a program in a container of its own and remove that. `options` are docker's and podman's.
+    /// The arguments that run a program in a container of its own and remove that. `options` are the client's own.
     pub(crate) fn run_args(&self, image: &str, options: &[&str], program: &[&str]) -> Outcome<Vec<String>> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let words = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
@@ -87,7 +88,13 @@ impl Client {
             KnownDriver::Containerd => {
                 let id = format!("bench-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
                 let image = image.parse::<ImageRef>()?.canonical();
-                [words(&["run", "--rm", &image, &id]), words(program)].concat()
+                [
+                    words(&["run", "--rm"]),
+                    words(options),
+                    words(&[&image, &id]),
+                    words(program),
+                ]
+                .concat()
             }
         })
     }
@@ -120,20 +127,31 @@ impl Client {
 
 /// Runs a command that has to succeed, its output read and thrown away.
 pub(crate) async fn succeed(command: &mut Command) -> Outcome<()> {
-    let output = command
+    let command = command
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .output()
-        .await?;
-    if output.status.success() {
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.kill_on_drop(true).spawn()?;
+    let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
+    let (mut told, mut sink) = (Vec::new(), tokio::io::sink());
+    // A client may write a gigabyte.
+    let output = async {
+        match &mut stdout {
+            Some(stdout) => tokio::io::copy(stdout, &mut sink).await,
+            None => Ok(0),
+        }
+    };
+    let errors = async {
+        match &mut stderr {
+            Some(stderr) => stderr.read_to_end(&mut told).await,
+            None => Ok(0),
+        }
+    };
+    let (output, errors, status) = tokio::join!(output, errors, child.wait());
+    (output?, errors?);
+    let status = status?;
+    if status.success() {
         return Ok(());
     }
-    Err(format!(
-        "{command:?} ended with {}: {}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    )
-    .into())
+    Err(format!("{command:?} ended with {status}: {}", String::from_utf8_lossy(&told)).into())
 }

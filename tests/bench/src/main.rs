@@ -75,6 +75,9 @@ async fn main() -> Outcome<()> {
     if wanted("pipeline") {
         pipeline::whole(&mut bench).await?;
     }
+    if wanted("hidden") {
+        pipeline::hidden(&mut bench).await?;
+    }
     if wanted("many") {
         tasks::fifty_at_once(&mut bench).await?;
     }

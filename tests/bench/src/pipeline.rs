@@ -89,7 +89,7 @@ fn in_typescript(image: &str) -> String {
 pub(crate) async fn whole(bench: &mut Bench) -> Outcome<()> {
     let (image, client, binary) = (bench.image.clone(), bench.client.clone(), binary()?);
     let dir = tempfile::tempdir()?;
-    let engine = Bare::connect(bench.known, bench.driver.info()).await?;
+    let engine = Bare::connect(bench).await?;
     let canonical = image.parse::<orchestra::ImageRef>()?.canonical();
     let bare_task = |name: String| {
         let (engine, image) = (engine.clone(), canonical.clone());
@@ -170,6 +170,31 @@ pub(crate) async fn whole(bench: &mut Bench) -> Outcome<()> {
     bench
         .table
         .compare("200 steps of one pipeline", against, "≤ 1.03", rounds, ours, theirs)
+        .await
+}
+
+/// What it costs a task that its secret is hidden from the engine's records.
+pub(crate) async fn hidden(bench: &mut Bench) -> Outcome<()> {
+    let (image, binary, driver) = (bench.image.clone(), binary()?, bench.known.name());
+    let dir = tempfile::tempdir()?;
+    let run = |way: &str| {
+        let file = dir.path().join(format!("{way}.yml"));
+        let pipeline = format!(
+            "plan:\n- task: one\n  secret_env: {way}\n  env: {{TOKEN: 'secret:TOKEN'}}\n  \
+             config: {{image: '{image}', run: {{path: sh, args: [-c, 'test \"$TOKEN\" = hunter2-token']}}}}\n"
+        );
+        let binary = binary.clone();
+        async move {
+            std::fs::write(&file, pipeline)?;
+            let args = ["run", "--driver", driver, "--secret", "TOKEN=hunter2-token"];
+            succeed(Command::new(binary).args(args).arg(file)).await
+        }
+    };
+    let (ours, theirs) = (|| run("hidden"), || run("engine"));
+    let (what, against) = ("one task whose secret is hidden", "the same with `secret_env: engine`");
+    bench
+        .table
+        .compare(what, against, "< 5 ms more", bench.rounds, ours, theirs)
         .await
 }
 

@@ -28,7 +28,7 @@ async fn run(job: &Job, image: &str, network: bool) -> Outcome<()> {
 /// `/bin/true` through `Job` against the same calls made bare, and against the client, with a network and without.
 pub(crate) async fn one(bench: &mut Bench) -> Outcome<()> {
     let job = Job::builder(bench.driver.clone()).build();
-    let bare = Bare::connect(bench.known, bench.driver.info()).await?;
+    let bare = Bare::connect(bench).await?;
     let (image, client) = (bench.image.clone(), bench.client.clone());
     // containerd's store knows whole names alone; podman keeps an image that was loaded under none of a registry's.
     let name_of_image = match bench.known {
@@ -64,11 +64,17 @@ pub(crate) async fn one(bench: &mut Bench) -> Outcome<()> {
         table
             .compare(what, "bare API calls", "≤ 1.03", bench.rounds, ours, theirs)
             .await?;
-        let options: &[&str] = if network { &[] } else { &["--network", "none"] };
-        let theirs = || client.task(&image, options, &["/bin/true"]);
-        table
-            .compare(what, &client.run_name(), target, bench.rounds, ours, theirs)
-            .await?;
+        // containerd's client knows no other network than none, and filters system calls only if it is told to.
+        let options: &[&[&str]] = match (bench.known, network) {
+            (KnownDriver::Containerd, _) => &[&[], &["--seccomp"]],
+            (_, true) => &[&[]],
+            (_, false) => &[&["--network", "none"]],
+        };
+        for options in options {
+            let theirs = || client.task(&image, options, &["/bin/true"]);
+            let other = [&[client.run_name().as_str()], *options].concat().join(" ");
+            table.compare(what, &other, target, bench.rounds, ours, theirs).await?;
+        }
     }
     job.end().await?;
     Ok(())

@@ -29,6 +29,25 @@ fn text(values: &[&str], pieces: &[&str]) -> String {
     String::from_utf8(stream(&all_forms(&values), &pieces)).unwrap()
 }
 
+/// Where a form ends that begins at `start`: in the next line, if a line is as long as tools make it.
+fn end(form: &Form, text: &[u8], start: usize) -> Option<usize> {
+    let mut at = start;
+    for (number, byte) in form.bytes.iter().enumerate() {
+        let before = text[..at].iter().rev();
+        let digits = before.take_while(|byte| byte.is_ascii_alphanumeric() || b"+/-_".contains(byte));
+        if number > 0 && form.how.wraps && digits.count() >= 48 {
+            let breaks = [b"\r\n".as_slice(), b"\n"].into_iter();
+            let there = breaks.filter(|end| text[at..].starts_with(end)).map(<[u8]>::len).next();
+            at += there.unwrap_or(0);
+        }
+        if text.get(at) != Some(byte) {
+            return None;
+        }
+        at += 1;
+    }
+    Some(at)
+}
+
 /// Which bytes belong to a form, byte by byte and form by form.
 fn covered(forms: &[Form], text: &[u8]) -> Vec<bool> {
     let digit = |at: Option<usize>| {
@@ -40,10 +59,9 @@ fn covered(forms: &[Form], text: &[u8]) -> Vec<bool> {
     ended.push(b'\n');
     for form in forms {
         for start in 0..ended.len() {
-            if !ended[start..].starts_with(&form.bytes) {
+            let (mut from, Some(mut to)) = (start, end(form, &ended, start)) else {
                 continue;
-            }
-            let (mut from, mut to) = (start, start + form.bytes.len());
+            };
             if form.how.line {
                 if start > 0 && text[start - 1] != b'\n' {
                     continue;
@@ -215,19 +233,67 @@ fn a_braces_line_of_a_json_key_shreds_no_log() {
     assert_eq!(text(&[key], &["+ ", key]), format!("+ {MARKER}\n"));
 }
 
+/// The digits in lines of this width.
+fn wrapped(digits: &str, width: usize, end: &str) -> String {
+    let lines = digits.as_bytes().chunks(width);
+    let lines: Vec<&str> = lines.map(|line| std::str::from_utf8(line).unwrap()).collect();
+    lines.join(end)
+}
+
 #[test]
-fn base64_of_many_lines_as_tools_wrap_it_is_found() {
+fn what_tools_encode_and_wrap_is_found_wherever_its_lines_begin() {
     use base64::Engine;
-    let value = (0..200).map(|number| format!("{number}-")).collect::<String>();
-    let encoded = base64::engine::general_purpose::STANDARD.encode(&value);
-    for width in [64, 76] {
-        let wrapped: Vec<&str> = encoded
-            .as_bytes()
-            .chunks(width)
-            .map(|line| std::str::from_utf8(line).unwrap())
-            .collect();
-        assert_eq!(text(&[&value], &[&wrapped.join("\n"), "\n"]), format!("{MARKER}\n"));
+    use base64::engine::general_purpose::{STANDARD, URL_SAFE};
+    let value: String = (0..25).map(|number| format!("{number}-?")).collect();
+    let whole = [STANDARD.encode(&value), URL_SAFE.encode(&value)];
+    for before in 0..160 {
+        let text = format!("{}{value}, and more behind it", "user:".repeat(32).split_at(before).0);
+        let hex: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
+        for (digits, widths) in [
+            (STANDARD.encode(&text), [64, 76]),
+            (URL_SAFE.encode(&text), [64, 76]),
+            (hex, [60, 60]),
+        ] {
+            for (width, end) in widths.into_iter().zip(["\n", "\r\n"]) {
+                let log = format!("$ tool\n{}\n$ done\n", wrapped(&digits, width, end));
+                let mut first = None;
+                for size in [1, 2, 13, 64, 77, 100, log.len()] {
+                    let pieces: Vec<&[u8]> = log.as_bytes().chunks(size).collect();
+                    let out = stream(&all_forms(&[value.clone().into_bytes()]), &pieces);
+                    let out = String::from_utf8(out).unwrap();
+                    let (begin, rest) = out
+                        .split_once(MARKER)
+                        .unwrap_or_else(|| panic!("{before} {width} {out}"));
+                    assert!(log.starts_with(begin) && log.ends_with(rest), "{out}");
+                    // What is left has no more of it than the digits that hold bits of its neighbours.
+                    let digits_of = |text: &str| text.chars().filter(|char| !char.is_whitespace()).count();
+                    let gone = digits_of(&log) - digits_of(begin) - digits_of(rest);
+                    let least = if width == 60 {
+                        2 * value.len()
+                    } else {
+                        value.len() * 8 / 6 - 1
+                    };
+                    assert!((least..=least + 4).contains(&gone), "{gone} of {least}: {out}");
+                    assert_eq!(first.get_or_insert(out.clone()), &out, "{size}");
+                }
+            }
+        }
     }
+    for (whole, width) in whole.iter().zip([64, 76]) {
+        let alone = format!("{}\n", wrapped(whole, width, "\n"));
+        assert_eq!(text(&[&value], &[&alone]), format!("{MARKER}\n"));
+    }
+}
+
+#[test]
+fn a_line_that_ends_is_held_only_if_it_is_one_of_digits() {
+    let forms = all_forms(&[b"hunter2hunter2hunter2".to_vec()]);
+    let begin = &forms.iter().find(|form| form.how.wraps && form.how.tail).unwrap().bytes[..3];
+    let line = |before: &str| [before.as_bytes(), begin, b"\n"].concat();
+    let pushed = |line: Vec<u8>| redactor(&forms).push(line.into()).len();
+    assert_eq!(pushed(line("Downloading ")), 16);
+    // With the digit before it, which would hold bits of it.
+    assert_eq!(pushed(line(&"A".repeat(61))), 60);
 }
 
 #[test]

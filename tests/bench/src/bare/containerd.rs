@@ -7,15 +7,16 @@ use std::sync::Arc;
 use containerd_client::services::v1::container::Runtime;
 use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, RemoveSnapshotRequest};
 use containerd_client::services::v1::{
-    Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest, GetImageRequest,
-    ReadContentRequest, StartRequest, WaitRequest,
+    Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest,
+    GetContainerRequest, GetImageRequest, ReadContentRequest, StartRequest, WaitRequest,
 };
 use containerd_client::tonic::Request;
 use containerd_client::types::Mount;
 use containerd_client::{Client, with_namespace};
-use oci_spec::runtime::Spec;
+use orchestra::{ContainerId, ContainerSpec, Driver, NetworkMode};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use tempfile::TempDir;
 
 use super::Task;
 use crate::Outcome;
@@ -27,14 +28,39 @@ const SNAPSHOTTER: &str = "overlayfs";
 pub(crate) struct Containerd {
     client: Arc<Client>,
     namespace: String,
+    /// The runtime spec that the driver makes: what a container may do costs time, above all its filter of system calls.
+    spec: Value,
+    /// Where the files of `/etc` are.
+    _etc: Arc<TempDir>,
 }
 
 impl Containerd {
-    pub(super) async fn connect(endpoint: &str) -> Outcome<Self> {
-        let socket = endpoint.trim_start_matches("unix://");
+    pub(super) async fn connect(driver: &dyn Driver, image: &str) -> Outcome<Self> {
+        let socket = driver.info().endpoint.trim_start_matches("unix://").to_owned();
+        let client = Client::from_path(socket).await?;
+        let namespace = std::env::var("CONTAINERD_NAMESPACE").unwrap_or_else(|_| "orchestra".to_owned());
+        let model = ContainerId::new(format!("orchestra-bench-model-{}", std::process::id()))?;
+        let mut asked = ContainerSpec::new(image.parse()?);
+        asked.network = NetworkMode::None;
+        driver.create_container(&model, &asked).await?;
+        let get = GetContainerRequest { id: model.to_string() };
+        let found = client.containers().get(with_namespace!(get, namespace)).await;
+        driver.remove_container(&model).await?;
+        let record = found?.into_inner().container.and_then(|container| container.spec);
+        let mut spec: Value = serde_json::from_slice(&record.ok_or("the container has no spec")?.value)?;
+        let etc = tempfile::tempdir()?;
+        let mounts = spec["mounts"].as_array_mut().ok_or("the container has no mounts")?;
+        for mount in mounts.iter_mut().filter(|mount| mount["type"] == "bind") {
+            let name = Path::new(mount["source"].as_str().unwrap_or_default()).file_name();
+            let file = etc.path().join(name.ok_or("a mount has no source")?);
+            std::fs::write(&file, "")?;
+            mount["source"] = json!(file);
+        }
         Ok(Self {
-            client: Arc::new(Client::from_path(socket).await?),
-            namespace: std::env::var("CONTAINERD_NAMESPACE").unwrap_or_else(|_| "orchestra".to_owned()),
+            client: Arc::new(client),
+            namespace,
+            spec,
+            _etc: Arc::new(etc),
         })
     }
 
@@ -59,7 +85,7 @@ impl Containerd {
             }),
             spec: Some(prost_types::Any {
                 type_url: "types.containerd.io/opencontainers/runtime-spec/1/Spec".to_owned(),
-                value: spec(task)?,
+                value: self.spec_of(task)?,
             }),
             snapshotter: SNAPSHOTTER.to_owned(),
             snapshot_key: id.clone(),
@@ -85,6 +111,13 @@ impl Containerd {
             .remove(with_namespace!(remove, namespace))
             .await?;
         Ok(())
+    }
+
+    fn spec_of(&self, task: &Task<'_>) -> Outcome<Vec<u8>> {
+        let mut spec = self.spec.clone();
+        spec["process"]["args"] = json!(task.command);
+        spec["linux"]["cgroupsPath"] = json!(format!("/{}/{}", self.namespace, task.name));
+        Ok(serde_json::to_vec(&spec)?)
     }
 
     async fn run(&self, id: &str, rootfs: Vec<Mount>) -> Outcome<()> {
@@ -171,14 +204,6 @@ impl Containerd {
         }
         Ok(serde_json::from_slice(&blob)?)
     }
-}
-
-/// The runtime's own defaults, and the command.
-fn spec(task: &Task<'_>) -> Outcome<Vec<u8>> {
-    let mut spec = serde_json::to_value(Spec::default())?;
-    spec["process"]["args"] = json!(task.command);
-    spec["root"]["readonly"] = json!(false);
-    Ok(serde_json::to_vec(&spec)?)
 }
 
 /// Makes a fifo and reads it to its end: opening it waits for the shim.

@@ -5,10 +5,9 @@ mod docker;
 mod podman;
 
 use bollard::Docker;
-use orchestra::DriverInfo;
 use orchestra_e2e::{Endpoint, KnownDriver};
 
-use crate::Outcome;
+use crate::{Bench, Outcome};
 
 /// An engine's own API.
 #[derive(Clone)]
@@ -29,15 +28,19 @@ pub(crate) struct Task<'a> {
 }
 
 impl Bare {
-    /// The engine that a driver of this kind has found.
-    pub(crate) async fn connect(driver: KnownDriver, info: &DriverInfo) -> Outcome<Self> {
-        Ok(match driver {
+    /// The engine that is measured.
+    pub(crate) async fn connect(bench: &Bench) -> Outcome<Self> {
+        let info = bench.driver.info();
+        Ok(match bench.known {
             KnownDriver::Docker => {
                 let docker = Docker::connect_with_host(&info.endpoint)?;
                 Self::Docker(docker.negotiate_version().await?)
             }
             KnownDriver::Podman => Self::Podman(Endpoint::parse(&info.endpoint)?),
-            KnownDriver::Containerd => Self::Containerd(containerd::Containerd::connect(&info.endpoint).await?),
+            KnownDriver::Containerd => {
+                let driver = bench.driver.as_ref();
+                Self::Containerd(containerd::Containerd::connect(driver, &bench.image).await?)
+            }
         })
     }
 

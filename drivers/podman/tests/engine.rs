@@ -1,0 +1,107 @@
+//! What is podman's alone. What all drivers promise is tested by the conformance suite.
+//!
+//! Tests of a real engine run where `ORCHESTRA_TEST_DRIVER` is `podman` (`cargo xtask with --driver podman -- cargo test …`)
+//! and else say why they do not.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test ends where it fails, and says what it skips"
+)]
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use orchestra::{ContainerId, ContainerSpec, Driver, ExitStatus, JobId, Labels, NetworkMode, labels};
+use orchestra_podman::{PodmanConfig, PodmanDriver};
+use rustix::process::{Pid, Signal, kill_process};
+
+async fn driver() -> Option<PodmanDriver> {
+    if std::env::var("ORCHESTRA_TEST_DRIVER").as_deref() != Ok("podman") {
+        println!("skipped: ORCHESTRA_TEST_DRIVER is not podman");
+        return None;
+    }
+    Some(PodmanDriver::connect(PodmanConfig::default()).await.unwrap())
+}
+
+/// What a process was called with, and its parent's number.
+fn process(pid: u32) -> Option<(String, u32)> {
+    let folder = Path::new("/proc").join(pid.to_string());
+    let words = fs::read(folder.join("cmdline")).ok()?;
+    let stat = fs::read_to_string(folder.join("stat")).ok()?;
+    let parent = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()?;
+    Some((String::from_utf8_lossy(&words).replace('\0', " "), parent))
+}
+
+/// The process that runc makes the container of this name in, while it does: before it is the container's own process, as
+/// which it waits for the start under another name (`runc:[2:INIT]`).
+fn init_of(name: &str) -> Option<u32> {
+    let entries = fs::read_dir("/proc").ok()?;
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    pids.into_iter().find(|pid| {
+        let made = || {
+            let (_, create) = process(*pid).filter(|(words, _)| words.starts_with("runc init"))?;
+            let name_of_itself = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+            if name_of_itself.contains("INIT") {
+                return None;
+            }
+            let (creating, conmon) = process(create)?;
+            Some(creating.contains(" create ") && process(conmon)?.0.contains(name))
+        };
+        made() == Some(true)
+    })
+}
+
+/// Kills that process once, unless it is told to stop before; whether it did.
+fn kill_init(name: String, stop: Arc<AtomicBool>) -> JoinHandle<bool> {
+    std::thread::spawn(move || {
+        while !stop.load(Ordering::Relaxed) {
+            let init = init_of(&name).and_then(|pid| Pid::from_raw(pid.cast_signed()));
+            if init.is_some_and(|init| kill_process(init, Signal::KILL).is_ok()) {
+                return true;
+            }
+        }
+        false
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_whose_runtime_died_before_it_ran_is_started_and_read_all_the_same() {
+    let Some(driver) = driver().await else {
+        return;
+    };
+    if std::env::var("ORCHESTRA_TEST_ENGINE").as_deref() == Ok("host") {
+        println!("skipped: a user's own podman may have another runtime than runc, and what it runs is left alone");
+        return;
+    }
+    let job = JobId::unique();
+    let mut spec = ContainerSpec::new(std::env::var("ORCHESTRA_TEST_IMAGE").unwrap().parse().unwrap());
+    spec.entrypoint = Some(["echo", "whole"].map(str::to_owned).to_vec());
+    spec.labels = Labels::from([(labels::JOB.to_owned(), job.to_string())]);
+    spec.network = NetworkMode::None;
+    let mut killed = false;
+    // It is at work for some tens of milliseconds: to look for it may come too late.
+    for number in 0..50 {
+        let id = ContainerId::new(format!("orchestra.{job}.{number}.whole")).unwrap();
+        driver.create_container(&id, &spec).await.unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let killing = kill_init(id.to_string(), stop.clone());
+        let logs = driver.logs(&id, true).await.unwrap();
+        stop.store(true, Ordering::Relaxed);
+        killed |= killing.join().unwrap();
+        let reading = tokio::spawn(logs.map_ok(|chunk| chunk.bytes).try_collect::<Vec<Bytes>>());
+        driver.start_container(&id, None).await.unwrap();
+        assert_eq!(driver.wait_container(&id).await.unwrap(), ExitStatus::Code(0));
+        assert_eq!(reading.await.unwrap().unwrap().concat(), b"whole\n");
+        if killed {
+            break;
+        }
+    }
+    driver.end_job(&job).await.unwrap();
+    assert!(killed, "runc was never at work when it was looked for");
+}
