@@ -29,7 +29,7 @@ pub struct CacheSpec {
     /// Whether it is restored, persisted or both.
     #[serde(default)]
     pub policy: Policy,
-    /// Most bytes that it may have to be persisted.
+    /// Most bytes that it may have: one that has more is neither persisted nor restored.
     #[serde(default)]
     pub size_limit: Option<u64>,
     /// What of the volume is persisted; all of it where empty. What is not there is left out.

@@ -268,6 +268,13 @@ async fn a_cache_over_its_limit_is_kept_out_with_a_warning_and_the_old_one_stays
         "{told:?}"
     );
     assert_eq!(read(&world, &spec("ci/a")).await.0, "small");
+    limited.size_limit = Some(100);
+    let (found, told) = read(&world, &limited).await;
+    assert_eq!(found, "nothing", "nor is one restored that is larger");
+    assert!(
+        matches!(&told[0], CacheEventKind::NotRestored { error, .. } if error.contains("over its limit of 100")),
+        "{told:?}"
+    );
 }
 
 #[tokio::test]

@@ -64,6 +64,11 @@ impl CachesLayer {
         let Some(found) = found.filter(fresh) else {
             return Ok(None);
         };
+        let (limit, size) = (self.limit(volume), found.entry.size);
+        if let Some(limit) = limit.filter(|limit| size > *limit) {
+            let message = format!("it is {size} bytes long, over its limit of {limit} bytes, and is not restored");
+            return Err(Error::invalid(message).with_hint("raise its `size_limit`"));
+        }
         let restoring = self.ask(self.store.restore(&found.entry)).await?;
         let failed = Arc::new(AtomicBool::new(false));
         // Damage says nothing about the store.
@@ -120,10 +125,8 @@ impl CachesLayer {
         // Before the engine is asked for anything.
         self.ask(self.store.check()).await?;
         let transfer = self.transfer(volume)?;
-        let limit = spec.size_limit.or(self.options.size_limit);
-        let mut filled = lock(&volume.filled)
-            .clone()
-            .filter(|(entry, _)| limit.is_none_or(|limit| entry.size <= limit));
+        let limit = self.limit(volume);
+        let mut filled = lock(&volume.filled).clone();
         let paths = match spec.paths.as_slice() {
             [] => vec![VolumePath::root()],
             paths => VolumePath::outermost(paths),
@@ -164,6 +167,11 @@ impl CachesLayer {
                 self.give_up(error);
             }
         })
+    }
+
+    /// How many bytes its cache may have.
+    fn limit(&self, volume: &Volume) -> Option<u64> {
+        volume.spec.size_limit.or(self.options.size_limit)
     }
 
     /// How content gets into the volume and out of it. The ruin of BuildKit's state is not worth a cache of it: what has

@@ -295,8 +295,8 @@ impl PodmanDriver {
             && cause_of(failure) == Some(Cause::Runtime)
             && attached.is_none()
         {
-            // runc's process for the container dies now and then before it has done anything (`read init-p: connection
-            // reset by peer`; podman 5.4.2 with runc 1.1.15, once in ten thousand containers): nothing has run.
+            // runc's process for the container may die before it has done anything (`read init-p: connection reset by peer`,
+            // seen once on podman 5.4.2 with runc 1.1.15): nothing has run.
             tracing::warn!(?failure, "the OCI runtime did not start a container: once more");
             started = start().await;
         }

@@ -148,7 +148,8 @@ pub(crate) async fn succeed(command: &mut Command) -> Outcome<()> {
         }
     };
     let (output, errors, status) = tokio::join!(output, errors, child.wait());
-    (output?, errors?);
+    output?;
+    errors?;
     let status = status?;
     if status.success() {
         return Ok(());
