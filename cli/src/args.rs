@@ -15,7 +15,7 @@ use crate::secrets::{SecretArgs, SecretsArgs, VariableArgs};
 
 /// Runs CI pipelines and builds images on container engines.
 ///
-/// Exit codes: 0 success, 1 a step failed, 2 bad input, 3 the engine or a registry failed, 130 interrupted.
+/// Exit codes: 0 success, 1 a step failed, 2 bad input, 3 the engine, or a registry that a task's image comes from, failed, 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(name = "orchestra", version, max_term_width = 100)]
 pub(crate) struct Cli {

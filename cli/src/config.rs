@@ -76,12 +76,13 @@ use orchestra_pipelines::{Pipeline, parse_size};
 use orchestra_secrets::{Reference, SecretKey, Secrets};
 use orchestra_typescript::ScriptOptions;
 use serde::{Deserialize, Deserializer};
+use tokio_util::sync::CancellationToken;
 
 use crate::args::EngineArgs;
 use crate::drivers::{self, ContainerdConfig, DockerConfig, PodmanConfig};
-use crate::duration;
 use crate::exit::Failure;
 use crate::secrets::SecretsConfig;
+use crate::{duration, interrupt};
 
 /// The file that is read where there is one and `--config` is not given.
 const FILE: &str = "orchestra.toml";
@@ -288,13 +289,15 @@ impl ImageBuildConfig {
     }
 
     /// Whether builds that say nothing of it run without privileges, by a try on this engine where that is to be found out.
-    pub(crate) async fn is_rootless(&self, driver: &SharedDriver) -> orchestra::Result<bool> {
+    pub(crate) async fn is_rootless(&self, driver: &SharedDriver) -> Result<bool, Failure> {
         match self.rootless {
             Rootless::No => Ok(false),
             Rootless::Yes => Ok(true),
             Rootless::Auto => {
                 let image = self.buildkit(true)?;
-                let why_not = probe(driver, &image, true, PullPolicy::IfNotPresent).await?;
+                let cancel = CancellationToken::new();
+                let probing = probe(driver, &image, true, PullPolicy::IfNotPresent, &cancel);
+                let why_not = interrupt::hearing(&cancel, probing).await??;
                 if let Some(why) = &why_not {
                     tracing::info!(%why, "builds run with privileges");
                 }

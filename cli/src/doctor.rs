@@ -4,16 +4,17 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use orchestra::{Capabilities, DriverInfo, GcOptions, ImageRef, PullPolicy, Resource, SharedDriver};
+use orchestra::{Capabilities, DriverInfo, ErrorKind, GcOptions, ImageRef, PullPolicy, Resource, SharedDriver};
 use orchestra_image_build::probe;
 use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::args::DoctorArgs;
 use crate::config::Config;
 use crate::console::{Console, Theme};
-use crate::drivers;
 use crate::exit::{Exit, Failure};
 use crate::gc::counts;
+use crate::{drivers, interrupt};
 
 /// What was found out.
 struct Findings {
@@ -24,6 +25,9 @@ struct Findings {
     left_behind: Vec<Resource>,
     builds: Vec<Mode>,
 }
+
+/// What builds without privileges are called.
+const ROOTLESS: &str = "rootless";
 
 /// A way to run image builds.
 struct Mode {
@@ -36,14 +40,17 @@ struct Mode {
 /// Tries both ways to run builds, where their images are there: nothing is fetched.
 async fn modes(driver: &SharedDriver, config: &Config) -> Result<Vec<Mode>, Failure> {
     let mut modes = Vec::new();
-    for (name, rootless) in [("privileged", false), ("rootless", true)] {
+    for (name, rootless) in [("privileged", false), (ROOTLESS, true)] {
         let image = config.image_build.buildkit(rootless)?;
         let why_not = match driver.image_exists(&image).await? {
-            true => Some(
-                probe(driver, &image, rootless, PullPolicy::Never)
-                    .await
-                    .unwrap_or_else(|error| Some(error.to_string())),
-            ),
+            true => {
+                let cancel = CancellationToken::new();
+                let probing = probe(driver, &image, rootless, PullPolicy::Never, &cancel);
+                match interrupt::hearing(&cancel, probing).await? {
+                    Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error.into()),
+                    probed => Some(probed.unwrap_or_else(|error| Some(error.to_string()))),
+                }
+            }
             false => None,
         };
         modes.push(Mode { name, image, why_not });
@@ -55,7 +62,11 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<Exit, Failure> {
     let config = Config::load(&args.engine)?;
     let driver = drivers::connect(&config, None).await?;
     let found = examine(&driver, &config).await?;
-    let wrong = wrong(&found.info.capabilities);
+    let rootless = found
+        .builds
+        .iter()
+        .any(|mode| mode.name == ROOTLESS && mode.why_not == Some(None));
+    let wrong = wrong(&found.info.capabilities, rootless);
     let answer = if args.json {
         format!("{}\n", json_of(&found, &wrong))
     } else {
@@ -113,16 +124,16 @@ fn why<'a>(info: &'a DriverInfo, capability: &str) -> &'a str {
     }
 }
 
-/// What keeps pipelines from running, each with what it is needed for.
-fn wrong(capabilities: &Capabilities) -> Vec<&'static str> {
+/// What keeps pipelines from running, each with what it is needed for. `rootless` says whether builds do without privileges.
+fn wrong(capabilities: &Capabilities, rootless: bool) -> Vec<&'static str> {
     let needs = [
         (
             capabilities.default_network,
             "the engine gives containers no network: tasks need `network: none` or `host`",
         ),
         (
-            capabilities.privileged,
-            "the engine runs no privileged containers: `build_image` can't work",
+            capabilities.privileged || rootless,
+            "the engine runs no privileged containers, and builds can't do without them here: `build_image` can't work",
         ),
     ];
     needs.iter().filter(|(has, _)| !has).map(|(_, why)| *why).collect()
@@ -253,7 +264,11 @@ mod tests {
 
     #[test]
     fn an_engine_that_can_everything_is_ready() {
-        let shown = text(&found(Capabilities::ALL), &wrong(&Capabilities::ALL), Theme::PLAIN);
+        let shown = text(
+            &found(Capabilities::ALL),
+            &wrong(&Capabilities::ALL, false),
+            Theme::PLAIN,
+        );
         assert!(shown.contains("  endpoint  unix:///d.sock\n"), "{shown}");
         assert!(shown.contains("✓ host_network"), "{shown}");
         assert!(
@@ -267,10 +282,11 @@ mod tests {
     fn what_is_missing_is_said_with_what_it_is_for() {
         let mut missing = Capabilities::ALL;
         missing.privileged = false;
-        let shown = text(&found(missing), &wrong(&missing), Theme::PLAIN);
+        let shown = text(&found(missing), &wrong(&missing, false), Theme::PLAIN);
         assert!(shown.contains("✗ privileged"), "{shown}");
         assert!(shown.contains("`build_image` can't work"), "{shown}");
-        let told = json_of(&found(missing), &wrong(&missing));
+        assert!(wrong(&missing, true).is_empty(), "builds do without privileges there");
+        let told = json_of(&found(missing), &wrong(&missing, false));
         assert_eq!(
             (&told["usable"], &told["engine"]["capabilities"]["privileged"]),
             (&json!(false), &json!(false))
@@ -284,7 +300,7 @@ mod tests {
         missing.default_network = false;
         let mut found = found(missing);
         found.info = found.info.because("default_network", "CNI plugins are missing: bridge");
-        let shown = text(&found, &wrong(&missing), Theme::PLAIN);
+        let shown = text(&found, &wrong(&missing, false), Theme::PLAIN);
         assert!(
             shown.contains("✗ default_network      CNI plugins are missing: bridge\n"),
             "{shown}"

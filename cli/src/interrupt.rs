@@ -37,14 +37,7 @@ pub(crate) fn listen(
     jobs: watch::Receiver<Vec<JobId>>,
     notes: mpsc::Sender<String>,
 ) -> Result<Interrupts, Failure> {
-    let mut interrupt = handle(SignalKind::interrupt())?;
-    let mut terminate = handle(SignalKind::terminate())?;
-    // nohup(1) means it.
-    let mut hangup = if hangup_is_ignored() {
-        None
-    } else {
-        Some(handle(SignalKind::hangup())?)
-    };
+    let mut signals = Signals::new()?;
     let say = move |text: &str| {
         // A reader that does not read must not keep signals from working.
         notes.try_send(text.to_owned()).ok();
@@ -52,11 +45,7 @@ pub(crate) fn listen(
     Ok(Interrupts(tokio::spawn(async move {
         let (mut times, mut last) = (0, None);
         loop {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-                () = received(&mut hangup) => {}
-            }
+            signals.next().await;
             if last.is_some_and(|last: Instant| last.elapsed() < ONE_KEY) {
                 continue;
             }
@@ -87,6 +76,50 @@ pub(crate) fn listen(
             }
         }
     })))
+}
+
+/// Waits for work that `cancel` ends, and cancels it at a signal: for what has to be known before a run begins.
+///
+/// # Errors
+/// As [`listen`].
+pub(crate) async fn hearing<T>(cancel: &CancellationToken, work: impl Future<Output = T>) -> Result<T, Failure> {
+    let (mut signals, mut work) = (Signals::new()?, std::pin::pin!(work));
+    loop {
+        tokio::select! {
+            done = &mut work => return Ok(done),
+            () = signals.next() => cancel.cancel(),
+        }
+    }
+}
+
+/// SIGINT, SIGTERM and SIGHUP.
+struct Signals {
+    interrupt: unix::Signal,
+    terminate: unix::Signal,
+    hangup: Option<unix::Signal>,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        Ok(Self {
+            interrupt: handle(SignalKind::interrupt())?,
+            terminate: handle(SignalKind::terminate())?,
+            // nohup(1) means it.
+            hangup: if hangup_is_ignored() {
+                None
+            } else {
+                Some(handle(SignalKind::hangup())?)
+            },
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            () = received(&mut self.hangup) => {}
+        }
+    }
 }
 
 fn handle(kind: SignalKind) -> Result<unix::Signal, Failure> {

@@ -143,12 +143,17 @@ pub(crate) fn check_url(text: &str) -> Result<()> {
     let authority = text
         .split_once("://")
         .map_or("", |(_, rest)| rest.split(['/', '?', '#']).next().unwrap_or_default());
-    if authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) {
-        return Err(
-            Error::invalid("the URL of a context holds a password, which arguments and logs would show").with_hint(
-                "give a token as the build secret GIT_AUTH_TOKEN, or a key with `ssh`, and leave it out of the URL",
-            ),
-        );
+    let by_http = text.starts_with("http");
+    if authority
+        .rsplit_once('@')
+        .is_some_and(|(user, _)| by_http || user.contains(':'))
+    {
+        return Err(Error::invalid(
+            "the URL of a context holds a password or a token, which arguments and logs would show",
+        )
+        .with_hint(
+            "give a token as the build secret GIT_AUTH_TOKEN, or a key with `ssh`, and leave it out of the URL",
+        ));
     }
     Ok(())
 }
@@ -234,6 +239,14 @@ impl BuildOptions {
                     );
                 }
             }
+        }
+        // They are keys of an output's options, which BuildKit 0.34 makes lower case and takes up to a blank.
+        let lost = |key: &&String| key.chars().any(|c| c.is_uppercase() || c.is_whitespace());
+        if let Some(key) = self.annotations.keys().find(lost) {
+            return Err(Error::invalid(format!(
+                "annotation {key:?} has a capital letter or a blank in its name"
+            ))
+            .with_hint("write it in lower case, as `org.opencontainers.image.source` is"));
         }
         if let Some(stage) = self.no_cache_filter.iter().find(|stage| !is_word(stage)) {
             return Err(

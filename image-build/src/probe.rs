@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use orchestra::{ExitStatus, ImageRef, Job, Name, PullPolicy, Result, SharedDriver, Task};
+use orchestra::{Error, ErrorKind, ExitStatus, ImageRef, Job, Name, PullPolicy, Result, SharedDriver, Task};
+use tokio_util::sync::CancellationToken;
 
 use crate::{ImageBuild, command};
 
@@ -16,14 +17,16 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// what was said. The container is gone when this returns.
 ///
 /// # Errors
-/// Whatever the engine fails with; that it does not permit such a container is one.
+/// Whatever the engine fails with; that it does not permit such a container is one. [`ErrorKind::Cancelled`] if `cancel`
+/// was.
 pub async fn probe(
     driver: &SharedDriver,
     image: &ImageRef,
     rootless: bool,
     pull: PullPolicy,
+    cancel: &CancellationToken,
 ) -> Result<Option<String>> {
-    let job = Job::builder(driver.clone()).build();
+    let job = Job::builder(driver.clone()).cancel_with(cancel).build();
     let ended = run(&job, image, rootless, pull).await;
     let removed = job.end().await;
     let ended = ended?;
@@ -40,8 +43,10 @@ async fn run(job: &Job, image: &ImageRef, rootless: bool, pull: PullPolicy) -> R
     let script = if rootless { ROOTLESS } else { PRIVILEGED };
     let task = command::confined(Task::with_image(name, image.clone()).shell(script), &build);
     let ended = job.run(task.timeout(LIMIT)).await?;
-    if ended.exit.success() {
-        return Ok(None);
+    match ended.exit {
+        ExitStatus::Code(0) => return Ok(None),
+        ExitStatus::Cancelled => return Err(Error::new(ErrorKind::Cancelled, "it was cancelled")),
+        _ => {}
     }
     let said = [ended.stderr.to_string(), ended.stdout.to_string()].concat();
     let last = said.lines().rev().find(|line| !line.trim().is_empty());

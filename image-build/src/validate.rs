@@ -435,6 +435,14 @@ mod tests {
             &["holds a password", "GIT_AUTH_TOKEN"],
         );
         contains(
+            &refused(|build| build.options.context_url = Some("https://ghp_hunter2@git.test/a.git".into())),
+            &["or a token", "GIT_AUTH_TOKEN"],
+        );
+        for key in ["Team.Note", "a note"] {
+            let note = |build: &mut ImageBuild| _ = build.options.annotations.insert(key.into(), "x".into());
+            contains(&refused(note), &[key, "lower case"]);
+        }
+        contains(
             &refused(|build| build.options.context_url = Some("/etc".into())),
             &["no URL"],
         );

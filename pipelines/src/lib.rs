@@ -124,7 +124,7 @@
 //! | `restore_keys` | if there is no cache of the key: beginnings of keys, of which the newest is taken |
 //! | `scope` | who shares it: `job` (default), `task` or `pipeline` |
 //! | `policy` | `pull-push` (default), `pull` or `push` |
-//! | `size_limit`, `paths` | largest cache that is persisted; what of it, all where not given |
+//! | `size_limit`, `paths` | largest cache that is persisted and restored; what of it, all where not given |
 //! | `devices` | `true` to keep device files; of builds they always are |
 //!
 //! Without a store ([`RunOptions::caches`]) a cache lives as long as its job. A cache is persisted when the last step that

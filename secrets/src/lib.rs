@@ -25,7 +25,7 @@
 //!
 //! # What is redacted
 //! A value of 4 bytes (without the white space around it) to 64 KiB, wherever a stream is cut, and its forms: base64
-//! (both alphabets, padded or not, within longer texts, wrapped as tools do), hexadecimal, percent encoding, JSON strings,
+//! (both alphabets, padded or not, within longer texts, in lines of 48 digits or more), hexadecimal, percent encoding, JSON strings,
 //! and quoted for a shell; a registry's `user:password` too. Of a value of many lines also each line, as a whole line; one
 //! that is long and has no white space anywhere. Shorter values would shred every log: they are not redacted, and a
 //! warning says so. Held back is only what may be the beginning of a value, and for a moment: up to three bytes for 250 ms,

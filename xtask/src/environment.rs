@@ -56,7 +56,7 @@ impl Environment {
         ];
         let provided = match engine {
             Engine::Host => Provided::Host {
-                registries: HostRegistries::start(&password)?,
+                registries: HostRegistries::start(driver, &password)?,
             },
             Engine::Bookworm | Engine::Trixie | Engine::Sid => {
                 let private = PrivateEngine::start(driver, engine, Purpose::Environment { password: &password })?;

@@ -16,8 +16,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     cargo,
+    engine::Driver,
     folders::Folders,
     guard::{Daemon, Ready},
+    images,
 };
 
 /// Where the open registry listens.
@@ -70,18 +72,25 @@ fn config_yaml(storage: &Path, address: &str, auth: &str) -> String {
 pub(crate) struct HostRegistries(Vec<Child>);
 
 impl HostRegistries {
-    pub(crate) fn start(password: &str) -> Result<Self> {
+    /// Starts them on the driver's engine, which fetches the images that tests expect to be there.
+    pub(crate) fn start(driver: Driver, password: &str) -> Result<Self> {
         let program = cargo::executable("build --package=orchestra-e2e --bin=orchestra-test-registry")?;
+        let registry = || {
+            let mut registry = Command::new(&program);
+            registry.env("ORCHESTRA_TEST_DRIVER", driver.name());
+            registry
+        };
+        let fetched = [images::BUSYBOX, images::BUILDKIT, images::BUILDKIT_ROOTLESS];
+        let fetched = fetched.iter().flat_map(|image| ["--fetch", image]);
         let mut registries = Self(Vec::new());
-        registries.add(&program, &["--addr", OPEN], "")?;
-        registries.add(&program, &["--addr", AUTH, "--user", USER], password)?;
+        registries.add(registry().args(["--addr", OPEN]).args(fetched))?;
+        let auth = ["--addr", AUTH, "--user", USER];
+        registries.add(registry().args(auth).env("ORCHESTRA_TEST_REGISTRY_PASSWORD", password))?;
         Ok(registries)
     }
 
-    fn add(&mut self, program: &Path, args: &[&str], password: &str) -> Result<()> {
-        let mut child = Command::new(program)
-            .args(args)
-            .env("ORCHESTRA_TEST_REGISTRY_PASSWORD", password)
+    fn add(&mut self, registry: &mut Command) -> Result<()> {
+        let mut child = registry
             // A Ctrl-C is not for it: it ends with its standard input.
             .process_group(0)
             .stdin(Stdio::piped())

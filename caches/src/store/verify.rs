@@ -52,29 +52,35 @@ impl Store {
             }
         }
         if repair {
-            for damage in &verified.damaged {
-                if let Err(error) = self.get(&damage.key).await
-                    && error.kind() == ErrorKind::Protocol
-                {
-                    self.remove(&damage.key).await?;
-                }
-            }
             self.repair(prefix, &mut verified).await?;
         }
         Ok(verified)
     }
 
     async fn repair(&self, prefix: &str, verified: &mut Verified) -> Result<()> {
-        self.bad_packs().clear();
-        for damage in &verified.damaged {
-            match self.verify_one(&damage.key, &mut verified.read).await {
+        let first = std::mem::take(&mut *self.bad_packs());
+        for damage in std::mem::take(&mut verified.damaged) {
+            let key = damage.key.clone();
+            match self.verify_one(&key, &mut verified.read).await {
+                Ok(()) => {
+                    verified.whole += 1;
+                    continue;
+                }
                 Err(error) if error.kind() != ErrorKind::Protocol => return Err(error),
+                Err(_) => verified.damaged.push(damage),
+            }
+            match self.get(&key).await {
+                Err(error) if error.kind() == ErrorKind::Protocol => _ = self.remove(&key).await?,
                 _ => {}
             }
         }
-        let bad = self.bad_packs().clone();
+        let bad: HashSet<_> = self.bad_packs().intersection(&first).copied().collect();
+        self.bad_packs().extend(first);
         for pack in &bad {
             self.delete(&pack_path(pack)).await?;
+        }
+        if bad.is_empty() {
+            return Ok(());
         }
         let known: HashSet<CacheKey> = verified.damaged.iter().map(|damage| damage.key.clone()).collect();
         for entry in self
@@ -83,8 +89,9 @@ impl Store {
             .into_iter()
             .filter(|entry| !known.contains(&entry.key))
         {
-            let Ok(manifest) = self.load_manifest(&entry.manifest).await else {
-                continue;
+            let manifest = match self.load_manifest(&entry.manifest).await {
+                Err(error) if error.kind() == ErrorKind::Protocol => continue,
+                manifest => manifest?,
             };
             if let Some((pack, _)) = manifest.packs.iter().find(|(pack, _)| bad.contains(pack)) {
                 let error = damaged(format!(

@@ -290,18 +290,17 @@ impl PodmanDriver {
             None
         };
         let start = || self.client.post(&["containers", id.as_str(), "start"]).done();
-        let mut started = start().await;
-        if let Err(failure) = &started
-            && cause_of(failure) == Some(Cause::Runtime)
-            && attached.is_none()
-        {
+        if let Err(failure) = start().await {
+            let of_runtime = cause_of(&failure) == Some(Cause::Runtime);
+            let error = self.unstarted(id, failure).await;
             // runc's process for the container may die before it has done anything (`read init-p: connection reset by peer`,
-            // seen once on podman 5.4.2 with runc 1.1.15): nothing has run.
-            tracing::warn!(?failure, "the OCI runtime did not start a container: once more");
-            started = start().await;
-        }
-        if let Err(failure) = started {
-            return Err(self.unstarted(id, failure).await);
+            // seen once on podman 5.4.2 with runc 1.1.15). What nobody is attached to is then started once more.
+            let again = of_runtime && attached.is_none() && error.kind() == ErrorKind::Engine;
+            let untouched = async || Ok::<_, Error>(self.inspect(id).await?.state() == ContainerState::Created);
+            if !again || !untouched().await? || start().await.is_err() {
+                return Err(error);
+            }
+            tracing::warn!(%error, "the OCI runtime started a container at the second try only");
         }
         if let Some(attached) = attached {
             let client = self.client.clone();
@@ -329,20 +328,18 @@ impl PodmanDriver {
     }
 
     pub(crate) async fn wait(&self, id: &ContainerId) -> Result<ExitStatus> {
-        self.named(id).await?;
-        let found = loop {
-            // Of a container that was never started libpod says at once that it has ended.
-            ended(&self.client, id.as_str()).await?;
-            let found = self.inspect(id).await?;
-            match found.state() {
-                ContainerState::Created => {
-                    return Err(Error::new(ErrorKind::Conflict, "the container was never started"));
-                }
-                // It was started in between.
-                ContainerState::Running => {}
-                _ => break found,
+        let mut found = self.inspect(id).await?;
+        match found.state() {
+            // libpod answers 0 at once, or never if it was prepared.
+            ContainerState::Created => {
+                return Err(Error::new(ErrorKind::Conflict, "the container was never started"));
             }
-        };
+            ContainerState::Running => {
+                ended(&self.client, id.as_str()).await?;
+                found = self.inspect(id).await?;
+            }
+            _ => {}
+        }
         // A removal kills first: whoever waits is told 137, of a container that is about to be gone.
         if found.is_going() {
             return Err(Error::new(

@@ -3,6 +3,8 @@
 //! A container that has not been started is attached to: exact to the byte, and the engine does no more work for it than
 //! for its own log. One that was started is read from that log, from the beginning.
 
+use std::time::Duration;
+
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use orchestra::stream::gathered;
 use orchestra::{ContainerId, ContainerState, Error, ErrorKind, LogStream, Result};
@@ -16,6 +18,9 @@ use crate::frames::demultiplexed;
 
 /// Bytes that are read at once.
 pub(crate) const BUFFER: usize = 64 * 1024;
+
+/// How long libpod may take to listen for what it tells of.
+const MOMENT: Duration = Duration::from_secs(1);
 
 impl PodmanDriver {
     pub(crate) async fn output(&self, id: &ContainerId, follow: bool) -> Result<LogStream> {
@@ -68,10 +73,18 @@ impl PodmanDriver {
             let events = events.stream().await.map_err(about(Subject::Engine))?;
             let mut events = std::pin::pin!(events);
             let mut state = self.inspect(&id).await?.state();
+            // libpod may begin to listen a moment after its answer has begun: one more look is due then.
+            let mut moment = Some(MOMENT);
             while state == ContainerState::Created {
                 let over = || Err(Error::new(ErrorKind::Interrupted, "the engine tells of no more events"));
-                let event = events.next().await;
-                event.map_or_else(over, |event| event.map_err(about(Subject::Engine)))?;
+                let event = async {
+                    let event = events.next().await;
+                    event.map_or_else(over, |event| event.map_err(about(Subject::Engine)).map(drop))
+                };
+                match moment.take() {
+                    Some(moment) => tokio::time::timeout(moment, event).await.unwrap_or(Ok(()))?,
+                    None => event.await?,
+                }
                 state = self.inspect(&id).await?.state();
             }
             self.log(&id, state == ContainerState::Running).await

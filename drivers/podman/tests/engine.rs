@@ -17,7 +17,7 @@ use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
-use orchestra::{ContainerId, ContainerSpec, Driver, ExitStatus, JobId, Labels, NetworkMode, labels};
+use orchestra::{ContainerId, ContainerSpec, Driver, ExitStatus, JobId, Labels, LogStream, NetworkMode, labels};
 use orchestra_podman::{PodmanConfig, PodmanDriver};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -84,24 +84,36 @@ async fn a_container_whose_runtime_died_before_it_ran_is_started_and_read_all_th
     spec.entrypoint = Some(["echo", "whole"].map(str::to_owned).to_vec());
     spec.labels = Labels::from([(labels::JOB.to_owned(), job.to_string())]);
     spec.network = NetworkMode::None;
-    let mut killed = false;
+    let mut killed = Vec::new();
     // It is at work for some tens of milliseconds: to look for it may come too late.
     for number in 0..50 {
         let id = ContainerId::new(format!("orchestra.{job}.{number}.whole")).unwrap();
         driver.create_container(&id, &spec).await.unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let killing = kill_init(id.to_string(), stop.clone());
-        let logs = driver.logs(&id, true).await.unwrap();
-        stop.store(true, Ordering::Relaxed);
-        killed |= killing.join().unwrap();
-        let reading = tokio::spawn(logs.map_ok(|chunk| chunk.bytes).try_collect::<Vec<Bytes>>());
+        // It is prepared to be attached to, or only to be started.
+        let attaches = killed.is_empty();
+        let output = |logs: LogStream| logs.map_ok(|chunk| chunk.bytes).try_collect::<Vec<Bytes>>();
+        let reading = match attaches {
+            true => Some(tokio::spawn(output(driver.logs(&id, true).await.unwrap()))),
+            false => None,
+        };
+        stop.store(attaches, Ordering::Relaxed);
         driver.start_container(&id, None).await.unwrap();
+        stop.store(true, Ordering::Relaxed);
         assert_eq!(driver.wait_container(&id).await.unwrap(), ExitStatus::Code(0));
-        assert_eq!(reading.await.unwrap().unwrap().concat(), b"whole\n");
-        if killed {
+        let read = match reading {
+            Some(reading) => reading.await.unwrap(),
+            None => output(driver.logs(&id, false).await.unwrap()).await,
+        };
+        assert_eq!(read.unwrap().concat(), b"whole\n");
+        if killing.join().unwrap() {
+            killed.push(attaches);
+        }
+        if killed.len() == 2 {
             break;
         }
     }
     driver.end_job(&job).await.unwrap();
-    assert!(killed, "runc was never at work when it was looked for");
+    assert_eq!(killed, [true, false], "runc was not at work when it was looked for");
 }

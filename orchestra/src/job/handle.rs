@@ -122,7 +122,8 @@ pub(super) struct Inner {
     events: Option<mpsc::Sender<Event>>,
     cancel: CancellationToken,
     /// One lock an image: fifty tasks that miss it wait for one pull.
-    pulled: Mutex<HashMap<String, Arc<Mutex<bool>>>>,
+    /// When each image was pulled last.
+    pulled: Mutex<HashMap<String, Arc<Mutex<Option<tokio::time::Instant>>>>>,
     claimed: OnceCell<()>,
     /// Tasks that run: what they make is removed by them, and must not appear after the job has ended.
     running: TaskTracker,
@@ -245,7 +246,7 @@ impl Job {
     /// # Errors
     /// Whatever [`Driver::pull_image`] fails with.
     pub async fn pull(&self, pull: &PullImage) -> Result<()> {
-        self.0.pull(None, pull, true).await.map(|_| ())
+        self.0.pull(None, pull, tokio::time::Instant::now()).await.map(|_| ())
     }
 
     /// Cancels all tasks. Those that are being waited for end with [`ExitStatus::Cancelled`](crate::ExitStatus::Cancelled).
@@ -342,13 +343,18 @@ impl Inner {
         }
     }
 
-    /// Pulls, unless it did before and `again` is not asked for; returns how long it took.
-    pub(super) async fn pull(&self, task: Option<&Name>, pull: &PullImage, again: bool) -> Result<Duration> {
+    /// Pulls, unless it did since `asked`: of many tasks that lack an image one fetches it. Returns how long it took.
+    pub(super) async fn pull(
+        &self,
+        task: Option<&Name>,
+        pull: &PullImage,
+        asked: tokio::time::Instant,
+    ) -> Result<Duration> {
         self.driver.info().capabilities.check_pull(pull)?;
         let began = Instant::now();
         let lock = self.pulled.lock().await.entry(pull_key(pull)).or_default().clone();
         let mut pulled = lock.lock().await;
-        if *pulled && !again {
+        if pulled.is_some_and(|pulled| pulled > asked) {
             return Ok(began.elapsed());
         }
         let image = || pull.image.clone();
@@ -366,7 +372,7 @@ impl Inner {
             )
             .await;
         }
-        *pulled = true;
+        *pulled = Some(tokio::time::Instant::now());
         self.tell(
             task,
             EventKind::PullFinished {

@@ -185,7 +185,7 @@ impl Life {
         pull.credentials = self.how.credentials.clone();
         pull.insecure = self.how.insecure;
         let began = Instant::now();
-        if self.how.pull == PullPolicy::Always && !self.pull(&pull, result).await? {
+        if self.how.pull == PullPolicy::Always && !self.pull(&pull, began, result).await? {
             return Ok(None);
         }
         if let Some(why) = self.stopped() {
@@ -193,9 +193,10 @@ impl Life {
             return Ok(None);
         }
         *ours = true;
+        let tried = Instant::now();
         let created = match self.job.driver.create_container(id, spec).await {
             Err(error) if error.kind() == ErrorKind::ImageNotFound && self.how.pull == PullPolicy::IfNotPresent => {
-                if !self.pull(&pull, result).await? {
+                if !self.pull(&pull, tried, result).await? {
                     return Ok(None);
                 }
                 self.job.driver.create_container(id, spec).await?
@@ -207,9 +208,9 @@ impl Life {
     }
 
     /// Whether the pull came to its end; it is abandoned when the task is stopped.
-    async fn pull(&self, pull: &PullImage, result: &mut TaskResult) -> Result<bool> {
+    async fn pull(&self, pull: &PullImage, asked: Instant, result: &mut TaskResult) -> Result<bool> {
         tokio::select! {
-            pulled = self.job.pull(Some(&self.name), pull, self.how.pull == PullPolicy::Always) => {
+            pulled = self.job.pull(Some(&self.name), pull, asked) => {
                 result.timings.pull = pulled?;
                 Ok(true)
             }

@@ -186,6 +186,8 @@ impl JobRun<'_> {
         let tail = Tail::new();
         let mut report = StepReport::new(&self.plan.name, &step.name, step.kind(), Status::Errored);
         let outputs = plan.outputs.iter().map(|(artifact, _)| artifact);
+        let targets = plan.additional_targets.iter().map(|(_, artifact, _)| artifact);
+        let outputs = outputs.chain(targets);
         let result = match self.mounts(step, &plan.inputs, outputs, &plan.caches, used).await {
             Ok(mounts) => {
                 let volumes = mounts.into_iter().map(|(volume, _)| volume);

@@ -11,6 +11,7 @@ use super::SHORTEST;
 /// A line of a value of many lines that is at least so long and has no white space is key material, and no line of
 /// anybody else's: it is looked for within lines too.
 const DENSE: usize = 32;
+
 /// One text to look for.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Form {

@@ -18,7 +18,7 @@ use super::forms::is_digit;
 
 /// How much of a form the automaton knows. Hardly any other text begins as a secret does for so long.
 const BEGINNING: usize = 16;
-/// Up to so many bytes of beginnings there is a table of every state and byte, of at most some 16 MiB: three times as fast,
+/// Up to so many bytes of beginnings there is a table of every state and byte, of at most some 32 MiB: three times as fast,
 /// since hardly more of it than the first bytes of beginnings is ever visited. That is enough for a hundred values.
 const TABLE: usize = 16 << 10;
 
@@ -154,10 +154,15 @@ impl Patterns {
             }
         }
         if self.wraps {
+            let whole = std::mem::take(&mut found.spans);
             let ends = memchr_iter(b'\n', text).chain(text.last().filter(|last| **last == b'\r').map(|_| text.len()));
             for end in ends {
                 self.find_across(automaton.as_ref(), text, end, before, &mut found);
             }
+            let mut all = [whole, std::mem::take(&mut found.spans)].concat();
+            all.sort_unstable();
+            all.into_iter()
+                .for_each(|(start, end)| add(&mut found.spans, start, end));
         }
         let before_partial = found
             .partial
@@ -194,7 +199,8 @@ impl Patterns {
                 }
                 !automaton.is_dead(state)
             });
-            if alive {
+            let wraps = |form: &&Arc<Form>| form.how.wraps && form.end(text, start, before).is_err();
+            if alive && self.forms.iter().flatten().any(|form| wraps(&form)) {
                 found.partial = found.partial.min(start);
             }
         }
@@ -232,19 +238,30 @@ impl Form {
         let mut form = self.bytes.as_slice();
         loop {
             let rest = &text[at..];
+            if rest.starts_with(form) {
+                return Ok(Some(at + form.len()));
+            }
+            if form.starts_with(rest) {
+                return Err(TooShort);
+            }
+            if !self.how.wraps {
+                return Ok(None);
+            }
             let same = form.iter().zip(rest).take_while(|(a, b)| a == b).count();
             (at, form) = (at + same, &form[same..]);
-            if form.is_empty() {
-                return Ok(Some(at));
-            }
-            let wrapped = self.how.wraps && same > 0 && before.and(&text[..at]).digits == WRAPPED;
-            at += match &text[at..] {
-                [] => return Err(TooShort),
-                [b'\r'] if wrapped => return Err(TooShort),
-                [b'\n', ..] if wrapped => 1,
-                [b'\r', b'\n', ..] if wrapped => 2,
+            let end = match &text[at..] {
+                [b'\n', ..] => 1,
+                [b'\r', b'\n', ..] => 2,
+                [b'\r'] => 0,
                 _ => return Ok(None),
+            };
+            if same == 0 || before.and(&text[..at]).digits < WRAPPED {
+                return Ok(None);
             }
+            if end == 0 {
+                return Err(TooShort);
+            }
+            at += end;
         }
     }
 }

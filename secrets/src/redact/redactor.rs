@@ -85,7 +85,9 @@ impl Redactor {
             return Bytes::new();
         }
         let found = self.patterns.find(&self.pending, self.before);
-        let few = self.pending.len() - found.partial <= FEW;
+        // A line break tells nothing.
+        let bytes = self.pending[found.partial..].iter();
+        let few = bytes.filter(|byte| !b"\r\n".contains(byte)).count() <= FEW;
         if !few && held < LONG_MOMENT {
             return Bytes::new();
         }

@@ -101,7 +101,8 @@ fn written(value: &[u8], how: u8, neighbour: &[u8]) -> Vec<u8> {
     use base64::Engine;
     use base64::engine::general_purpose::{STANDARD, URL_SAFE, URL_SAFE_NO_PAD};
     let within = [neighbour, value, neighbour].concat();
-    match how % 10 {
+    let further = [b"a longer text, of which it is a part: ".as_slice(), &within].concat();
+    match how % 12 {
         0 => value.to_vec(),
         1 => STANDARD.encode(value).into_bytes(),
         2 => URL_SAFE_NO_PAD.encode(value).into_bytes(),
@@ -123,6 +124,13 @@ fn written(value: &[u8], how: u8, neighbour: &[u8]) -> Vec<u8> {
             })
             .collect(),
         8 => String::from_utf8_lossy(value).replace('\'', "'\\''").into_bytes(),
+        9 => wrapped(&STANDARD.encode(&further), 64, "\n").into_bytes(),
+        10 => wrapped(
+            &further.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
+            60,
+            "\r\n",
+        )
+        .into_bytes(),
         _ => STANDARD.encode([b"user:", value].concat()).into_bytes(),
     }
 }
@@ -294,6 +302,16 @@ fn a_line_that_ends_is_held_only_if_it_is_one_of_digits() {
     assert_eq!(pushed(line("Downloading ")), 16);
     // With the digit before it, which would hold bits of it.
     assert_eq!(pushed(line(&"A".repeat(61))), 60);
+    // Nothing of it goes where no more comes.
+    for end in ["\n", "\r\n"] {
+        let text = [&[b'A'; 61], begin, end.as_bytes()].concat();
+        let mut redactor = redactor(&forms);
+        let out = redactor.push(Bytes::copy_from_slice(&text)).to_vec();
+        assert_eq!([out, redactor.flush(LONG_MOMENT).to_vec()].concat(), text);
+    }
+    // What has no digits does not go on in the next line.
+    let path = format!("{}/hunter2\n", "/srv/releases".repeat(5));
+    assert_eq!(redactor(&forms).push(path.clone().into()), path);
 }
 
 #[test]

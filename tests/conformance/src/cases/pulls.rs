@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use orchestra::{Credentials, Error, ErrorKind, ImageRef, PullEvent, PullImage, Result};
+use orchestra::{Credentials, Error, ErrorKind, EventKind, ImageRef, Job, PullEvent, PullImage, Result, Task};
 
 use super::case;
 use crate::check::{Failure, Outcome, fails, holds, same};
@@ -15,6 +15,7 @@ use crate::suite::Case;
 pub(super) const CASES: &[Case] = &[
     case!(a_pulled_image_exists_and_runs, "When a pull ends without an error, the image exists; its progress is seen.", requires registry),
     case!(a_pull_asks_the_registry_even_for_an_image_that_is_there, "`pull_image` fetches, whether or not the engine has the image.", requires registry),
+    case!(an_image_that_went_away_is_pulled_again_by_the_same_job, "A `Job` pulls what the engine lacks, as often as it does, and tells of it.", requires registry),
     case!(an_image_that_the_registry_lacks_is_not_found, "A pull of what is not there fails with `ImageNotFound`, and names it.", requires registry),
     case!(a_pull_that_fails_in_the_middle_is_an_error, "A failure in the middle of a pull is an error of the stream.", requires registry),
     case!(
@@ -129,6 +130,35 @@ async fn a_pull_asks_the_registry_even_for_an_image_that_is_there(cx: Arc<Contex
         cx.driver.remove_container(&cx.id(marker)).await?;
     }
     Ok(())
+}
+
+async fn an_image_that_went_away_is_pulled_again_by_the_same_job(cx: Arc<Context>) -> Outcome {
+    let registry = open(&cx)?;
+    let image = image(&cx, registry, "again")?;
+    publish(&cx, registry, &image, "again").await?;
+    let (events, mut told) = tokio::sync::mpsc::channel(1024);
+    let job = Job::builder(cx.driver.clone())
+        .id(cx.job.clone())
+        .events(events)
+        .build();
+    job.keep();
+    for name in ["first", "second"] {
+        let mut task = Task::new(name, image.as_str())?.insecure(pull_of(&cx, &image, None).insecure);
+        task.spec.network = cx.spec().network;
+        let result = job.run(task).await?.success()?;
+        same("what it prints", result.stdout.to_string(), "again\n".to_owned())?;
+        cx.driver.remove_image(&image).await?;
+    }
+    drop(job);
+    let mut pulls = Vec::new();
+    while let Some(event) = told.recv().await {
+        match event.kind {
+            EventKind::PullStarted { .. } => pulls.push("started"),
+            EventKind::PullFinished { .. } => pulls.push("finished"),
+            _ => {}
+        }
+    }
+    same("the pulls that are told", pulls, ["started", "finished"].repeat(2))
 }
 
 async fn an_image_that_the_registry_lacks_is_not_found(cx: Arc<Context>) -> Outcome {

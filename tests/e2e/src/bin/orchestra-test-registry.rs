@@ -1,17 +1,16 @@
-//! A registry for tests beside an engine that can reach the internet: the public image `registry:2`, run by our own
-//! [`Job`] on the docker driver, so that nothing has to be installed.
+//! A registry for tests beside a user's own engine, which can reach the internet: the public image `registry:2`, run by our
+//! own [`Job`] on the driver under test, so that nothing has to be installed. The images that tests expect to be there are
+//! fetched first.
 //!
 //! It listens on loopback (the engine's host network), prints `ready` when it answers, and ends with its standard input.
 
 use std::error::Error;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use orchestra::{ContainerPath, InjectedFile, Job, NetworkMode, SharedDriver, Task, TaskResult, layer};
-use orchestra_docker::{DockerConfig, DockerDriver};
-use orchestra_e2e::registry;
+use orchestra::{ContainerPath, ImageRef, InjectedFile, Job, NetworkMode, PullImage, Task, TaskResult};
+use orchestra_e2e::{KnownDriver, registry};
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, sleep};
 
@@ -28,6 +27,9 @@ struct Args {
     /// Ask for this user name, and for the password that ORCHESTRA_TEST_REGISTRY_PASSWORD has
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
+    /// Fetch this image if the engine lacks it; may be given more than once
+    #[arg(long = "fetch", value_name = "IMAGE")]
+    images: Vec<ImageRef>,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -55,9 +57,17 @@ fn say_error(error: &str) {
 
 async fn serve(args: Args) -> Result<(), Box<dyn Error>> {
     let task = describe(&args)?;
-    let driver: SharedDriver = Arc::new(DockerDriver::connect(DockerConfig::default()).await?);
-    let job = Job::builder(layer::standard(driver)).build();
-    let outcome = run(&job, task, &args.addr).await;
+    let known = KnownDriver::chosen().unwrap_or(KnownDriver::Docker);
+    let job = Job::builder(known.connect(None).await?).build();
+    let outcome = async {
+        for image in &args.images {
+            if !job.driver().image_exists(image).await? {
+                job.pull(&PullImage::new(image.clone())).await?;
+            }
+        }
+        run(&job, task, &args.addr).await
+    };
+    let outcome = outcome.await;
     job.end().await?;
     outcome
 }

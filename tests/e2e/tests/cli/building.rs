@@ -10,7 +10,7 @@ use orchestra_e2e::{Dir, Fixture, registry};
 use serde_json::json;
 
 use crate::running::resident;
-use crate::support::{assert_says, plan, run, task, tests, until};
+use crate::support::{assert_gone, assert_says, plan, run, run_id, task, tests, until};
 
 tests![
     a_directory_is_built_and_pushed,
@@ -24,6 +24,7 @@ tests![
     a_build_that_fails_says_why,
     privileges_that_the_configuration_forbids_are_refused_before_anything_is_made,
     builds_are_rootless_by_themselves_where_the_host_can_do_that,
+    a_further_target_of_a_build_with_a_cache_is_an_artifact,
 ];
 
 /// The engine's test image, pushed once to the registry, where BuildKit can pull it.
@@ -271,7 +272,7 @@ fn a_build_that_fails_says_why(fixture: &Fixture) {
 }
 
 /// A pipeline whose one build loads an image, and names no image of BuildKit.
-fn building(fixture: &Fixture, tag: &str) -> String {
+pub(crate) fn building(fixture: &Fixture, tag: &str) -> String {
     let script = format!(
         "printf 'FROM {}\\nRUN true\\n' > source/Dockerfile",
         base_image(fixture)
@@ -345,5 +346,35 @@ fn builds_are_rootless_by_themselves_where_the_host_can_do_that(fixture: &Fixtur
             assert_eq!(finished.code, 2, "{finished}");
             assert_says(&finished, &["is not permitted here"]);
         }
+    }
+}
+
+fn a_further_target_of_a_build_with_a_cache_is_an_artifact(fixture: &Fixture) {
+    let script = format!(
+        "printf 'FROM {} AS made\\nRUN echo of it > /part\\nFROM made\\nRUN echo all > /whole\\n' > source/Dockerfile",
+        base_image(fixture)
+    );
+    let keys = json!({
+        "additional_targets": [{"target": "made", "name": "made", "type": "local"}],
+        "caches": [{"path": "/var/lib/buildkit"}],
+    });
+    let mut look = task(fixture, "look", "cat made/part; test ! -e made/whole");
+    look["config"]["inputs"] = json!([{"name": "made"}]);
+    let steps = crate::bad_input::build(fixture, &script, keys)
+        .into_iter()
+        .chain([look]);
+    let dir = Dir::with([("p.yml", plan(steps))]);
+    let store = format!("file://{}", dir.file("store").display());
+    // The second one begins with what the first one's cache was.
+    for what in ["missed", "restored"] {
+        let id = run_id("targets");
+        let finished = fixture
+            .orchestra(["run", "p.yml", "--run-id", &id, "--json"])
+            .dir(dir.path())
+            .env("ORCHESTRA_CACHES__STORE", &store)
+            .run();
+        assert_eq!(finished.code, 0, "{finished}");
+        assert_says(&finished, &["of it", what]);
+        assert_gone(fixture, &id, &finished);
     }
 }

@@ -1,13 +1,14 @@
 //! Signals: what runs is ended and removed.
 
+use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use orchestra_e2e::{Fixture, Running};
+use orchestra_e2e::{Dir, Fixture, Running};
 use serde_json::json;
 
 use crate::bad_input::build;
-use crate::building::base_image;
+use crate::building::{base_image, building};
 use crate::support::{assert_gone, assert_says, left_of, pipeline, run_id, task, tests, until};
 
 tests![
@@ -17,6 +18,7 @@ tests![
     a_task_that_does_not_end_is_killed_after_the_grace_period,
     a_second_interrupt_kills_at_once,
     a_reader_that_does_not_read_does_not_hold_an_interrupted_run,
+    a_try_whether_builds_do_without_privileges_is_interrupted,
 ];
 
 /// Starts one task that says `begun`.
@@ -167,4 +169,70 @@ fn a_reader_that_does_not_read_does_not_hold_an_interrupted_run(fixture: &Fixtur
     });
     assert_eq!(ended.and_then(|status| status.code()), Some(130));
     assert_eq!(left_of(fixture, &id).0.len(), 0, "{:?}", left_of(fixture, &id));
+}
+
+fn a_try_whether_builds_do_without_privileges_is_interrupted(fixture: &Fixture) {
+    // An image of BuildKit's in which that takes for ever.
+    let tag = "orchestra-e2e/slow-try:1";
+    let dockerfile = format!(
+        "FROM {}\nRUN printf '#!/bin/sh\\nexec sleep 300\\n' > /bin/rootlesskit && chmod 755 /bin/rootlesskit\n",
+        base_image(fixture)
+    );
+    let config = "[image_build]\nrootless = 'auto'\n";
+    let dir = Dir::with([
+        ("Dockerfile", dockerfile.as_str()),
+        ("orchestra.toml", config),
+        ("p.yml", &building(fixture, "orchestra-e2e/never:1")),
+    ]);
+    let flags = [
+        "build",
+        "-t",
+        tag,
+        "--network",
+        "host",
+        "--insecure",
+        "--config",
+        "none.toml",
+    ];
+    std::fs::write(dir.file("none.toml"), "").expect("a file");
+    let built = fixture
+        .orchestra(flags)
+        .dir(dir.path())
+        .env("ORCHESTRA_IMAGE_BUILD__IMAGE", &fixture.buildkit_image)
+        .run();
+    assert_eq!(built.code, 0, "{built}");
+
+    let running = fixture
+        .orchestra(["run", "p.yml"])
+        .dir(dir.path())
+        .env("ORCHESTRA_IMAGE_BUILD__IMAGE", tag)
+        .start();
+    let tries = || {
+        let all = fixture.engine.leftovers().expect("the engine answers").0;
+        all.into_iter()
+            .filter(|thing| thing.ends_with(".probe"))
+            .collect::<Vec<_>>()
+    };
+    // Other tests try it too, which is over at once.
+    let (mut seen, mut ours) = (BTreeMap::new(), None);
+    until("the try is under way", Duration::from_secs(90), || {
+        let now = tries();
+        seen.retain(|name, _| now.contains(name));
+        for name in now {
+            seen.entry(name).or_insert_with(Instant::now);
+        }
+        ours = seen
+            .iter()
+            .find(|(_, since)| since.elapsed() > Duration::from_secs(4))
+            .map(|(name, _)| name.clone());
+        ours.is_some()
+    });
+    running.signal("INT");
+    let finished = running.finish();
+    fixture.engine.remove_image(tag).expect("it is removed");
+    assert_eq!(finished.code, 130, "{finished}");
+    assert!(
+        ours.is_some_and(|ours| !tries().contains(&ours)),
+        "the try is left\n{finished}"
+    );
 }
