@@ -38,31 +38,53 @@ fn process(pid: u32) -> Option<(String, u32)> {
     Some((String::from_utf8_lossy(&words).replace('\0', " "), parent))
 }
 
-/// The process that runc makes the container of this name in, while it does: before it is the container's own process, as
-/// which it waits for the start under another name (`runc:[2:INIT]`).
-fn init_of(name: &str) -> Option<u32> {
-    let entries = fs::read_dir("/proc").ok()?;
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    pids.into_iter().find(|pid| {
-        let made = || {
-            let (_, create) = process(*pid).filter(|(words, _)| words.starts_with("runc init"))?;
-            let name_of_itself = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-            if name_of_itself.contains("INIT") {
-                return None;
-            }
-            let (creating, conmon) = process(create)?;
-            Some(creating.contains(" create ") && process(conmon)?.0.contains(name))
-        };
-        made() == Some(true)
-    })
+/// What a process calls itself, and its state as proc(5) has it.
+fn itself(pid: u32) -> Option<(String, char)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (name, rest) = stat.split_once(" (")?.1.rsplit_once(") ")?;
+    Some((name.to_owned(), rest.chars().next()?))
 }
 
-/// Kills that process once, unless it is told to stop before; whether it did.
+/// The processes of runc's that make the container of this name.
+fn init_of(name: &str) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten();
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    let makes = |pid: &u32| {
+        let (_, create) = process(*pid).filter(|(words, _)| words.starts_with("runc init"))?;
+        let (creating, conmon) = process(create)?;
+        Some(creating.contains(" create ") && process(conmon)?.0.contains(name))
+    };
+    pids.filter(|pid| makes(pid) == Some(true)).collect()
+}
+
+/// Kills a process of runc's before it is the container's own, as which it has another name. It is stopped first, so that
+/// it can't become that meanwhile.
+fn kill_early(pid: u32) -> bool {
+    let Some(process) = Pid::from_raw(pid.cast_signed()) else {
+        return false;
+    };
+    if kill_process(process, Signal::STOP).is_err() {
+        return false;
+    }
+    while let Some((name, state)) = itself(pid) {
+        if state == 'T' {
+            let early = !name.contains("INIT");
+            let signal = if early { Signal::KILL } else { Signal::CONT };
+            return kill_process(process, signal).is_ok() && early;
+        }
+        if name.contains("INIT") || state == 'Z' {
+            break;
+        }
+    }
+    kill_process(process, Signal::CONT).ok();
+    false
+}
+
+/// Kills one such process, unless it is told to stop before; whether it did.
 fn kill_init(name: String, stop: Arc<AtomicBool>) -> JoinHandle<bool> {
     std::thread::spawn(move || {
         while !stop.load(Ordering::Relaxed) {
-            let init = init_of(&name).and_then(|pid| Pid::from_raw(pid.cast_signed()));
-            if init.is_some_and(|init| kill_process(init, Signal::KILL).is_ok()) {
+            if init_of(&name).into_iter().any(kill_early) {
                 return true;
             }
         }
