@@ -2,8 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::{join_all, pending};
@@ -60,6 +60,50 @@ fn a_stack_prints_itself() {
         Layered::wrap(limited, Tracing).to_string(),
         "tracing(limit(faults(memory)))"
     );
+}
+
+#[tokio::test]
+async fn each_call_is_traced_with_its_subject_its_time_and_its_end() {
+    let written = Arc::new(Mutex::new(Vec::new()));
+    let writer = written.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG)
+        .with_ansi(false)
+        .with_writer(move || Log(writer.clone()))
+        .finish();
+    let traced = tracing_subscriber::util::SubscriberInitExt::set_default(subscriber);
+    let driver = Layered::wrap(memory(), Tracing);
+    driver.create_volume(&volume(), &VolumeSpec::default()).await.unwrap();
+    driver.wait_container(&id()).await.unwrap_err();
+    drop(traced);
+    let text = String::from_utf8(written.lock().unwrap().clone()).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    for (line, parts) in lines.into_iter().zip([
+        ["method=\"create_volume\"", "subject=\"v\"", "done", "elapsed="],
+        [
+            "method=\"wait_container\"",
+            "subject=\"c\"",
+            "failed",
+            "no such container",
+        ],
+    ]) {
+        assert!(parts.iter().all(|part| line.contains(part)), "{line}");
+    }
+}
+
+/// What a subscriber writes to.
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 #[tokio::test]

@@ -40,7 +40,7 @@ mod tls;
 use inputs::{
     a_context_is_fetched_from_its_url, a_key_is_used_by_a_step_and_seen_by_none,
     files_of_the_inputs_give_arguments_and_labels, images_of_the_inputs_need_no_registry,
-    run_steps_have_the_network_that_was_asked_for,
+    run_steps_have_the_network_that_was_asked_for, the_builder_has_its_environment_and_steps_do_not,
 };
 use results::{
     a_cache_is_pruned_to_its_limit, a_failing_step_is_shown_with_its_lines_its_output_and_its_code,
@@ -133,6 +133,7 @@ fn main() {
         what_was_built_is_in_volumes_for_the_next_tasks,
         what_the_dockerignore_names_is_not_in_the_image,
         a_context_is_fetched_from_its_url,
+        the_builder_has_its_environment_and_steps_do_not,
         files_of_the_inputs_give_arguments_and_labels,
         images_of_the_inputs_need_no_registry,
         a_key_is_used_by_a_step_and_seen_by_none,
@@ -174,6 +175,7 @@ fn main() {
         archives_are_in_volumes_for_the_next_tasks,
         a_date_makes_the_same_context_the_same_image,
         a_context_is_fetched_from_its_url,
+        the_builder_has_its_environment_and_steps_do_not,
         files_of_the_inputs_give_arguments_and_labels,
         images_of_the_inputs_need_no_registry,
         a_key_is_used_by_a_step_and_seen_by_none,

@@ -20,7 +20,9 @@ tests![
     the_image_build_example_prints_the_digest_that_the_registry_serves,
     artifacts_go_from_step_to_step,
     a_step_that_fails_ends_the_run_with_code_1_and_shows_its_output,
+    a_tasks_user_privileges_and_attempts_are_the_engines,
     a_step_that_takes_too_long_is_ended,
+    a_terminal_shows_what_runs_what_failed_and_a_summary,
     output_in_a_pipe_is_plain_lines_in_order,
     json_is_one_event_a_line_and_nothing_else,
     much_output_goes_through_in_bounded_memory,
@@ -155,6 +157,32 @@ fn a_step_that_fails_ends_the_run_with_code_1_and_shows_its_output(fixture: &Fix
     assert_gone(fixture, &id, &finished);
 }
 
+fn a_tasks_user_privileges_and_attempts_are_the_engines(fixture: &Fixture) {
+    let mut user = task(fixture, "user", "id -u; grep CapEff /proc/self/status");
+    user["config"]["run"]["user"] = json!("1234");
+    let mut strong = task(
+        fixture,
+        "strong",
+        "mkdir /m && mount -t tmpfs none /m && echo may mount",
+    );
+    strong["privileged"] = json!(true);
+    let mut twice = producer(
+        fixture,
+        "twice",
+        "if test -e twice/first; then echo second; else touch twice/first; exit 7; fi",
+    );
+    twice["attempts"] = json!(2);
+    let finished = run(fixture, [user, strong, twice], &[]);
+    assert_eq!(finished.code, 0, "{finished}");
+    let said = [
+        "user | 1234",
+        "CapEff:\t0000000000000000",
+        "strong | may mount",
+        "twice | second",
+    ];
+    assert_says(&finished, &said);
+}
+
 fn a_step_that_takes_too_long_is_ended(fixture: &Fixture) {
     let id = run_id("late");
     let mut slow = task(fixture, "slow", "echo begun; exec sleep 60");
@@ -164,6 +192,33 @@ fn a_step_that_takes_too_long_is_ended(fixture: &Fixture) {
     assert_says(&finished, &["slow | begun\n", "timed out"]);
     assert!(finished.duration < Duration::from_secs(20), "{finished}");
     assert_gone(fixture, &id, &finished);
+}
+
+fn a_terminal_shows_what_runs_what_failed_and_a_summary(fixture: &Fixture) {
+    let dir = pipeline([
+        task(fixture, "good", "true"),
+        task(fixture, "bad", "sleep 1; echo the re''ason; exit 9"),
+    ]);
+    let binary = fixture.binary().display().to_string();
+    let command = format!("{binary} run p.yml --driver {}", fixture.driver);
+    let output = std::process::Command::new("script")
+        .args(["--quiet", "--return", "--command", &command, "/dev/null"])
+        .current_dir(dir.path())
+        .env("TERM", "xterm-256color")
+        .stdin(Stdio::null())
+        .output()
+        .expect("`script` of util-linux");
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{shown}");
+    // Drawn in place while it runs, then left as it ended.
+    for part in ["bad", "\u{1b}[", "the reason", "exit code 9", "failed"] {
+        assert!(shown.contains(part), "no {part:?} in {shown}");
+    }
+    let summary = shown.rfind("exit code 9").map(|at| &shown[at..]).unwrap_or_default();
+    assert!(
+        shown.find("the reason") < shown.rfind("exit code 9") && !summary.contains("the reason"),
+        "{shown}"
+    );
 }
 
 fn output_in_a_pipe_is_plain_lines_in_order(fixture: &Fixture) {
@@ -358,6 +413,13 @@ fn the_configuration_is_read_and_flags_go_before_it(fixture: &Fixture) {
         .dir(dir.path())
         .run();
     assert_eq!(variable.code, 0, "{variable}");
+    let both = fixture
+        .orchestra(["run", "p.yml", "--driver", fixture.driver.as_str()])
+        .any_driver()
+        .env("ORCHESTRA_DRIVER", "podmann")
+        .dir(dir.path())
+        .run();
+    assert_eq!(both.code, 0, "{both}");
     let missing = fixture
         .orchestra(["run", "p.yml", "--config", "other.toml"])
         .dir(dir.path())

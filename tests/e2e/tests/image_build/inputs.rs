@@ -59,6 +59,22 @@ pub(crate) async fn a_context_is_fetched_from_its_url(site: &Site) -> Outcome {
     site.forget(&result).await
 }
 
+pub(crate) async fn the_builder_has_its_environment_and_steps_do_not(site: &Site) -> Outcome {
+    // A proxy, as only the builder's environment names it: the host is in no name service.
+    let proxy = served(b"by the proxy".to_vec())?.replace("/context.tar", "");
+    let source = site
+        .source(
+            "FROM scratch\nCOPY busybox /bin/busybox\nADD http://files.invalid/file /file\n\
+             RUN [\"/bin/busybox\", \"sh\", \"-c\", \"test -z \\\"$HTTP_PROXY\\\" && /bin/busybox cat /file\"]\n",
+        )
+        .await?;
+    let mut build = site.local("proxied", &source);
+    build.env.0.insert("HTTP_PROXY".into(), proxy);
+    let result = build.run(&site.job).await?;
+    contains(&result.stderr.to_string(), &["by the proxy"]);
+    site.forget(&result).await
+}
+
 pub(crate) async fn files_of_the_inputs_give_arguments_and_labels(site: &Site) -> Outcome {
     let source = site
         .source_with(
