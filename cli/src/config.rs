@@ -76,7 +76,6 @@ use orchestra_pipelines::{Pipeline, parse_size};
 use orchestra_secrets::{Reference, SecretKey, Secrets};
 use orchestra_typescript::ScriptOptions;
 use serde::{Deserialize, Deserializer};
-use tokio_util::sync::CancellationToken;
 
 use crate::args::EngineArgs;
 use crate::drivers::{self, ContainerdConfig, DockerConfig, PodmanConfig};
@@ -295,9 +294,8 @@ impl ImageBuildConfig {
             Rootless::Yes => Ok(true),
             Rootless::Auto => {
                 let image = self.buildkit(true)?;
-                let cancel = CancellationToken::new();
-                let probing = probe(driver, &image, true, PullPolicy::IfNotPresent, &cancel);
-                let why_not = interrupt::hearing(&cancel, probing).await??;
+                let probing = async |cancel: &_| probe(driver, &image, true, PullPolicy::IfNotPresent, cancel).await;
+                let why_not = interrupt::hearing(probing).await??;
                 if let Some(why) = &why_not {
                     tracing::info!(%why, "builds run with privileges");
                 }

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use orchestra::{Capabilities, DriverInfo, ErrorKind, GcOptions, ImageRef, PullPolicy, Resource, SharedDriver};
 use orchestra_image_build::probe;
 use serde_json::{Map, Value, json};
-use tokio_util::sync::CancellationToken;
 
 use crate::args::DoctorArgs;
 use crate::config::Config;
@@ -44,9 +43,8 @@ async fn modes(driver: &SharedDriver, config: &Config) -> Result<Vec<Mode>, Fail
         let image = config.image_build.buildkit(rootless)?;
         let why_not = match driver.image_exists(&image).await? {
             true => {
-                let cancel = CancellationToken::new();
-                let probing = probe(driver, &image, rootless, PullPolicy::Never, &cancel);
-                match interrupt::hearing(&cancel, probing).await? {
+                let probing = async |cancel: &_| probe(driver, &image, rootless, PullPolicy::Never, cancel).await;
+                match interrupt::hearing(probing).await? {
                     Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error.into()),
                     probed => Some(probed.unwrap_or_else(|error| Some(error.to_string()))),
                 }

@@ -78,12 +78,13 @@ pub(crate) fn listen(
     })))
 }
 
-/// Waits for work that `cancel` ends, and cancels it at a signal: for what has to be known before a run begins.
+/// Does work, and cancels it at a signal: for what has to be known before a run begins.
 ///
 /// # Errors
 /// As [`listen`].
-pub(crate) async fn hearing<T>(cancel: &CancellationToken, work: impl Future<Output = T>) -> Result<T, Failure> {
-    let (mut signals, mut work) = (Signals::new()?, std::pin::pin!(work));
+pub(crate) async fn hearing<T>(work: impl AsyncFnOnce(&CancellationToken) -> T) -> Result<T, Failure> {
+    let (mut signals, cancel) = (Signals::new()?, CancellationToken::new());
+    let mut work = std::pin::pin!(work(&cancel));
     loop {
         tokio::select! {
             done = &mut work => return Ok(done),

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::StreamExt;
 use tokio::sync::{Mutex, OnceCell, mpsc};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -123,7 +124,7 @@ pub(super) struct Inner {
     cancel: CancellationToken,
     /// One lock an image: fifty tasks that miss it wait for one pull.
     /// When each image was pulled last.
-    pulled: Mutex<HashMap<String, Arc<Mutex<Option<tokio::time::Instant>>>>>,
+    pulled: Mutex<HashMap<String, Arc<Mutex<Option<Instant>>>>>,
     claimed: OnceCell<()>,
     /// Tasks that run: what they make is removed by them, and must not appear after the job has ended.
     running: TaskTracker,
@@ -246,7 +247,7 @@ impl Job {
     /// # Errors
     /// Whatever [`Driver::pull_image`] fails with.
     pub async fn pull(&self, pull: &PullImage) -> Result<()> {
-        self.0.pull(None, pull, tokio::time::Instant::now()).await.map(|_| ())
+        self.0.pull(None, pull, Instant::now()).await.map(|_| ())
     }
 
     /// Cancels all tasks. Those that are being waited for end with [`ExitStatus::Cancelled`](crate::ExitStatus::Cancelled).
@@ -344,12 +345,7 @@ impl Inner {
     }
 
     /// Pulls, unless it did since `asked`: of many tasks that lack an image one fetches it. Returns how long it took.
-    pub(super) async fn pull(
-        &self,
-        task: Option<&Name>,
-        pull: &PullImage,
-        asked: tokio::time::Instant,
-    ) -> Result<Duration> {
+    pub(super) async fn pull(&self, task: Option<&Name>, pull: &PullImage, asked: Instant) -> Result<Duration> {
         self.driver.info().capabilities.check_pull(pull)?;
         let began = Instant::now();
         let lock = self.pulled.lock().await.entry(pull_key(pull)).or_default().clone();
@@ -372,7 +368,7 @@ impl Inner {
             )
             .await;
         }
-        *pulled = Some(tokio::time::Instant::now());
+        *pulled = Some(Instant::now());
         self.tell(
             task,
             EventKind::PullFinished {

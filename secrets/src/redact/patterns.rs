@@ -159,10 +159,14 @@ impl Patterns {
             for end in ends {
                 self.find_across(automaton.as_ref(), text, end, before, &mut found);
             }
-            let mut all = [whole, std::mem::take(&mut found.spans)].concat();
-            all.sort_unstable();
-            all.into_iter()
-                .for_each(|(start, end)| add(&mut found.spans, start, end));
+            let across = std::mem::replace(&mut found.spans, whole);
+            // Hardly ever is there one.
+            if !across.is_empty() {
+                let mut all = [std::mem::take(&mut found.spans), across].concat();
+                all.sort_unstable();
+                all.into_iter()
+                    .for_each(|(start, end)| add(&mut found.spans, start, end));
+            }
         }
         let before_partial = found
             .partial
@@ -199,8 +203,8 @@ impl Patterns {
                 }
                 !automaton.is_dead(state)
             });
-            let wraps = |form: &&Arc<Form>| form.how.wraps && form.end(text, start, before).is_err();
-            if alive && self.forms.iter().flatten().any(|form| wraps(&form)) {
+            let goes_on = |form: &Arc<Form>| form.how.wraps && form.end(text, start, before).is_err();
+            if alive && self.forms.iter().flatten().any(goes_on) {
                 found.partial = found.partial.min(start);
             }
         }

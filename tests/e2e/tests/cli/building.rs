@@ -50,7 +50,7 @@ fn flags<'a>(fixture: &'a Fixture, tag: &'a str) -> (Vec<&'a str>, [(&'static st
     )
 }
 
-fn build(fixture: &Fixture, dir: &Dir, tag: &str, more: &[&str]) -> orchestra_e2e::Orchestra {
+pub(crate) fn build(fixture: &Fixture, dir: &Dir, tag: &str, more: &[&str]) -> orchestra_e2e::Orchestra {
     let (mut args, environment) = flags(fixture, tag);
     args.extend(more);
     environment

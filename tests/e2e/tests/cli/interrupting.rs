@@ -184,22 +184,8 @@ fn a_try_whether_builds_do_without_privileges_is_interrupted(fixture: &Fixture) 
         ("orchestra.toml", config),
         ("p.yml", &building(fixture, "orchestra-e2e/never:1")),
     ]);
-    let flags = [
-        "build",
-        "-t",
-        tag,
-        "--network",
-        "host",
-        "--insecure",
-        "--config",
-        "none.toml",
-    ];
     std::fs::write(dir.file("none.toml"), "").expect("a file");
-    let built = fixture
-        .orchestra(flags)
-        .dir(dir.path())
-        .env("ORCHESTRA_IMAGE_BUILD__IMAGE", &fixture.buildkit_image)
-        .run();
+    let built = crate::building::build(fixture, &dir, tag, &["--config", "none.toml"]).run();
     assert_eq!(built.code, 0, "{built}");
 
     let running = fixture
