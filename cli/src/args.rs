@@ -231,9 +231,10 @@ pub(crate) struct BuildArgs {
     /// The directory that is the build's context, or a git or https URL that BuildKit fetches
     #[arg(default_value = ".", value_name = "DIR|URL")]
     pub(crate) dir: PathBuf,
-    /// The image's name, for example registry.example.com/team/app:1.2
-    #[arg(short, long)]
-    pub(crate) tag: ImageRef,
+    /// The image's name, for example registry.example.com/team/app:1.2; may be given more than once, and the first is the
+    /// one that the result is reported by
+    #[arg(short, long = "tag", value_name = "IMAGE", required = true)]
+    pub(crate) tags: Vec<ImageRef>,
     /// The Dockerfile, relative to the context [default: Dockerfile]
     #[arg(short = 'f', long, value_name = "DOCKERFILE")]
     pub(crate) file: Option<String>,
@@ -252,9 +253,6 @@ pub(crate) struct BuildArgs {
     /// Set a variable of the build container, for example of a proxy; without a value, that of the environment is taken
     #[arg(long = "env", value_name = "NAME[=VALUE]")]
     pub(crate) env: Vec<String>,
-    /// Name the image so too; may be given more than once
-    #[arg(long = "also-tag", value_name = "IMAGE")]
-    pub(crate) tags: Vec<ImageRef>,
     /// Label the image
     #[arg(long = "label", value_name = "NAME=VALUE")]
     pub(crate) labels: Vec<String>,

@@ -457,7 +457,17 @@ fn refuse(error: &figment::Error) -> Failure {
                 expected => format!("there are {}", expected.join(", ")),
             })
         }
-        kind if key.is_empty() => Failure::bad_input(format!("{place}{kind}")),
+        // Of a value that may be a secret nothing is shown.
+        _ if path.last().is_some_and(|key| key == "secret_access_key") => {
+            Failure::bad_input(format!("{place}setting `{key}`: it is no text"))
+                .with_hint("put it in quotes, within those of a shell too, or write secret:KEY")
+        }
+        // As little of the line that TOML's parser shows.
+        kind if key.is_empty() => {
+            let text = kind.to_string();
+            let told: Vec<&str> = text.lines().filter(|line| !line.contains('|')).collect();
+            Failure::bad_input(format!("{place}{}", told.join(": ")))
+        }
         kind => Failure::bad_input(format!("{place}setting `{key}`: {kind}")),
     }
 }
@@ -504,6 +514,17 @@ mod tests {
             (config.driver.as_str(), config.grace),
             ("docker", Duration::from_secs(10))
         );
+    }
+
+    #[test]
+    fn a_value_that_is_refused_and_may_be_a_secret_is_not_shown() {
+        for (text, why) in [
+            ("[caches]\nsecret_access_key = 4711042", "it is no text"),
+            ("[caches]\nsecret_access_key = hunter4711042", "line 2"),
+        ] {
+            let refused = load(text).unwrap_err();
+            assert!(refused.contains(why) && !refused.contains("4711042"), "{refused}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use orchestra::ErrorKind;
 use orchestra_pipelines::{Invalid, Problem};
 
 use crate::console::{Console, Theme};
+use crate::log::redacted;
 
 /// The exit codes, which are part of the command's interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,11 +97,12 @@ impl Failure {
     pub(crate) fn report(&self, json: bool) -> Exit {
         let console = Console::detect();
         // Nobody is left to tell if standard error is closed.
-        std::io::stderr().write_all(self.show(console.stderr).as_bytes()).ok();
+        let shown = redacted(&self.show(console.stderr));
+        std::io::stderr().write_all(shown.as_bytes()).ok();
         if json {
             let event = serde_json::json!({
                 "event": "error",
-                "message": self.show(Theme::PLAIN).trim_end(),
+                "message": redacted(&self.show(Theme::PLAIN)).trim_end(),
                 "exit_code": self.exit as u8,
             });
             writeln!(std::io::stdout(), "{event}").ok();

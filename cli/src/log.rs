@@ -1,7 +1,11 @@
 //! The program's own log, for who looks for a fault: `ORCHESTRA_LOG=debug` writes it to standard error.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::cell::Cell;
 use std::io::{self, Write};
-use std::sync::OnceLock;
+use std::sync::{OnceLock, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use orchestra_secrets::Secrets;
 use tracing::{Level, Metadata, Subscriber};
@@ -27,19 +31,56 @@ struct Clean;
 
 impl Write for Clean {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match SECRETS.get() {
-            Some(secrets) => {
-                let clean = secrets.redact(&String::from_utf8_lossy(bytes));
-                io::stderr().write_all(clean.as_bytes())?;
-            }
-            None => io::stderr().write_all(bytes)?,
-        }
+        io::stderr().write_all(redacted(&String::from_utf8_lossy(bytes)).as_bytes())?;
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         io::stderr().flush()
     }
+}
+
+/// How long the secrets are waited for that a panic's words are redacted by.
+const WAIT: Duration = Duration::from_secs(1);
+
+/// Has a panic told on standard error as the log is: redacted.
+pub(crate) fn start_telling_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let thread = thread::current().name().unwrap_or("<unnamed>").to_owned();
+        let trace = Backtrace::capture();
+        let trace = match trace.status() {
+            BacktraceStatus::Captured => format!("\n{trace}"),
+            _ => String::new(),
+        };
+        let told = within(WAIT, format!("thread '{thread}' {panic}{trace}\n"), redacted)
+            .unwrap_or_else(|| format!("thread '{thread}' panicked at {place}; its message can't be redacted now\n"));
+        // There is nobody to tell that it can't be written.
+        io::stderr().write_all(told.as_bytes()).ok();
+    }));
+}
+
+/// What the work makes of a text. `None` if it takes too long, as the thread that panics may hold what it waits for, or if
+/// it panics itself.
+fn within(wait: Duration, text: String, work: fn(&str) -> String) -> Option<String> {
+    thread_local!(static TELLS: Cell<bool> = const { Cell::new(false) });
+    if TELLS.get() {
+        return None;
+    }
+    let (sender, receiver) = mpsc::channel();
+    let work = move || {
+        TELLS.set(true);
+        sender.send(work(&text)).ok();
+    };
+    thread::Builder::new().spawn(work).ok()?;
+    receiver.recv_timeout(wait).ok()
+}
+
+/// A text that belongs to no job.
+pub(crate) fn redacted(text: &str) -> String {
+    SECRETS
+        .get()
+        .map_or_else(|| text.to_owned(), |secrets| secrets.redact(text))
 }
 
 const VARIABLE: &str = "ORCHESTRA_LOG";
@@ -87,6 +128,20 @@ fn may_be_logged(metadata: &Metadata<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_panic_says_is_redacted_or_not_told() {
+        let secrets = Secrets::new([]);
+        secrets.job("a").mask(&"hunter2".into()).unwrap();
+        redact_by(&secrets);
+        let told = |wait, work| within(Duration::from_millis(wait), "it was hunter2".to_owned(), work);
+        assert_eq!(told(10_000, redacted).as_deref(), Some("it was ***REDACTED***"));
+        assert_eq!(told(10_000, |_| panic!("within a panic")), None);
+        let never = |_: &str| loop {
+            thread::park();
+        };
+        assert_eq!(told(200, never), None);
+    }
 
     #[test]
     fn request_bodies_are_never_logged_whatever_is_asked_for() {

@@ -37,6 +37,7 @@ fn main() -> ExitCode {
     // No debugger and no core dump sees what this process holds. Where it can't be had, a program of the same user could
     // read it anyway.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).ok();
+    log::start_telling_panics();
     let cli = Cli::parse();
     let json = match &cli.command {
         Command::Run(args) => args.show.json,

@@ -181,12 +181,8 @@ fn images(build: &ImageBuild) -> Result<Vec<Vec<String>>> {
     // One that is neither pushed nor loaded has a digest all the same.
     if build.push || !build.loads() {
         let mut fields = vec!["type=image".to_owned(), names(build), format!("push={}", build.push)];
-        let mut registries = build.registry.iter().chain(&build.base_registries);
-        let insecure =
-            registries.any(|registry| registry.insecure && registry.host(&build.tag) == build.tag.registry());
-        if build.push && insecure {
-            fields.push("registry.insecure=true".to_owned());
-        }
+        // Which registry is spoken to in plain HTTP, the daemon's configuration says. `registry.insecure` would have it so
+        // for all names, those in other registries too.
         fields.extend(build.options.output(true));
         records.push(fields);
     }
@@ -280,7 +276,7 @@ mod tests {
                 "--then",
                 "--opt",
                 "target=production",
-                "--output=type=image,name=r.example.com/app:1,push=true,registry.insecure=true",
+                "--output=type=image,name=r.example.com/app:1,push=true",
             ]
         );
     }

@@ -1,6 +1,6 @@
 //! What is to be built.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    AdditionalTarget, BuildError, BuildEvent, BuildOptions, BuildOutput, BuildResult, RegistryAuth, SharedBuilders,
-    run, validate,
+    AdditionalTarget, BuildContext, BuildError, BuildEvent, BuildOptions, BuildOutput, BuildResult, CacheFrom, CacheTo,
+    RegistryAuth, SharedBuilders, run, validate,
 };
 
 /// The BuildKit image that builds run in where nothing else is said.
@@ -90,7 +90,7 @@ pub struct ImageBuild {
     pub env: Env,
     /// How the tag's registry is spoken to.
     pub registry: Option<RegistryAuth>,
-    /// How further registries are spoken to, which base images come from.
+    /// How further registries are spoken to: of base images, of layers' caches, of further tags.
     pub base_registries: Vec<RegistryAuth>,
     /// The build container's network. A registry on the engine host's loopback is reached with [`NetworkMode::Host`].
     pub network: NetworkMode,
@@ -181,6 +181,63 @@ impl ImageBuild {
     /// All names of the image: [`tag`](Self::tag), then those of the [options](BuildOptions::tags).
     pub fn tags(&self) -> impl Iterator<Item = &ImageRef> {
         std::iter::once(&self.tag).chain(&self.options.tags)
+    }
+
+    /// The registries that the build is said to speak to and has no credentials for: each host, and the repositories
+    /// there that are known. Those of all [`tags`](Self::tags), of layers' caches, of contexts that are images,
+    /// and of [`base_registries`](Self::base_registries); not one that the Dockerfile alone names, which nobody has read yet.
+    /// What is known of them is given to [`log_in`](Self::log_in).
+    #[must_use]
+    pub fn without_credentials(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let from = self.options.cache_from.iter().filter_map(|from| match from {
+            CacheFrom::Registry(reference) => Some(reference),
+            _ => None,
+        });
+        let to = self.options.cache_to.iter().filter_map(|to| match to {
+            CacheTo::Registry { reference, .. } => Some(reference),
+            _ => None,
+        });
+        let contexts = self
+            .options
+            .build_contexts
+            .values()
+            .filter_map(|context| match context {
+                BuildContext::Image(reference) => Some(reference),
+                _ => None,
+            });
+        let mut hosts: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for image in self.tags().chain(from).chain(to).chain(contexts) {
+            let repositories = hosts.entry(image.registry().to_owned()).or_default();
+            repositories.insert(image.repository().to_owned());
+        }
+        for registry in self.registry.iter().chain(&self.base_registries) {
+            hosts.entry(registry.host(&self.tag).to_owned()).or_default();
+        }
+        for registry in self.registry.iter().chain(&self.base_registries) {
+            if registry.credentials.is_some() {
+                hosts.remove(registry.host(&self.tag));
+            }
+        }
+        hosts
+    }
+
+    /// Gives the build credentials for a registry's host. They go to no other.
+    pub fn log_in(&mut self, host: &str, credentials: Credentials) {
+        let mut known = self.registry.iter_mut().chain(&mut self.base_registries);
+        if let Some(registry) = known.find(|registry| registry.host(&self.tag) == host) {
+            registry.credentials = Some(credentials);
+            return;
+        }
+        let registry = RegistryAuth {
+            hostname: Some(host.to_owned()),
+            credentials: Some(credentials),
+            ..RegistryAuth::default()
+        };
+        if self.registry.is_none() && host == self.tag.registry() {
+            self.registry = Some(registry);
+        } else {
+            self.base_registries.push(registry);
+        }
     }
 
     /// Whether the image is loaded into the engine.
@@ -304,5 +361,74 @@ impl fmt::Debug for ImageBuild {
             .field("capture", &self.capture)
             .field("streamed", &self.streamed)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use orchestra::ExposeSecret;
+
+    #[test]
+    fn a_registry_is_logged_in_to_once_and_gets_the_credentials_of_no_other() {
+        let tag: ImageRef = "r.test/team/app:1".parse().unwrap();
+        let mut build = ImageBuild::new("b".parse().unwrap(), tag, "c".parse().unwrap());
+        build.options.tags = vec!["further.test/app:1".parse().unwrap(), "r.test/other:1".parse().unwrap()];
+        build.options.cache_from = vec!["cache.test/c:1".parse().unwrap()];
+        let context = "docker-image://alpine".parse().unwrap();
+        build.options.build_contexts = [("base".to_owned(), context)].into();
+        let given = RegistryAuth {
+            hostname: Some("given.test".into()),
+            credentials: Some(Credentials::new("u", "p")),
+            ..RegistryAuth::default()
+        };
+        let named = |host: &str| RegistryAuth {
+            hostname: Some(host.into()),
+            ..RegistryAuth::default()
+        };
+        // Not the tag's: what is found for the tag's must not go there.
+        build.registry = Some(named("base.test"));
+        build.base_registries = vec![given, named("index.docker.io")];
+        let wanted: Vec<_> = build.without_credentials().into_iter().collect();
+        let known = |host: &str, of: &[&str]| (host.to_owned(), of.iter().map(|of| (*of).to_owned()).collect());
+        assert_eq!(
+            wanted,
+            [
+                known("base.test", &[]),
+                known("cache.test", &["c"]),
+                known("docker.io", &["library/alpine"]),
+                known("further.test", &["app"]),
+                known("r.test", &["other", "team/app"]),
+            ]
+        );
+        for (host, _) in &wanted {
+            build.log_in(host, Credentials::new(host.as_str(), "p"));
+        }
+        assert!(build.without_credentials().is_empty());
+        let registries = build.registry.iter().chain(&build.base_registries);
+        for registry in registries
+            .clone()
+            .filter(|of| of.hostname.as_deref() != Some("given.test"))
+        {
+            let user = &registry.credentials.as_ref().unwrap().username;
+            assert_eq!(user.expose_secret(), registry.host(&build.tag));
+        }
+        assert_eq!(registries.count(), 6);
+    }
+
+    #[test]
+    fn the_tags_registry_is_spoken_to_as_was_said_when_it_is_logged_in_to() {
+        let tag: ImageRef = "r.test/app".parse().unwrap();
+        let mut build = ImageBuild::new("b".parse().unwrap(), tag, "c".parse().unwrap());
+        build.log_in("r.test", Credentials::new("u", "p"));
+        assert!(build.base_registries.is_empty() && build.registry.is_some());
+        let said = RegistryAuth {
+            insecure: true,
+            ..RegistryAuth::default()
+        };
+        build.registry = Some(said);
+        build.log_in("r.test", Credentials::new("u", "p"));
+        let registry = build.registry.unwrap();
+        assert!(registry.insecure && registry.credentials.is_some());
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use orchestra::{Captured, ImageRef, Timings};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// An image that was built. Serialised with the fields `ref`, `refs`, `digest`, `config_digest`, `platforms`,
 /// `targets`, `size`, `code`, `stdout`, `stderr`, `warnings`, `steps`, `duration` and `timings`.
@@ -47,7 +47,7 @@ pub struct BuildResult {
 }
 
 /// What an image is on one platform.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct PlatformImage {
     /// The platform, `linux/amd64`; `None` where the manifest does not say, as that of an image that is no index.
@@ -59,7 +59,7 @@ pub struct PlatformImage {
 }
 
 /// An additional target that was built.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct BuiltTarget {
     /// The stage.
@@ -69,7 +69,7 @@ pub struct BuiltTarget {
 }
 
 /// Steps of a build: BuildKit's vertexes, of which a Dockerfile's instruction is one, and the loading of the context too.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Steps {
     /// Those that were run.

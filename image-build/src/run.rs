@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use futures_util::{StreamExt, stream};
 use orchestra::{
     ByteStream, ContainerPath, Error, ErrorKind, ExitStatus, ImageRef, InjectedFile, Job, Name, PullImage, Resource,
-    ResourceKind, Result, TaskResult, VolumeId, VolumePath, file_from_tar, labels, tar_of_files,
+    ResourceKind, Result, TaskResult, VolumeId, VolumePath, file_from_tar, import_archive, labels, tar_of_files,
 };
 use tokio::task::JoinError;
 use tokio::time::sleep;
@@ -290,8 +290,11 @@ impl Run<'_> {
         let load = async {
             let driver = self.job.driver();
             for tag in self.build.tags() {
-                let tar = driver.read_volume(volume, std::slice::from_ref(&path)).await?;
-                driver.import_image(tag, file_from_tar(tar, &path).await?).await?;
+                let open = async || {
+                    let tar = driver.read_volume(volume, std::slice::from_ref(&path)).await?;
+                    file_from_tar(tar, &path).await
+                };
+                import_archive(driver, tag, open).await?;
             }
             Ok::<_, Error>(())
         };

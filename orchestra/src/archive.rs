@@ -1,12 +1,14 @@
 //! Small things in tars: the form in which files go into containers and volumes and come out.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use tokio::io::AsyncReadExt;
 use tokio_tar::{Archive, Builder, EntryType, Header};
 
 use crate::stream::{from_reader, into_reader};
-use crate::{ByteStream, Error, ErrorKind, InjectedFile, Result, VolumePath};
+use crate::{ByteStream, Driver, Error, ErrorKind, ImageRef, InjectedFile, Result, VolumePath};
 
 /// A tar of these files, with names relative to the root. Directories get no entries, so those that exist stay as they are.
 ///
@@ -58,6 +60,35 @@ pub async fn file_from_tar(tar: ByteStream, path: &VolumePath) -> Result<ByteStr
         }
     }
     Err(Error::new(ErrorKind::PathNotFound, "no such file").with("path", path))
+}
+
+/// How often an archive is imported whose layers others remove, and the pause after the first time; each time longer.
+const IMPORTS: u32 = 8;
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// [Imports](Driver::import_image) an image from an archive that can be opened more than once: again where others removed
+/// an image that shares its layers meanwhile.
+///
+/// # Errors
+/// Those of [`Driver::import_image`], and those of opening the archive.
+pub async fn import_archive<Opened>(
+    driver: &dyn Driver,
+    image: &ImageRef,
+    mut open: impl FnMut() -> Opened,
+) -> Result<()>
+where
+    Opened: Future<Output = Result<ByteStream>>,
+{
+    let mut attempt = 1;
+    loop {
+        match driver.import_image(image, open().await?).await {
+            Err(error) if error.kind() == ErrorKind::Conflict && error.is_retryable() && attempt < IMPORTS => {
+                tokio::time::sleep(PAUSE * attempt).await;
+                attempt += 1;
+            }
+            imported => return imported,
+        }
+    }
 }
 
 fn exactly(content: ByteStream, size: u64) -> ByteStream {

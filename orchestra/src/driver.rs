@@ -132,7 +132,10 @@ pub trait Driver: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// - An image that had the name loses it.
     ///
     /// # Errors
-    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if the tar is neither. Requires [`import_image`](Capabilities::import_image).
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if the tar is neither. A [`Conflict`](crate::ErrorKind::Conflict) that is
+    /// [retryable](crate::Error::is_retryable) where others removed an image that shares layers with it meanwhile, on engines
+    /// that don't keep them (podman): [`import_archive`](crate::import_archive) imports again then. Requires
+    /// [`import_image`](Capabilities::import_image).
     async fn import_image(&self, image: &ImageRef, archive: ByteStream) -> Result<()>;
 
     /// Whether the engine has the image.

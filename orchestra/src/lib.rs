@@ -45,7 +45,7 @@ pub mod stream;
 pub mod tar;
 mod volume;
 
-pub use archive::{file_from_tar, tar_of_files};
+pub use archive::{file_from_tar, import_archive, tar_of_files};
 pub use capability::Capabilities;
 pub use container::{
     ContainerSpec, Cpus, Env, ExecSpec, ExtraHost, InjectedFile, KernelCapability, Limits, Mount, NetworkMode, Profile,

@@ -91,16 +91,48 @@ impl LogOffset {
     /// logs below their driver's limit, and counts what the same driver gave: a layer that changes output has other lengths.
     #[must_use]
     pub fn rest_of(self, logs: LogStream) -> LogStream {
+        let rest = self.passing(logs);
+        rest.try_filter(|chunk| ready(!chunk.bytes.is_empty())).boxed()
+    }
+
+    /// The same, where pieces that pass unseen are empty ones: who waits sees that something comes.
+    fn passing(self, logs: LogStream) -> LogStream {
         let mut left = self;
-        logs.try_filter_map(move |mut chunk| {
+        logs.map_ok(move |mut chunk| {
             let left = left.of(chunk.stream);
             let skipped = chunk.bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
             *left -= skipped as u64;
             chunk.bytes.advance(skipped);
-            ready(Ok((!chunk.bytes.is_empty()).then_some(chunk)))
+            chunk
         })
         .boxed()
     }
+}
+
+/// The output, and once that has ended what a log has beyond it: the one that `rest` gives from its first byte on, if it gives
+/// one. For drivers whose engine ends what is followed in ways that do not tell whether anything is missing. What passes of
+/// the log as it has come already are empty pieces, so that who waits sees that something comes.
+pub fn and_rest<F, R>(output: LogStream, rest: F) -> LogStream
+where
+    F: FnOnce() -> R + Send + 'static,
+    R: Future<Output = Result<Option<LogStream>>> + Send,
+{
+    let state = (output, LogOffset::default(), Some(rest));
+    stream::try_unfold(state, async |(mut output, mut read, mut rest)| {
+        loop {
+            if let Some(chunk) = output.next().await {
+                let chunk = chunk?;
+                read.advance(&chunk);
+                return Ok(Some((chunk, (output, read, rest))));
+            }
+            let Some(rest) = rest.take() else { return Ok(None) };
+            let Some(log) = rest().await? else {
+                return Ok(None);
+            };
+            output = read.passing(log);
+        }
+    })
+    .boxed()
 }
 
 /// The same output in fewer and larger pieces, read ahead by a task of its own, which ends with the answer. For drivers
@@ -235,6 +267,25 @@ mod tests {
         assert_eq!(gathered.next().await.unwrap().unwrap(), chunk(out, &large));
         assert_eq!(gathered.next().await.unwrap().unwrap_err().message(), "broken");
         assert!(gathered.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn the_rest_follows_what_was_read_and_no_error() {
+        let out = |text: &'static str| LogChunk {
+            stream: OutputStream::Stdout,
+            bytes: Bytes::from_static(text.as_bytes()),
+        };
+        let logs = |items: Vec<Result<LogChunk>>| stream::iter(items).boxed();
+        let cut = || logs(vec![Ok(out("one ")), Ok(out("two "))]);
+        let log = async move || Ok(Some(logs(vec![Ok(out("one")), Ok(out(" two three"))])));
+        let whole: Vec<LogChunk> = and_rest(cut(), log).try_collect().await.unwrap();
+        assert_eq!(whole, [out("one "), out("two "), out(""), out("three")]);
+        let nothing: Vec<LogChunk> = and_rest(cut(), async || Ok(None)).try_collect().await.unwrap();
+        assert_eq!(nothing.len(), 2);
+        let broken = logs(vec![Err(Error::invalid("broken"))]);
+        let mut broken = and_rest(broken, async || Err(Error::invalid("asked though it broke")));
+        assert_eq!(broken.next().await.unwrap().unwrap_err().message(), "broken");
+        assert!(broken.next().await.is_none());
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,7 +3,23 @@
 use orchestra::{Error, ImageRef, Name, VolumeId};
 use orchestra_image_build::{AdditionalTarget, BuildCache, BuildInput, BuildOutput, ImageBuild};
 
+use orchestra_secrets::Secrets;
+
 use crate::{Artifact, BuildPlan};
+
+/// Logs a build in, as the client of the [`Secrets`] does, to the registries that it names and has no credentials for; to
+/// none if they have no [`client_config`](Secrets::client_config).
+///
+/// # Errors
+/// Those of [`Secrets::registry_of_all`].
+pub async fn log_in(build: &mut ImageBuild, secrets: &Secrets) -> orchestra::Result<()> {
+    for (host, repositories) in build.without_credentials() {
+        if let Some(credentials) = secrets.registry_of_all(&host, &repositories).await? {
+            build.log_in(&host, credentials);
+        }
+    }
+    Ok(())
+}
 
 type Set = fn(&mut ImageBuild, &BuildPlan);
 

@@ -144,6 +144,7 @@ mod units;
 mod values;
 mod yaml;
 
+pub use build::log_in;
 pub use cache::{CachePlan, CacheScope, KeyTemplate};
 pub use plan::{
     Action, Artifact, Assertion, BuildPlan, Hooks, JobPlan, LoadVarPlan, Parallel, Pipeline, Step, StepKind, TaskImage,

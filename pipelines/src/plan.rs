@@ -33,6 +33,8 @@ pub struct Pipeline {
     pub(crate) notes: Vec<crate::Problem>,
     /// Every secret that the text refers to, as it was fetched.
     pub(crate) secrets: Vec<(Reference, SecretValue)>,
+    /// The secrets as a whole that those are, or are fields of.
+    pub(crate) wholes: Vec<(Reference, SecretValue)>,
 }
 
 impl Pipeline {

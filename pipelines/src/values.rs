@@ -6,7 +6,7 @@ use std::fmt;
 use futures_util::StreamExt;
 use futures_util::stream;
 use orchestra::{Error, Result};
-use orchestra_secrets::{LONGEST, Reference, SecretValue, Secrets};
+use orchestra_secrets::{JobSecrets, LONGEST, Reference, SecretValue, Secrets};
 
 use crate::Invalid;
 use crate::yaml::Value;
@@ -80,30 +80,60 @@ pub struct Values {
 
 /// What was found of the secrets that a text refers to.
 #[derive(Debug, Default)]
-pub(crate) struct Fetched(BTreeMap<Reference, Result<SecretValue>>);
+pub(crate) struct Fetched {
+    found: BTreeMap<Reference, Result<SecretValue>>,
+    /// The secrets that those are, or are fields of.
+    wholes: Vec<(Reference, SecretValue)>,
+}
 
 impl Fetched {
     pub(crate) async fn new(secrets: Option<&Secrets>, references: BTreeSet<Reference>) -> Self {
         let Some(secrets) = secrets else { return Self::default() };
-        let fetch = |reference: Reference| async move {
-            let found = match secrets.find(&reference).await {
-                Ok(Some(value)) if value.expose().len() > LONGEST => Err(Error::invalid(format!(
-                    "the secret {reference} is {} bytes long; at most {LONGEST} can be redacted, and so used",
-                    value.expose().len()
-                ))),
-                Ok(Some(value)) => Ok(value),
-                Ok(None) => Err(secrets.missing(&reference)),
-                Err(error) => Err(error),
+        let wholes: BTreeSet<Reference> = references.iter().map(Reference::whole).collect();
+        let fetch = |whole: Reference| async move {
+            let found = secrets.find(&whole).await;
+            (whole, found)
+        };
+        let fetched = stream::iter(wholes).map(fetch).buffer_unordered(AT_ONCE);
+        let fetched: BTreeMap<Reference, Result<Option<SecretValue>>> = fetched.collect().await;
+        let of = |reference: &Reference| {
+            let value = match fetched.get(&reference.whole()) {
+                Some(Ok(Some(value))) => reference.of_whole(value.clone())?,
+                Some(Err(error)) => return Err(same(error)),
+                Some(Ok(None)) | None => return Err(secrets.missing(reference)),
             };
+            match value.expose().len() {
+                length if length > LONGEST => Err(Error::invalid(format!(
+                    "the secret {reference} is {length} bytes long; at most {LONGEST} can be redacted, and so used"
+                ))),
+                _ => Ok(value),
+            }
+        };
+        let found = references.into_iter().map(|reference| {
+            let value = of(&reference);
+            (reference, value)
+        });
+        let found = found.collect();
+        let wholes = fetched.into_iter();
+        let wholes = wholes.filter_map(|(whole, value)| Some((whole, value.ok()??)));
+        Self {
+            found,
+            wholes: wholes.collect(),
+        }
+    }
+
+    /// The same for a job, which fetches each once and redacts it from then on.
+    pub(crate) async fn for_job(job: Option<&JobSecrets>, references: BTreeSet<Reference>) -> Self {
+        let Some(job) = job else { return Self::default() };
+        let fetch = |reference: Reference| async move {
+            let found = job.resolve(&reference).await;
             (reference, found)
         };
-        Self(
-            stream::iter(references)
-                .map(fetch)
-                .buffer_unordered(AT_ONCE)
-                .collect()
-                .await,
-        )
+        let fetched = stream::iter(references).map(fetch).buffer_unordered(AT_ONCE);
+        Self {
+            found: fetched.collect().await,
+            wholes: Vec::new(),
+        }
     }
 
     /// Adds those that were fetched before.
@@ -111,20 +141,14 @@ impl Fetched {
         let known = known
             .iter()
             .map(|(reference, value)| (reference.clone(), Ok(value.clone())));
-        self.0.extend(known);
+        self.found.extend(known);
         self
     }
 
     pub(crate) fn get(&self, reference: &Reference) -> Result<&SecretValue, Error> {
-        match self.0.get(reference) {
+        match self.found.get(reference) {
             Some(Ok(value)) => Ok(value),
-            Some(Err(error)) => {
-                let same = Error::new(error.kind(), error.message());
-                Err(match error.hint() {
-                    Some(hint) => same.with_hint(hint),
-                    None => same,
-                })
-            }
+            Some(Err(error)) => Err(same(error)),
             None => Err(Error::invalid("there are no secrets here")
                 .with_hint("configure a store under [secrets], or give it with `--secret KEY=VALUE`")),
         }
@@ -132,8 +156,22 @@ impl Fetched {
 
     /// All that were found.
     pub(crate) fn values(&self) -> impl Iterator<Item = (&Reference, &SecretValue)> {
-        self.0
+        self.found
             .iter()
             .filter_map(|(reference, value)| Some((reference, value.as_ref().ok()?)))
+    }
+
+    /// The secrets as a whole that they are, or are fields of.
+    pub(crate) fn wholes(&self) -> &[(Reference, SecretValue)] {
+        &self.wholes
+    }
+}
+
+/// What one error says, for each that it is the error of.
+fn same(error: &Error) -> Error {
+    let same = Error::new(error.kind(), error.message());
+    match error.hint() {
+        Some(hint) => same.with_hint(hint),
+        None => same,
     }
 }

@@ -328,7 +328,11 @@ fn secrets_and_variables_are_never_passed_on_as_they_are() {
             "8:26",
             "`secret:KEY` in `build_args` can't be a secret",
         ),
-        (in_build("env: { TOKEN: secret:KEY }"), "8:19", secret),
+        (
+            in_build("env: { TOKEN: secret:KEY }"),
+            "8:19",
+            "`secret:KEY` in `env` can't be a secret | the engine shows a build's environment",
+        ),
         (in_build("secrets: { token: secret:KEY }"), "8:23", secret),
         (
             in_build("registry: { username: robot, password: secret:KEY }"),

@@ -40,6 +40,7 @@ fn secrets(asked: &Arc<AtomicUsize>) -> Secrets {
         ("TOKEN", "hunter2-token"),
         ("DB", r#"{"password": "hunter2-field", "port": 5432}"#),
         ("NUL", "hunter2\0nul"),
+        ("PIN", "42"),
     ];
     let store = values.into_iter().fold(MemoryStore::new(), |store, (key, value)| {
         store.with(Scope::Global, SecretKey::new(key).unwrap(), value.into())
@@ -131,6 +132,58 @@ async fn a_task_has_its_secrets_and_nobody_else_sees_them() {
 }
 
 #[tokio::test]
+async fn fields_of_one_secret_are_of_one_answer_of_its_store() {
+    let text = step(
+        "env: { URL: '((DB.password))@((DB.port))' }",
+        "echo ((DB.password)) $URL",
+    );
+    let (report, events, asked) = executed(&text).await;
+    assert_eq!(report.status, Status::Succeeded, "{events}");
+    assert_eq!(asked, 1, "{events}");
+    assert!(!events.contains("hunter2"), "{events}");
+}
+
+#[tokio::test]
+async fn a_field_that_is_asked_for_late_is_of_the_same_answer() {
+    // In two quotes, so that the pipeline itself does not refer to it.
+    let writes =
+        r#"printf %s '{params: {WORD: "(''(DB.password))"}, run: {path: sh, args: [-c, "echo $WORD"]}}' > o/t.yml"#;
+    let text = format!(
+        "plan:
+- task: makes
+  image: busybox
+  env: {{ PORT: '((DB.port))' }}
+  config: {{ outputs: [{{ name: o }}], run: {{ path: sh, args: [-c, {writes:?}] }} }}
+- {{ task: t, file: o/t.yml, image: busybox }}
+"
+    );
+    let (report, events, asked) = executed(&text).await;
+    assert_eq!(report.status, Status::Succeeded, "{events}");
+    assert!(events.contains(MARKER) && !events.contains("hunter2"), "{events}");
+    assert_eq!(asked, 1, "{events}");
+}
+
+#[tokio::test]
+async fn the_fields_of_a_variable_that_is_not_to_be_revealed_are_redacted_wherever_they_go() {
+    let makes = r#"echo '{"password": "p4ss-w0rd"}' > made/v"#;
+    let text = format!(
+        "plan:
+- task: makes
+  image: busybox
+  config: {{ outputs: [{{ name: made }}], run: {{ path: sh, args: [-c, {makes:?}] }} }}
+- {{ load_var: v, file: made/v, format: json, reveal: false }}
+- task: shows
+  image: busybox
+  config: {{ run: {{ path: echo, args: ['<((.:v.password))>'] }} }}
+"
+    );
+    let (report, events, _) = executed(&text).await;
+    assert_eq!(report.status, Status::Succeeded, "{events}");
+    assert!(events.contains(&format!("<{MARKER}>")), "{events}");
+    assert!(!events.contains("p4ss-w0rd"), "{events}");
+}
+
+#[tokio::test]
 async fn a_failure_of_the_engine_shows_no_secret_of_a_command() {
     let text = "plan:\n- { task: t, image: busybox, config: { run: { path: /no/((TOKEN)) } } }\n";
     let (report, events, _) = executed(text).await;
@@ -196,6 +249,117 @@ async fn what_is_missing_is_told_with_its_place_and_where_it_was_looked_for_befo
     assert!(!format!("{invalid:?}").contains("hunter2"));
 }
 
+/// A pipeline with one build of which these are the keys.
+fn build(keys: &str) -> String {
+    format!(
+        "plan:\n- task: t\n  image: busybox\n  config: {{ outputs: [{{ name: s }}], run: {{ path: a }} }}\n- build_image: {{ context: s, {keys} }}\n"
+    )
+}
+
+#[tokio::test]
+async fn what_others_are_shown_holds_no_secret() {
+    let image = "it would stand in the image for all to see";
+    let shown = "it is shown in logs, by the engine or by a registry";
+    let task = |keys: &str| {
+        format!(
+            "plan:\n- {{ task: t, image: busybox, config: {{ run: {{ path: a }} }} }}\n- {{ {keys}, config: {{ run: {{ path: a }} }} }}\n"
+        )
+    };
+    let across = "plan:\n- across: [{ var: x, values: [a, ((TOKEN))] }]\n  task: t\n  image: busybox:((.:x))\n  config: { run: { path: a } }\n";
+    let cases = [
+        (build("tag: 'app:((TOKEN))'"), "`tag`", shown),
+        (build("tag: a, tags: [b, 'app:((TOKEN))']"), "an item of `tags`", shown),
+        (
+            build("tag: a, build_args: { A: ok, B: 'x((TOKEN))' }"),
+            "`build_args`",
+            image,
+        ),
+        (build("tag: a, labels: { A: ((DB.password)) }"), "`labels`", image),
+        (build("tag: a, annotations: { a.b: ((TOKEN)) }"), "`annotations`", image),
+        (
+            build("tag: a, dockerfile_inline: 'FROM ((TOKEN))'"),
+            "`dockerfile_inline`",
+            image,
+        ),
+        (build("tag: a, target: ((TOKEN))"), "`target`", image),
+        (
+            build("tag: a, no_cache_filter: [((TOKEN))]"),
+            "an item of `no_cache_filter`",
+            shown,
+        ),
+        (
+            build("tag: a, mirrors: { docker.io: ['u:((TOKEN))@mirror.test'] }"),
+            "an item of a registry's mirrors",
+            shown,
+        ),
+        (build("tag: a, name: ((TOKEN))"), "`name`", shown),
+        (
+            build("tag: a, env: { HTTPS_PROXY: 'http://u:((TOKEN))@proxy' }"),
+            "`env`",
+            "the engine shows a build's environment",
+        ),
+        (
+            build("tag: a, env: { HTTPS_PROXY: secret:TOKEN }"),
+            "`env`",
+            "the engine shows a build\'s environment",
+        ),
+        (task("task: ((TOKEN)), image: busybox"), "`task`", shown),
+        (task("task: u, image: 'registry.test/((TOKEN))/a'"), "`image`", shown),
+        (
+            task("task: u, image: busybox, caches: x").replace(
+                "caches: x, config: {",
+                "config: { caches: [{ path: p, key: 'k-((TOKEN))' }],",
+            ),
+            "`key`",
+            shown,
+        ),
+        (across.to_owned(), "`image`", shown),
+    ];
+    for (text, place, why) in cases {
+        let invalid = Pipeline::parse_with("ci.yml", &text, &values().0).await.unwrap_err();
+        let told = invalid.problems().iter().any(|problem| {
+            let is_placed = problem.line().is_some_and(|line| line >= 3);
+            let help = problem.help.clone().unwrap_or_default();
+            is_placed && problem.message.contains(place) && help.contains(why)
+        });
+        assert!(told, "{place} in {text}: {:#?}", invalid.problems());
+        assert!(!format!("{:?}", invalid.problems()).contains("hunter2"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_secret_in_a_command_is_noted_and_one_that_is_read_late_is_refused_all_the_same() {
+    let text = "plan:\n- task: t\n  image: busybox\n  config: { run: { path: sh, args: [-c, 'echo ((TOKEN))'] } }\n";
+    let notes: Vec<_> = parse(text).await.notes().to_vec();
+    assert_eq!(notes.len(), 1, "{notes:?}");
+    assert!(
+        notes[0].message.contains("secret_env: hidden") && notes[0].line() == Some(4),
+        "{notes:?}"
+    );
+    let late = "plan:\n- task: makes\n  image: busybox\n  config: { outputs: [{ name: o }], run: { path: sh, args: [-c, 'echo -n 1 > o/v'] } }\n- { load_var: v, file: o/v }\n- task: t((.:v))\n  image: busybox:((TOKEN))\n  config: { run: { path: 'true' } }\n";
+    let refused = Pipeline::parse_with("ci.yml", late, &values().0).await;
+    let told = match refused {
+        Err(invalid) => format!("{:?}", invalid.problems()),
+        Ok(_) => executed(late).await.1,
+    };
+    assert!(
+        told.contains("a secret can't stand in `image`") && !told.contains("hunter2"),
+        "{told}"
+    );
+}
+
+#[tokio::test]
+async fn a_secret_that_is_too_short_to_be_redacted_is_told_once() {
+    let text = "plan:\n- { task: t, image: busybox, env: { A: ((PIN)) }, config: { run: { path: 'true' } } }\n- { task: u, image: busybox, env: { A: secret:PIN }, config: { run: { path: 'true' } } }\n";
+    let (report, _, _) = executed(text).await;
+    assert_eq!(report.status, Status::Succeeded);
+    let told = report
+        .warnings
+        .iter()
+        .filter(|warning| warning.contains("the secret PIN is too short to be redacted"));
+    assert_eq!(told.count(), 1, "{report:?}");
+}
+
 #[tokio::test]
 async fn a_value_that_is_refused_is_not_shown() {
     let text = "plan:\n- { task: t, image: '((TOKEN)) x', timeout: ((TOKEN)), config: { run: { path: a } } }\n";
@@ -206,7 +370,7 @@ async fn a_value_that_is_refused_is_not_shown() {
 
 #[tokio::test]
 async fn debug_of_a_plan_shows_no_secret() {
-    let text = "plan:\n- task: t\n  image: busybox\n  env: { A: ((TOKEN)) }\n  config: { outputs: [{ name: s }], run: { path: sh, args: [-c, 'echo ((TOKEN))'] } }\n- build_image: { context: s, tag: a, build_args: { X: ((TOKEN)) }, secrets: { id: ((TOKEN)) } }\n";
+    let text = "plan:\n- task: t\n  image: busybox\n  env: { A: ((TOKEN)) }\n  config: { outputs: [{ name: s }], run: { path: sh, args: [-c, 'echo ((TOKEN))'] } }\n- build_image: { context: s, tag: a, secrets: { id: ((TOKEN)) } }\n";
     let pipeline = parse(text).await;
     assert!(!format!("{pipeline:?}").contains("hunter2"), "{pipeline:?}");
 }

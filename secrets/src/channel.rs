@@ -8,7 +8,7 @@ use orchestra::Result;
 
 use crate::JobSecrets;
 use crate::progress::{Piece, Progress};
-use crate::redact::{Announcements, Patterns, Redactor};
+use crate::redact::{Announcements, Redactor};
 
 /// One stream: what it announces, then what is secret in it.
 pub(crate) struct Channel {
@@ -23,7 +23,7 @@ impl Channel {
     pub(crate) fn new(progress: bool) -> Self {
         Self {
             announcements: Announcements::default(),
-            redactor: Redactor::new(Arc::new(Patterns::none())),
+            redactor: Redactor::new(Arc::default()),
             version: 0,
             progress: progress.then(Progress::default),
         }

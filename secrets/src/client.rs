@@ -17,7 +17,7 @@ use tokio::process::Command;
 use zeroize::Zeroizing;
 
 use crate::SecretValue;
-use crate::files::zero;
+use crate::files::Zeroed;
 
 /// What a helper may take, and say.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -33,15 +33,6 @@ const PROGRAM: &str = "docker-credential-";
 pub struct ClientConfig {
     path: PathBuf,
     text: SecretValue,
-}
-
-/// What is in the file, for as long as it is asked.
-struct Config(Value);
-
-impl Drop for Config {
-    fn drop(&mut self) {
-        zero(&mut self.0);
-    }
 }
 
 impl fmt::Debug for ClientConfig {
@@ -70,8 +61,8 @@ impl ClientConfig {
         config.config().map(|_| config)
     }
 
-    fn config(&self) -> Result<Config> {
-        match serde_json::from_slice(self.text.expose()).map(Config) {
+    fn config(&self) -> Result<Zeroed> {
+        match serde_json::from_slice(self.text.expose()).map(Zeroed) {
             Ok(config) if config.0.is_object() => Ok(config),
             _ => Err(no_config(&self.path)),
         }
@@ -102,17 +93,21 @@ impl ClientConfig {
         })?)
     }
 
-    /// The credentials for a registry's host, if there are any.
+    /// The credentials for a registry's host, if there are any. Those of a repository, or of a path above it, go before
+    /// those of the host alone ([containers-auth.json(5)](https://github.com/containers/image/blob/main/docs/containers-auth.json.5.md)).
     ///
     /// # Errors
     /// [`ErrorKind::Io`] or [`ErrorKind::DeadlineExceeded`] if a credential helper fails.
-    pub async fn credentials(&self, host: &str) -> Result<Option<Credentials>> {
+    pub async fn credentials(&self, host: &str, repository: Option<&str>) -> Result<Option<Credentials>> {
         let keys = match host {
             "docker.io" => vec![DOCKER_IO, "docker.io", "index.docker.io"],
             host => vec![host],
         };
+        let whole = repository.map_or_else(String::new, |repository| format!("{host}/{repository}"));
+        let paths = std::iter::successors(Some(whole.as_str()), |path| Some(path.rsplit_once('/')?.0));
+        let paths: Vec<&str> = paths.take_while(|path| path.contains('/')).collect();
         // Not held while a helper is asked.
-        let found = self.config().and_then(|config| self.find(&config.0, host, &keys))?;
+        let found = self.config().and_then(|config| self.find(&config.0, &paths, &keys))?;
         match found {
             Found::Credentials(credentials) => Ok(Some(credentials)),
             Found::Helper(helper, key) => self.ask(&helper, key).await,
@@ -120,8 +115,9 @@ impl ClientConfig {
         }
     }
 
-    /// As clients look: the host's own helper, what the file holds, the helper for all.
-    fn find<'k>(&self, config: &Value, host: &str, keys: &[&'k str]) -> Result<Found<'k>> {
+    /// As clients look: the host's own helper, what the file holds, the helper for all. `paths` are the host's with a
+    /// repository, and are in the file alone.
+    fn find<'k>(&self, config: &Value, paths: &[&str], keys: &[&'k str]) -> Result<Found<'k>> {
         let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
         let helpers = config.get("credHelpers");
         for key in keys {
@@ -130,7 +126,7 @@ impl ClientConfig {
             }
         }
         let auths = config.get("auths").and_then(Value::as_object);
-        for key in keys {
+        for key in paths.iter().chain(keys) {
             let of_key = auths.and_then(|auths| {
                 // Older clients wrote an address, of which only the host counts.
                 let of_host = || auths.iter().find(|(address, _)| host_of(address) == *key);
@@ -149,7 +145,7 @@ impl ClientConfig {
                         password.trim_end_matches('\0'),
                     ))),
                     None => Err(Error::invalid(format!(
-                        "the credentials for {host} in {} can't be read",
+                        "the credentials for {key} in {} can't be read",
                         self.path.display()
                     ))
                     .with_hint("log in to the registry again")),
@@ -216,7 +212,7 @@ impl ClientConfig {
                 format!("{program} failed for {server}: {status}"),
             ));
         }
-        let answer = serde_json::from_slice(&answer).map(Config);
+        let answer = serde_json::from_slice(&answer).map(Zeroed);
         let answer =
             answer.map_err(|_| Error::new(ErrorKind::Io, format!("{program} answered something that is no JSON")))?;
         let field = |name: &str| answer.0.get(name).and_then(Value::as_str).unwrap_or_default();
@@ -266,12 +262,16 @@ mod tests {
     async fn credentials_are_found_by_host_as_clients_find_them() {
         let dir = tempfile::tempdir().unwrap();
         let pair = STANDARD.encode("robot:pa:ss");
+        let other = STANDARD.encode("other:word");
         let text = format!(
-            r#"{{"auths": {{"r.example.com:5000": {{"auth": "{pair}"}}, "{DOCKER_IO}": {{"username": "u", "password": "p"}}, "https://old.example.com/v2/": {{"auth": "{pair}"}}, "empty": {{}}}}}}"#
+            r#"{{"auths": {{"r.example.com:5000/team": {{"auth": "{other}"}}, "r.example.com:5000": {{"auth": "{pair}"}}, "{DOCKER_IO}": {{"username": "u", "password": "p"}}, "https://old.example.com/v2/": {{"auth": "{pair}"}}, "empty": {{}}}}}}"#
         );
         let config = config(&dir, &text).unwrap();
         let found = async |host: &str| {
-            let found = config.credentials(host).await.unwrap()?;
+            let (host, repository) = host
+                .split_once('/')
+                .map_or((host, None), |(host, path)| (host, Some(path)));
+            let found = config.credentials(host, repository).await.unwrap()?;
             Some(format!(
                 "{}|{}",
                 found.username.expose_secret(),
@@ -279,11 +279,39 @@ mod tests {
             ))
         };
         assert_eq!(found("r.example.com:5000").await.unwrap(), "robot|pa:ss");
+        assert_eq!(found("r.example.com:5000/teams/app").await.unwrap(), "robot|pa:ss");
+        assert_eq!(found("r.example.com:5000/team").await.unwrap(), "other|word");
+        assert_eq!(found("r.example.com:5000/team/app").await.unwrap(), "other|word");
         assert_eq!(found("docker.io").await.unwrap(), "u|p");
+        assert_eq!(found("docker.io/library/busybox").await.unwrap(), "u|p");
         assert_eq!(found("old.example.com").await.unwrap(), "robot|pa:ss");
         assert_eq!(found("r.example.com").await, None);
         assert_eq!(found("empty").await, None);
         assert!(!format!("{config:?}").contains("pa:ss"));
+    }
+
+    #[tokio::test]
+    async fn who_has_one_login_a_host_gets_that_of_all_its_repositories() {
+        let dir = tempfile::tempdir().unwrap();
+        let auth = |pair: &str| format!(r#"{{"auth": "{}"}}"#, STANDARD.encode(pair));
+        let (team, host) = (auth("team:t"), auth("host:h"));
+        let config = config(&dir, &format!(r#"{{"auths": {{"r/team": {team}, "r": {host}}}}}"#)).unwrap();
+        let secrets = crate::Secrets::new([]).client_config(config);
+        for (repositories, user) in [
+            (vec![], "host"),
+            (vec!["team/a", "team/b"], "team"),
+            (vec!["team/a", "other/b"], "host"),
+            (vec!["other/b"], "host"),
+        ] {
+            let repositories = repositories.into_iter().map(str::to_owned).collect();
+            let found = secrets.registry_of_all("r", &repositories).await.unwrap().unwrap();
+            assert_eq!(found.username.expose_secret(), user, "{repositories:?}");
+        }
+        let none = secrets
+            .registry_of_all("other", &["x".to_owned()].into())
+            .await
+            .unwrap();
+        assert!(none.is_none());
     }
 
     #[tokio::test]
@@ -296,7 +324,7 @@ mod tests {
             ),
             (r#"{"credsStore": "../x"}"#, "can't be a credential helper"),
         ] {
-            let error = config(&dir, text).unwrap().credentials("r").await.unwrap_err();
+            let error = config(&dir, text).unwrap().credentials("r", None).await.unwrap_err();
             assert!(error.message().contains(why), "{error}");
         }
         assert!(config(&dir, "[]").unwrap_err().message().contains("no configuration"));

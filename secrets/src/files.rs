@@ -2,9 +2,10 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use orchestra::{InjectedFile, Result};
 use serde_json::Value;
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::{JobSecrets, Reference, SecretKey, SecretValue};
 
@@ -19,13 +20,13 @@ pub(crate) async fn resolve(file: &InjectedFile, job: &JobSecrets) -> Result<(In
     if let Ok(Some(key)) = SecretKey::of_reference(text) {
         let value = job.resolve(&Reference::of(key)).await;
         let value = value.map_err(|error| error.with("file", &file.path))?;
-        file.content = value.expose().to_vec().into();
+        file.content = zeroed(value.expose().to_vec());
         return Ok((file, Some(value)));
     }
     let is_json = file.path.as_str().ends_with(".json");
-    if let Some(mut json) = is_json.then(|| serde_json::from_str::<Value>(text).ok()).flatten() {
+    if let Some(mut json) = is_json.then(|| serde_json::from_str(text).ok()).flatten().map(Zeroed) {
         let mut keys = Vec::new();
-        references(&json, &mut keys);
+        references(&json.0, &mut keys);
         let mut values = Vec::with_capacity(keys.len());
         for key in keys {
             let value = job.resolve(&Reference::of(key.clone())).await;
@@ -33,14 +34,18 @@ pub(crate) async fn resolve(file: &InjectedFile, job: &JobSecrets) -> Result<(In
             value.text(&format!("the secret {key} for the file {}", file.path))?;
             values.push((format!("secret:{key}"), value));
         }
-        replace(&mut json, &values);
-        credentials(&json, job)?;
+        replace(&mut json.0, &values);
+        credentials(&json.0, job)?;
         if !values.is_empty() {
-            file.content = json.to_string().into();
+            file.content = zeroed(json.0.to_string().into_bytes());
         }
-        zero(&mut json);
     }
     Ok((file, None))
+}
+
+/// Bytes that are overwritten when nobody has them any more.
+pub(crate) fn zeroed(bytes: Vec<u8>) -> Bytes {
+    Bytes::from_owner(Zeroizing::new(bytes))
 }
 
 fn references(json: &Value, keys: &mut Vec<SecretKey>) {
@@ -88,8 +93,17 @@ fn credentials(json: &Value, job: &JobSecrets) -> Result<()> {
     Ok(())
 }
 
+/// A JSON value with secrets in it, for as long as it is looked at.
+pub(crate) struct Zeroed(pub(crate) Value);
+
+impl Drop for Zeroed {
+    fn drop(&mut self) {
+        zero(&mut self.0);
+    }
+}
+
 /// Overwrites every text below.
-pub(crate) fn zero(json: &mut Value) {
+fn zero(json: &mut Value) {
     match json {
         Value::String(text) => text.zeroize(),
         Value::Array(items) => items.iter_mut().for_each(zero),

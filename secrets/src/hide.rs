@@ -15,6 +15,7 @@ use orchestra::{
 };
 use zeroize::Zeroizing;
 
+use crate::files::zeroed;
 use crate::{SecretKey, SecretValue};
 
 /// A container whose secret variables are hidden from the engine.
@@ -157,7 +158,7 @@ impl Hidden {
         let mut frame = Vec::with_capacity(self.entries.len() + 4);
         frame.put_u32(self.count);
         frame.extend_from_slice(&self.entries);
-        let first = orchestra::stream::once(Bytes::from(frame));
+        let first = orchestra::stream::once(zeroed(frame));
         match stdin {
             Some(stdin) => first.chain(stdin).boxed(),
             None => first,

@@ -1,12 +1,13 @@
 //! What one job has had of the secrets, and what is redacted for it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use orchestra::{Credentials, Error, ExposeSecret, Result, SecretString};
+use memchr::memmem;
+use orchestra::{Credentials, Error, ExposeSecret, LogStream, Result, SecretString};
 
 use crate::redact::{Form, LONGEST, Patterns, Redactor, SHORTEST, forms};
 use crate::{Reference, SecretKey, SecretValue, Secrets, StreamRedactor};
@@ -20,17 +21,33 @@ const MAX_BYTES: usize = 64 << 20;
 #[derive(Clone)]
 pub struct JobSecrets(Arc<Inner>);
 
+/// One lock a secret: tasks that start at once wait for one question.
+type Slots = Mutex<HashMap<Reference, Arc<tokio::sync::Mutex<Option<SecretValue>>>>>;
+
 struct Inner {
     secrets: Secrets,
-    /// One lock a secret: tasks that start at once wait for one question.
-    fetched: Mutex<HashMap<Reference, Arc<tokio::sync::Mutex<Option<SecretValue>>>>>,
+    /// What was taken, and redacted since.
+    fetched: Slots,
+    /// What the stores were asked for: secrets, of which those may be fields.
+    wholes: Slots,
     list: Mutex<List>,
     /// Grows with each change of the list.
     version: AtomicU64,
+    /// What was taken though it is too short to be redacted.
+    short: Mutex<Short>,
+}
+
+#[derive(Default)]
+struct Short {
+    values: BTreeMap<Reference, SecretValue>,
+    /// Those that nobody has asked for yet.
+    untold: Vec<Reference>,
 }
 
 struct List {
     forms: BTreeSet<Arc<Form>>,
+    /// Those of them that the patterns lack.
+    fresh: Vec<Arc<Form>>,
     bytes: usize,
     patterns: Arc<Patterns>,
     /// The version that the patterns are of.
@@ -42,13 +59,16 @@ impl JobSecrets {
         Self(Arc::new(Inner {
             secrets,
             fetched: Mutex::default(),
+            wholes: Mutex::default(),
             list: Mutex::new(List {
                 forms: BTreeSet::new(),
+                fresh: Vec::new(),
                 bytes: 0,
-                patterns: Arc::new(Patterns::none()),
+                patterns: Arc::default(),
                 built: 0,
             }),
             version: AtomicU64::new(0),
+            short: Mutex::default(),
         }))
     }
 
@@ -63,9 +83,22 @@ impl JobSecrets {
         if let Some(value) = slot.as_ref() {
             return Ok(value.clone());
         }
+        let value = reference.of_whole(self.whole(&reference.whole()).await?)?;
+        self.take(reference, &value)?;
+        *slot = Some(value.clone());
+        Ok(value)
+    }
+
+    /// A secret of which fields are asked for, one after another: a store that makes up credentials for who asks would give
+    /// the user name of one and the password of another.
+    async fn whole(&self, reference: &Reference) -> Result<SecretValue> {
+        let slot = lock(&self.0.wholes).entry(reference.clone()).or_default().clone();
+        let mut slot = slot.lock().await;
+        if let Some(value) = slot.as_ref() {
+            return Ok(value.clone());
+        }
         let found = self.0.secrets.find(reference).await?;
         let value = found.ok_or_else(|| self.0.secrets.missing(reference))?;
-        self.take(reference, &value)?;
         *slot = Some(value.clone());
         Ok(value)
     }
@@ -81,12 +114,36 @@ impl JobSecrets {
         Ok(())
     }
 
+    /// Takes the value of a secret that was fetched before the job began: fields that are asked for later are of the same answer.
+    /// It is not redacted as a whole.
+    pub fn provide_whole(&self, reference: &Reference, value: &SecretValue) {
+        let slot = Arc::new(tokio::sync::Mutex::new(Some(value.clone())));
+        lock(&self.0.wholes).insert(reference.whole(), slot);
+    }
+
     fn take(&self, reference: &Reference, value: &SecretValue) -> Result<()> {
         check_length(reference, value)?;
         if value.expose().trim_ascii().len() < SHORTEST {
             tracing::warn!(secret = %reference, "it is shorter than {SHORTEST} bytes, and so not redacted");
+            let mut short = lock(&self.0.short);
+            short.values.insert(reference.clone(), value.clone());
+            short.untold.push(reference.clone());
         }
         self.mask(value)
+    }
+
+    /// The secrets that were fetched since this was asked last and are too short to be redacted, less than four bytes:
+    /// whoever runs the job should be told.
+    #[must_use]
+    pub fn too_short(&self) -> Vec<Reference> {
+        std::mem::take(&mut lock(&self.0.short).untold)
+    }
+
+    /// What is said of each of the [secrets that are too short](Self::too_short), since this was asked last.
+    pub fn warnings(&self) -> impl Iterator<Item = String> + use<> {
+        self.too_short().into_iter().map(|reference| {
+            format!("the secret {reference} is too short to be redacted, less than four bytes: what prints it shows it")
+        })
     }
 
     /// Redacts a value from now on, in all its forms.
@@ -114,6 +171,7 @@ impl JobSecrets {
             return Err(Error::invalid("there are more values to redact than one job may have")
                 .with_hint("announce fewer values with ::add-mask::, or use more than one job"));
         }
+        list.fresh.extend(new.iter().cloned());
         list.forms.extend(new);
         list.bytes = bytes;
         self.0.version.fetch_add(1, Ordering::Release);
@@ -166,19 +224,25 @@ impl JobSecrets {
         StreamRedactor::new(self.clone())
     }
 
+    /// Redacts both streams of a program that does not run in an engine, as the [layer](crate::SecretsLayer) does those of
+    /// a container. An error, for a value that is announced and can't be redacted, is the last item.
+    #[must_use]
+    pub fn output(&self, output: LogStream) -> LogStream {
+        crate::stream::logs(output, self.clone(), false)
+    }
+
     /// A text with what is secret in it replaced.
     #[must_use]
     pub fn redact(&self, text: &str) -> String {
-        match self.patterns() {
-            Ok((_, patterns)) => {
-                let mut redactor = Redactor::new(patterns);
-                let mut out = redactor.push(Bytes::copy_from_slice(text.as_bytes())).to_vec();
-                out.extend_from_slice(&redactor.finish());
-                String::from_utf8_lossy(&out).into_owned()
-            }
-            // Too much to look for: nothing is safe to show.
-            Err(_) => crate::redact::MARKER.to_owned(),
-        }
+        redact(text, self.patterns().map(|(_, patterns)| patterns))
+    }
+
+    /// Whether a text holds a secret, one that is too short to be redacted too.
+    pub(crate) fn holds_secret(&self, text: &str) -> bool {
+        let short = lock(&self.0.short);
+        let mut values = short.values.values().map(|value| value.expose().trim_ascii());
+        values.any(|value| !value.is_empty() && memmem::find(text.as_bytes(), value).is_some())
+            || self.redact(text) != text
     }
 
     /// An error of which no text holds a secret. One that is clean stays as it is, with what caused it.
@@ -205,11 +269,24 @@ impl JobSecrets {
         let mut list = lock(&self.0.list);
         let version = self.version();
         if list.built != version {
-            list.patterns = Arc::new(Patterns::new(list.forms.iter().cloned())?);
+            list.patterns = Arc::new(list.patterns.with(list.fresh.clone())?);
+            list.fresh.clear();
             list.built = version;
         }
         Ok((version, list.patterns.clone()))
     }
+}
+
+/// A text with what these find replaced.
+pub(crate) fn redact(text: &str, patterns: Result<Arc<Patterns>>) -> String {
+    let Ok(patterns) = patterns else {
+        // Too much to look for: nothing is safe to show.
+        return crate::redact::MARKER.to_owned();
+    };
+    let mut redactor = Redactor::new(patterns);
+    let mut out = redactor.push(Bytes::copy_from_slice(text.as_bytes())).to_vec();
+    out.extend_from_slice(&redactor.finish());
+    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// Refuses a value that is too long to be redacted.

@@ -4,6 +4,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use orchestra::{Error, Result};
+use zeroize::Zeroizing;
+
+use crate::SecretValue;
+use crate::files::Zeroed;
 
 /// What a reference starts with that is a whole value: `secret:KEY`.
 const PREFIX: &str = "secret:";
@@ -136,6 +140,38 @@ impl Reference {
             store: None,
             key,
             fields: Vec::new(),
+        }
+    }
+
+    /// The secret that this is a field of, or is.
+    #[must_use]
+    pub fn whole(&self) -> Self {
+        Self {
+            fields: Vec::new(),
+            ..self.clone()
+        }
+    }
+
+    /// What this refers to of the [whole](Self::whole) secret's value.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`](orchestra::ErrorKind::InvalidInput) for a field that the value has not.
+    pub fn of_whole(&self, value: SecretValue) -> Result<SecretValue> {
+        if self.fields.is_empty() {
+            return Ok(value);
+        }
+        let refuse = |why: &str| Error::invalid(format!("the secret {}: {why}", self.key));
+        let json: Zeroed = serde_json::from_slice(value.expose())
+            .map(Zeroed)
+            .map_err(|_| refuse("it has no fields, as it is no JSON object"))?;
+        let mut at = &json.0;
+        for name in &self.fields {
+            let found = at.get(name);
+            at = found.ok_or_else(|| refuse(&format!("it has no field `{}`", self.fields.join("."))))?;
+        }
+        match at {
+            serde_json::Value::String(text) => Ok(text.as_str().into()),
+            other => Ok(Zeroizing::new(other.to_string()).as_str().into()),
         }
     }
 }

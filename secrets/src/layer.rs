@@ -142,7 +142,10 @@ impl Driver for SecretsLayer {
     async fn pull_image(&self, pull: &PullImage) -> Result<PullStream> {
         let of_client = match &pull.credentials {
             Some(_) => None,
-            None => self.secrets.registry(pull.image.registry()).await?,
+            None => {
+                let (host, repository) = (pull.image.registry(), pull.image.repository());
+                self.secrets.registry(host, Some(repository)).await?
+            }
         };
         let Some(credentials) = pull.credentials.as_ref().or(of_client.as_ref()) else {
             return self.inner.pull_image(pull).await;
@@ -217,7 +220,7 @@ impl Driver for SecretsLayer {
             .map_err(|error| job.redact_error(error))?;
         if hide::hides_env(&spec) {
             // A front end may have put a secret into a longer text.
-            let holds = spec.env.0.iter().filter(|(_, value)| job.redact(value) != **value);
+            let holds = spec.env.0.iter().filter(|(_, value)| job.holds_secret(value));
             secret = holds.map(|(name, _)| name.clone()).chain(secret).collect();
         }
         let hidden = hide::prepare(&mut spec, &secret, self.inner.info())?;

@@ -1,12 +1,14 @@
 //! The stores in their order, and what each job has had of them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use orchestra::{Credentials, Error, Result};
+use orchestra::{Credentials, Error, ExposeSecret, Result};
+use zeroize::Zeroizing;
 
-use crate::job::JobSecrets;
+use crate::job::{JobSecrets, redact};
+use crate::redact::Patterns;
 use crate::{ClientConfig, Reference, Scope, SecretStore, SecretValue};
 
 /// Stores in the order they are asked, scopes in the order they are looked into, and a list for each job of what is to
@@ -35,6 +37,18 @@ struct Inner {
     jobs: Mutex<HashMap<String, JobSecrets>>,
 }
 
+impl Inner {
+    /// The same stores, with lists that begin anew.
+    fn without_jobs(&self) -> Self {
+        Self {
+            stores: self.stores.clone(),
+            scopes: self.scopes.clone(),
+            client: self.client.clone(),
+            jobs: Mutex::default(),
+        }
+    }
+}
+
 impl Secrets {
     /// Without any store.
     #[must_use]
@@ -60,9 +74,7 @@ impl Secrets {
         stores.push((name.into(), store));
         Self(Arc::new(Inner {
             stores,
-            scopes: self.0.scopes.clone(),
-            client: self.0.client.clone(),
-            jobs: Mutex::default(),
+            ..self.0.without_jobs()
         }))
     }
 
@@ -70,22 +82,37 @@ impl Secrets {
     #[must_use]
     pub fn client_config(self, client: ClientConfig) -> Self {
         Self(Arc::new(Inner {
-            stores: self.0.stores.clone(),
-            scopes: self.0.scopes.clone(),
             client: Some(client),
-            jobs: Mutex::default(),
+            ..self.0.without_jobs()
         }))
     }
 
-    /// The client's credentials for a registry's host.
+    /// The client's credentials for a registry's host, and for a repository there.
     ///
     /// # Errors
     /// As [`ClientConfig::credentials`].
-    pub async fn registry(&self, host: &str) -> Result<Option<Credentials>> {
+    pub async fn registry(&self, host: &str, repository: Option<&str>) -> Result<Option<Credentials>> {
         match &self.0.client {
-            Some(client) => client.credentials(host).await,
+            Some(client) => client.credentials(host, repository).await,
             None => Ok(None),
         }
+    }
+
+    /// The same for who has one login for all of a host, as BuildKit does: of its repositories that are named, those of a
+    /// path are taken if they are those of all.
+    ///
+    /// # Errors
+    /// As [`ClientConfig::credentials`].
+    pub async fn registry_of_all(&self, host: &str, repositories: &BTreeSet<String>) -> Result<Option<Credentials>> {
+        let mut repositories = repositories.iter().map(String::as_str);
+        let first = self.registry(host, repositories.next()).await?;
+        for repository in repositories {
+            let found = self.registry(host, Some(repository)).await?;
+            if !same(first.as_ref(), found.as_ref()) {
+                return self.registry(host, None).await;
+            }
+        }
+        Ok(first)
     }
 
     /// The stores' names, in their order.
@@ -116,7 +143,7 @@ impl Secrets {
                     .await
                     .map_err(|error| error.with("secret", &reference.key).with("store", name))?;
                 if let Some(value) = found {
-                    return field(value, reference).map(Some);
+                    return reference.of_whole(value).map(Some);
                 }
             }
         }
@@ -149,10 +176,10 @@ impl Secrets {
     /// What the job of this id has had, and what is redacted for it. Jobs see nothing of each other's list.
     #[must_use]
     pub fn job(&self, id: impl AsRef<str>) -> JobSecrets {
+        // A job that is remembered must not hold what remembers it: neither would ever be freed, and no value zeroed.
+        let new = || JobSecrets::new(Self(Arc::new(self.0.without_jobs())));
         let mut jobs = self.jobs();
-        jobs.entry(id.as_ref().to_owned())
-            .or_insert_with(|| JobSecrets::new(self.clone()))
-            .clone()
+        jobs.entry(id.as_ref().to_owned()).or_insert_with(new).clone()
     }
 
     /// The same for who has nothing to add: an unknown job is not remembered.
@@ -170,12 +197,22 @@ impl Secrets {
     #[must_use]
     pub fn redact(&self, text: &str) -> String {
         let jobs: Vec<JobSecrets> = self.jobs().values().cloned().collect();
-        jobs.iter().fold(text.to_owned(), |text, job| job.redact(&text))
+        let patterns = jobs.iter().map(|job| job.patterns().map(|(_, patterns)| patterns));
+        let patterns: Result<Vec<_>> = patterns.collect();
+        redact(text, patterns.map(|patterns| Arc::new(Patterns::of_all(&patterns))))
     }
 
     fn jobs(&self) -> std::sync::MutexGuard<'_, HashMap<String, JobSecrets>> {
         self.0.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn same(one: Option<&Credentials>, other: Option<&Credentials>) -> bool {
+    let exposed = |of: &'_ Credentials| {
+        let (name, word) = (of.username.expose_secret(), of.password.expose_secret());
+        Zeroizing::new(format!("{name}\0{word}"))
+    };
+    one.map(exposed) == other.map(exposed)
 }
 
 impl fmt::Debug for Secrets {
@@ -184,25 +221,6 @@ impl fmt::Debug for Secrets {
             .field("stores", &self.stores().collect::<Vec<_>>())
             .field("scopes", &self.0.scopes)
             .finish_non_exhaustive()
-    }
-}
-
-/// The field of a JSON value that a reference asks for.
-fn field(value: SecretValue, reference: &Reference) -> Result<SecretValue> {
-    if reference.fields.is_empty() {
-        return Ok(value);
-    }
-    let refuse = |why: &str| Error::invalid(format!("the secret {}: {why}", reference.key));
-    let json: serde_json::Value =
-        serde_json::from_slice(value.expose()).map_err(|_| refuse("it has no fields, as it is no JSON object"))?;
-    let mut at = &json;
-    for name in &reference.fields {
-        let found = at.get(name);
-        at = found.ok_or_else(|| refuse(&format!("it has no field `{}`", reference.fields.join("."))))?;
-    }
-    match at {
-        serde_json::Value::String(text) => Ok(text.as_str().into()),
-        other => Ok(other.to_string().as_str().into()),
     }
 }
 
@@ -257,6 +275,33 @@ mod tests {
             missing
                 .contains("there is no secret D: looked in first, second, for the scopes pipeline deploy and global"),
             "{missing}"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_jobs_have_had_goes_with_the_secrets_and_the_jobs() {
+        let stored = Arc::new(store(&[(Scope::Global, "A", "hunter2")]));
+        let secrets = Secrets::new([Scope::Global]).shared_store("m", stored.clone());
+        let job = secrets.job("a");
+        assert!(job.resolve(&"A".parse().unwrap()).await.is_ok());
+        drop(secrets);
+        assert!(job.resolve(&"A".parse().unwrap()).await.is_ok());
+        drop(job);
+        assert_eq!(Arc::strong_count(&stored), 1, "nobody else holds the store");
+    }
+
+    #[test]
+    fn a_text_of_no_job_is_redacted_by_the_lists_of_all_at_once() {
+        let secrets = Secrets::new([]);
+        assert_eq!(secrets.redact("hunter2"), "hunter2");
+        for (job, value) in [("a", "hunter2-and"), ("b", "2-and-more"), ("c", "more-is-secret")] {
+            secrets.job(job).mask(&value.into()).unwrap();
+        }
+        let marker = crate::redact::MARKER;
+        assert_eq!(
+            secrets.redact("x hunter2-and-more-is-secret y"),
+            format!("x {marker} y"),
+            "values that overlap leave nothing of each other"
         );
     }
 

@@ -34,12 +34,11 @@ pub(crate) fn exec(events: ExecStream, job: JobSecrets, content: bool) -> ExecSt
 fn redacted(inner: ExecStream, job: JobSecrets, progress: bool, content: bool) -> ExecStream {
     let state = State {
         inner,
-        stdout: Channel::new(false),
-        stderr: Channel::new(progress),
+        stdout: Held::new(Channel::new(false)),
+        stderr: Held::new(Channel::new(progress)),
         content,
         job,
         queue: VecDeque::new(),
-        since: None,
         ended: false,
     };
     stream::unfold(state, |mut state| async move {
@@ -48,15 +47,55 @@ fn redacted(inner: ExecStream, job: JobSecrets, progress: bool, content: bool) -
     .boxed()
 }
 
+/// A stream, and how long it holds something back: the other one's output must not make that longer.
+struct Held {
+    channel: Channel,
+    /// Since when, and when it is to be looked at.
+    since: Option<(Instant, Instant)>,
+}
+
+impl Held {
+    fn new(channel: Channel) -> Self {
+        Self { channel, since: None }
+    }
+
+    fn push(&mut self, job: &JobSecrets, bytes: Bytes) -> Result<Bytes> {
+        let out = self.channel.push(job, bytes);
+        let now = Instant::now();
+        self.since = self.channel.is_holding().then(|| (now, now + MOMENT));
+        out
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.since.map(|(_, due)| due)
+    }
+
+    /// Lets out what was held long enough.
+    fn look(&mut self, job: &JobSecrets) -> Result<Bytes> {
+        let now = Instant::now();
+        let Some((since, _)) = self.since.filter(|(_, due)| *due <= now) else {
+            return Ok(Bytes::new());
+        };
+        let held = now - since;
+        let out = self.channel.flush(job, held);
+        let holds = self.channel.is_holding() && held < LONG_MOMENT;
+        self.since = holds.then(|| (since, since + LONG_MOMENT));
+        out
+    }
+
+    fn finish(&mut self, job: &JobSecrets) -> Result<Bytes> {
+        self.since = None;
+        self.channel.finish(job)
+    }
+}
+
 struct State {
     inner: BoxStream<'static, Result<ExecEvent>>,
-    stdout: Channel,
-    stderr: Channel,
+    stdout: Held,
+    stderr: Held,
     content: bool,
     job: JobSecrets,
     queue: VecDeque<Result<ExecEvent>>,
-    /// Since when nothing has come, while something is held.
-    since: Option<Instant>,
     ended: bool,
 }
 
@@ -69,65 +108,52 @@ impl State {
             if self.ended {
                 return None;
             }
-            let waited = self.since.map(|since| (since, self.next_look(since)));
-            let item = match waited {
+            let item = match self.stdout.due().into_iter().chain(self.stderr.due()).min() {
                 None => self.inner.next().await,
-                Some((since, look)) => tokio::select! {
+                Some(due) => tokio::select! {
                     biased;
-                    item = self.inner.next() => item,
-                    () = sleep_until(look) => {
-                        let held = since.elapsed();
-                        self.both(|channel, job| channel.flush(job, held));
-                        let holding = self.stdout.is_holding() || self.stderr.is_holding();
-                        if !holding || held >= LONG_MOMENT {
-                            self.since = None;
-                        }
+                    // First, so that a stream that always has more does not keep back what the other one holds.
+                    () = sleep_until(due) => {
+                        self.both(Held::look);
                         continue;
                     }
+                    item = self.inner.next() => item,
                 },
             };
             match item {
+                // A sign that something comes; what is held is held on.
+                Some(Ok(ExecEvent::Output(chunk))) if chunk.bytes.is_empty() => {
+                    return Some(Ok(ExecEvent::Output(chunk)));
+                }
                 Some(Ok(ExecEvent::Output(chunk))) if self.content && chunk.stream == OutputStream::Stdout => {
                     return Some(Ok(ExecEvent::Output(chunk)));
                 }
                 Some(Ok(ExecEvent::Output(LogChunk { stream, bytes }))) => {
-                    let channel = match stream {
+                    let held = match stream {
                         OutputStream::Stdout => &mut self.stdout,
                         OutputStream::Stderr => &mut self.stderr,
                     };
-                    let passed = channel.push(&self.job, bytes);
+                    let passed = held.push(&self.job, bytes);
                     self.put(stream, passed);
-                    let holding = self.stdout.is_holding() || self.stderr.is_holding();
-                    self.since = holding.then(Instant::now);
                 }
                 Some(Ok(last)) => {
-                    self.both(Channel::finish);
+                    self.both(Held::finish);
                     self.queue.push_back(Ok(last));
                 }
                 Some(Err(error)) => {
-                    self.both(Channel::finish);
+                    self.both(Held::finish);
                     self.queue.push_back(Err(self.job.redact_error(error)));
                     self.ended = true;
                 }
                 None => {
-                    self.both(Channel::finish);
+                    self.both(Held::finish);
                     self.ended = true;
                 }
             }
         }
     }
 
-    /// When what is held is looked at next.
-    fn next_look(&self, since: Instant) -> Instant {
-        let first = since + MOMENT;
-        if Instant::now() < first {
-            first
-        } else {
-            since + LONG_MOMENT
-        }
-    }
-
-    fn both(&mut self, what: impl Fn(&mut Channel, &JobSecrets) -> Result<Bytes>) {
+    fn both(&mut self, what: impl Fn(&mut Held, &JobSecrets) -> Result<Bytes>) {
         let out = what(&mut self.stdout, &self.job);
         self.put(OutputStream::Stdout, out);
         let out = what(&mut self.stderr, &self.job);

@@ -363,18 +363,26 @@ async fn a_short_secret_shreds_no_log() {
 
 #[tokio::test]
 async fn a_prompt_appears_while_the_task_still_runs() {
+    prompt_appears("printf 'Name of the h'; sleep 30").await;
+}
+
+#[tokio::test]
+async fn a_prompt_appears_while_the_other_stream_talks() {
+    prompt_appears("printf 'Name of the h'; for i in 1 2 3 4 5 6 7 8 9; do for j in 1 2 3 4 5; do echo $i$j >&2; sleep 0.1; done; done").await;
+}
+
+async fn prompt_appears(script: &str) {
     let driver = stack();
     let job = job(&driver);
     let (sent, mut live) = tokio::sync::mpsc::channel(64);
-    let mut running = job.start(
-        task("printf 'Name of the h'; sleep 30")
-            .env("T", "secret:TOKEN")
-            .output(sent),
-    );
+    let mut running = job.start(task(script).env("T", "secret:TOKEN").output(sent));
     let mut seen = String::new();
     let wait = async {
         while seen != "Name of the h" {
-            seen += std::str::from_utf8(&live.recv().await.unwrap().bytes).unwrap();
+            let chunk = live.recv().await.unwrap();
+            if chunk.stream == OutputStream::Stdout {
+                seen += std::str::from_utf8(&chunk.bytes).unwrap();
+            }
         }
     };
     tokio::time::timeout(std::time::Duration::from_secs(3), wait)
@@ -395,6 +403,12 @@ async fn what_can_not_be_hidden_is_refused_and_a_file_falls_back_to_the_containe
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.message().contains("the engine lacks stdin"), "{error}");
+    // One within a longer text, and too short to be redacted, is hidden too once it is known.
+    let told = || task("true").env("T", "pin: abc.").hide_secret_env();
+    job.run(told()).await.unwrap();
+    job.run(task("true").env("T", "secret:SHORT")).await.unwrap();
+    let error = job.run(told()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
     let key = SecretKey::new("TOKEN").unwrap();
     let script = "cat /run/secrets/t; stat -c %a:%u /run/secrets/t";
     let mut reads = Task::new("u", "busybox")

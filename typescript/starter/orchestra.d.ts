@@ -242,8 +242,20 @@ interface BuildSettings {
 interface BuildResult extends RunResult {
   /** The tag, as it was given. */
   readonly ref: string;
+  /** All of its names, the tag first. */
+  readonly refs: readonly string[];
   /** `sha256:…` */
   readonly digest: string;
+  /** The digest of the image's config; `null` of several platforms. */
+  readonly configDigest: string | null;
+  /** The manifest for each platform; empty where the builder did not tell. */
+  readonly platforms: readonly { readonly platform: string | null; readonly digest: string; readonly size: number }[];
+  /** The additional targets, in their order. */
+  readonly targets: readonly { readonly target: string; readonly digest: string | null }[];
+  /** Bytes of the image as it is transferred. */
+  readonly size: number | null;
+  /** How many steps of the build were run, and how many were in the builder's cache. */
+  readonly steps: { readonly run: number; readonly cached: number };
 }
 
 interface ImageApi {

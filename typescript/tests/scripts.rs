@@ -6,6 +6,7 @@ mod support;
 
 use orchestra::ExitStatus;
 use orchestra_pipelines::{Status, StepKind};
+use orchestra_secrets::{Listed, Scope, SecretKey, SecretStore, SecretValue, Secrets};
 use support::{Ran, run, run_with, statuses};
 
 #[tokio::test]
@@ -23,6 +24,53 @@ async fn a_task_runs_and_its_output_comes_back() {
     assert_eq!(ran.report.steps[1].kind, StepKind::Script);
     assert_eq!(ran.output("sh"), "out\nerr\n");
     assert_eq!(ran.output("ci"), "done: sh { deep: [ 1, \"two\" ] }\n");
+}
+
+/// A store that is asked no more often than it has to be.
+#[derive(Debug, Default)]
+struct Counting(std::sync::atomic::AtomicUsize);
+
+#[async_trait::async_trait]
+impl SecretStore for Counting {
+    async fn get(&self, _: &Scope, key: &SecretKey) -> orchestra::Result<Option<SecretValue>> {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Ok((key.as_str() == "TOKEN").then(|| "hunter2-token".into()))
+    }
+    async fn set(&self, _: &Scope, _: &SecretKey, _: &SecretValue) -> orchestra::Result<()> {
+        Err(orchestra::Error::invalid("it is read-only"))
+    }
+    async fn list(&self) -> orchestra::Result<Vec<Listed>> {
+        Ok(Vec::new())
+    }
+    async fn remove(&self, _: &Scope, _: &SecretKey) -> orchestra::Result<bool> {
+        Ok(false)
+    }
+}
+
+#[tokio::test]
+async fn a_secret_is_fetched_once_and_what_the_script_says_of_it_is_redacted_wherever_it_is_cut() {
+    let text = support::wrapped(
+        r#"
+        for (let i = 0; i < 3; i++) {
+            const told = await runtime.run({ image: "busybox", command: ["sh", "-c", "[ $A = hunter2-token ] && echo it is $A"], env: { A: "secret:TOKEN" } });
+            assert.equal(told.stdout, "it is ***REDACTED***\n");
+        }
+        process.stdout.write("a hunter2-");
+        process.stdout.write("token and ::add-mask::no\n::add-mask::made-up\nof made-");
+        process.stdout.write("up");
+    "#,
+    );
+    let store = std::sync::Arc::new(Counting::default());
+    let secrets = Secrets::new([Scope::Global]).shared_store("counting", store.clone());
+    let ran = support::run_with_secrets(&text, secrets).await;
+    assert_eq!(ran.report.status, Status::Succeeded, "{ran:#?}");
+    let said = "a ***REDACTED*** and ::add-mask::no\n::add-mask::***REDACTED***\nof ***REDACTED***";
+    assert_eq!(ran.output("ci"), said);
+    assert_eq!(
+        store.0.load(std::sync::atomic::Ordering::Relaxed),
+        1,
+        "it is fetched once a job"
+    );
 }
 
 #[tokio::test]

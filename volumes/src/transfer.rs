@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use orchestra::{
     ByteStream, Capabilities, ContainerId, ContainerPath, ContainerSpec, Error, ErrorKind, ExecEvent, ExecSpec,
     ExecStream, ExitStatus, ImageRef, JobId, Labels, Mount, Name, NetworkMode, OutputStream, Result, Runner,
-    SharedDriver, VolumeId, VolumePath, labels, tar,
+    SharedDriver, VolumeId, VolumePath, import_archive, labels, tar,
 };
 use orchestra_helper::exit;
 use tokio::sync::oneshot;
@@ -266,8 +266,9 @@ impl ExactVolumes {
         if self.driver.image_exists(image).await? {
             return Ok(());
         }
-        let archive = image::archive(program, &self.driver.info().platform, labels);
-        self.driver.import_image(image, archive).await
+        let platform = &self.driver.info().platform;
+        let open = || std::future::ready(Ok(image::archive(program, platform, labels)));
+        import_archive(&*self.driver, image, open).await
     }
 
     fn spec(&self, name: &Name, volume: &VolumeId, read_only: bool) -> Result<ContainerSpec> {

@@ -100,17 +100,32 @@ pub(crate) fn run_programs(
         let (status, output) = process::tee(program.command(&start).args(args))?;
         counts = counts + Counts::parse(&output);
         if !status.success() {
-            failures.push(format!("{}: {status}", program.name()));
+            failures.push(format!("{}: {status}{}", program.name(), told(&output)));
         }
     }
-    let failure = (!failures.is_empty()).then(|| failures.join(", "));
+    let failure = (!failures.is_empty()).then(|| failures.join("\n"));
     Ok(judge(counts, failure))
+}
+
+/// What a test program said of its failed tests, on lines of its own: whoever reads a long log from its end finds it there.
+/// libtest and libtest-mimic have it between `failures:` and the line with the counts.
+fn told(output: &str) -> String {
+    /// Of an output that says more, the first lines: they name the first failure's cause.
+    const LINES: usize = 60;
+    let after = output.lines().skip_while(|line| *line != "failures:").skip(1);
+    let lines = after.take_while(|line| !line.starts_with("test result: "));
+    let lines: Vec<&str> = lines.filter(|line| !line.trim().is_empty()).collect();
+    let shown = lines.iter().take(LINES).map(|line| format!("\n  {line}"));
+    let left = lines.len().saturating_sub(LINES);
+    let more = (left > 0).then(|| format!("\n  … {left} more lines"));
+    shown.chain(more).collect()
 }
 
 /// As [`run_tests`], with what was written to standard output.
 pub(crate) fn run_tests_and_tell(command: &mut Command) -> Result<(Outcome, String)> {
     let (status, output) = process::tee(command)?;
-    let failure = process::succeeded(command, status).err().map(|error| error.to_string());
+    let failure = process::succeeded(command, status).err();
+    let failure = failure.map(|error| format!("{error}{}", told(&output)));
     Ok((judge(Counts::parse(&output), failure), output))
 }
 
@@ -142,6 +157,21 @@ mod tests {
             Counts::parse("5 passed; 0 failed\ntest results: 5 passed"),
             Counts::default()
         );
+    }
+
+    #[test]
+    fn what_failed_is_told_with_its_reason() {
+        let output = "test a ... ok\ntest b ... FAILED\n\nfailures:\n\n---- b ----\nexpected 1, got 2\n\n\nfailures:\n    b\n\n\
+            test result: FAILED. 1 passed; 1 failed; 0 ignored\nlater\n";
+        assert_eq!(
+            told(output),
+            "\n  ---- b ----\n  expected 1, got 2\n  failures:\n      b"
+        );
+        assert_eq!(told("test a ... ok\ntest result: ok. 1 passed\n"), "");
+        let long = format!("failures:\n{}", "line\n".repeat(100));
+        let long = told(&long);
+        assert!(long.ends_with("\n  … 40 more lines"), "{long}");
+        assert_eq!(long.lines().count(), 62, "an empty one first: {long}");
     }
 
     #[test]

@@ -24,8 +24,12 @@ const LONGEST_PASSWORD: u64 = 64 * 1024;
 /// Its context is yet to come.
 pub(super) fn describe(args: &BuildArgs, config: &Config) -> Result<ImageBuild, Failure> {
     let url = args.dir.to_str().filter(|dir| is_url(dir));
-    let mut build = ImageBuild::new(name(&args.tag)?, args.tag.clone(), ContainerPath::new(CONTEXT)?);
+    let [tag, further @ ..] = args.tags.as_slice() else {
+        return Err(Failure::bad_input("the image has no name".to_owned()).with_hint("give one with --tag"));
+    };
+    let mut build = ImageBuild::new(name(tag)?, tag.clone(), ContainerPath::new(CONTEXT)?);
     build.options = options(args)?;
+    build.options.tags = further.to_vec();
     if let Some(url) = url {
         build.options.context_url = Some(url.to_owned());
         build.dockerfile.clone_from(&args.file);
@@ -66,7 +70,9 @@ pub(super) fn describe(args: &BuildArgs, config: &Config) -> Result<ImageBuild, 
     let read = |file: &Option<PathBuf>| file.as_deref().map(|file| text("certificate", file)).transpose();
     let ca = read(&args.registry_ca)?;
     let client = read(&args.registry_cert)?.zip(read(&args.registry_key)?);
-    if credentials.is_some() || args.insecure || ca.is_some() || client.is_some() {
+    // By the user's own client it is logged in to later.
+    let by_client = args.registry.is_some() && (args.secrets.use_docker_config || config.secrets.use_docker_config);
+    if credentials.is_some() || args.insecure || ca.is_some() || client.is_some() || by_client {
         let mut registry = RegistryAuth::default();
         registry.hostname = args.registry.clone();
         registry.credentials = credentials;
@@ -76,8 +82,9 @@ pub(super) fn describe(args: &BuildArgs, config: &Config) -> Result<ImageBuild, 
         build.registry = Some(registry);
     } else if let Some(host) = &args.registry {
         return Err(
-            Failure::bad_input(format!("nothing is said of how the registry {host} is spoken to"))
-                .with_hint("give --username with --password-stdin, --registry-ca or --registry-cert"),
+            Failure::bad_input(format!("nothing is said of how the registry {host} is spoken to")).with_hint(
+                "give --username with --password-stdin, --use-docker-config, --registry-ca or --registry-cert",
+            ),
         );
     }
     build
@@ -88,7 +95,6 @@ pub(super) fn describe(args: &BuildArgs, config: &Config) -> Result<ImageBuild, 
 
 fn options(args: &BuildArgs) -> Result<BuildOptions, Failure> {
     let mut options = BuildOptions::default();
-    options.tags.clone_from(&args.tags);
     options.labels = of_files(&args.label_files)?;
     options.labels.extend(pairs("label", &args.labels)?);
     options.run_network = args.run_network.unwrap_or_default();

@@ -4,8 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use orchestra::{ErrorKind, ExitStatus, JobId, Name, OutputStream};
 use orchestra_image_build::{BuildError, BuildEvent, BuildResult};
+use orchestra_secrets::JobSecrets;
 
-use orchestra_pipelines::{Data, Status, StepKind};
+use orchestra_pipelines::{BuiltImage, Data, Status, StepKind};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
@@ -14,6 +15,8 @@ use crate::progress::{Activity, Shown, StepEnd, StepId, Update, building, engine
 /// Tells what happens.
 #[derive(Clone)]
 pub(super) struct Teller {
+    /// The job's.
+    pub(super) secrets: JobSecrets,
     pub(super) events: mpsc::Sender<Event>,
     /// The build's.
     pub(super) name: Name,
@@ -90,7 +93,7 @@ pub(super) struct End {
     duration: Duration,
     exit: Option<ExitStatus>,
     #[serde(rename = "image")]
-    built: Option<Built>,
+    built: Option<BuiltImage>,
     error: Option<String>,
     hint: Option<String>,
     log_tail: String,
@@ -112,10 +115,7 @@ impl End {
         match outcome {
             Ok(built) => {
                 end.exit = Some(ExitStatus::Code(built.code));
-                end.built = Some(Built {
-                    reference: built.reference.to_string(),
-                    digest: built.digest.clone(),
-                });
+                end.built = Some(built.into());
             }
             Err(error) => {
                 end.exit = error.exit();
@@ -154,13 +154,6 @@ fn status(outcome: &Result<BuildResult, BuildError>) -> Status {
             (None, None) => Status::Errored,
         },
     }
-}
-
-#[derive(Serialize)]
-pub(super) struct Built {
-    #[serde(rename = "ref")]
-    reference: String,
-    digest: String,
 }
 
 fn detail<T: Serialize, S: serde::Serializer>(detail: &T, serializer: S) -> Result<S::Ok, S::Error> {

@@ -17,7 +17,6 @@ use futures_util::{StreamExt, stream};
 use orchestra::{ByteStream, ErrorKind, Job, JobId, LogChunk, SharedDriver};
 use orchestra_image_build::{BuildError, BuildResult, ImageBuild};
 use orchestra_pipelines::{Data, Status, StepKind};
-use orchestra_secrets::Secrets;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -44,7 +43,7 @@ pub(crate) async fn run(args: BuildArgs) -> Result<Exit, Failure> {
     let secrets = secrets::open(&config.secrets, &args.secrets, "build")?;
     log::redact_by(&secrets);
     let mut build = describe(&args, &config)?;
-    registries(&mut build, &secrets).await?;
+    orchestra_pipelines::log_in(&mut build, &secrets).await?;
     let driver = drivers::connect(&config, Some(secrets.clone())).await?;
     if !build.rootless && config.image_build.is_rootless(&driver).await? {
         build = build.rootless();
@@ -59,6 +58,7 @@ pub(crate) async fn run(args: BuildArgs) -> Result<Exit, Failure> {
     let teller = Teller {
         events: display.events(),
         name: build.name.clone(),
+        secrets: secrets.job(&id),
     };
 
     let (status, built) = in_job(driver, &config, id.clone(), &args, build, &teller, &cancel).await;
@@ -77,19 +77,6 @@ pub(crate) async fn run(args: BuildArgs) -> Result<Exit, Failure> {
         Err(BuildError::Context { source, .. }) if source.kind() == ErrorKind::Io => Ok(Exit::BadInput),
         _ => Ok(exit(status)),
     }
-}
-
-/// The user's own credentials for the tag's registry, if that was asked for and none are given.
-async fn registries(build: &mut ImageBuild, secrets: &Secrets) -> Result<(), Failure> {
-    if build
-        .registry
-        .as_ref()
-        .is_none_or(|registry| registry.credentials.is_none())
-        && let Some(credentials) = secrets.registry(build.tag.registry()).await?
-    {
-        build.registry.get_or_insert_default().credentials = Some(credentials);
-    }
-    Ok(())
 }
 
 /// The build as a job of its own, which is gone when this returns.
@@ -120,6 +107,9 @@ async fn in_job(
         .build();
 
     let outcome = send_and_build(&job, args, build, teller).await;
+    for message in teller.secrets.warnings() {
+        teller.tell(Kind::Warning { message }).await;
+    }
     let end = End::of(&outcome, began.elapsed());
     let status = end.status;
     teller.tell(Kind::StepFinished { end: Box::new(end) }).await;

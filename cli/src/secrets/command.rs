@@ -1,5 +1,6 @@
 //! `orchestra secrets`: keeps secrets in the encrypted file.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -36,6 +37,9 @@ enum SecretsCommand {
         /// Read the value from this file, to the byte
         #[arg(long, value_name = "PATH")]
         from_file: Option<PathBuf>,
+        /// A value that was given as an argument: it is refused without being shown once more.
+        #[arg(hide = true, value_name = "VALUE")]
+        shown: Vec<OsString>,
     },
     /// Print a secret's value
     Get {
@@ -107,7 +111,18 @@ pub(crate) async fn run(args: SecretsArgs) -> Result<Exit, Failure> {
         }
     };
     match args.command {
-        SecretsCommand::Set { key, scope, from_file } => {
+        SecretsCommand::Set { shown, .. } if !shown.is_empty() => {
+            return Err(Failure::bad_input(
+                "a secret's value is no argument: who lists processes would see it".to_owned(),
+            )
+            .with_hint("leave it out and type it, pipe it in, or give --from-file"));
+        }
+        SecretsCommand::Set {
+            key,
+            scope,
+            from_file,
+            shown: _,
+        } => {
             let scope = scope.scope()?;
             let store = store()?;
             let value = match from_file {

@@ -5,10 +5,20 @@ use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 
 use orchestra_secrets::SecretValue;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use zeroize::Zeroizing;
 
 use crate::exit::Failure;
+
+/// Most bytes of a line that a terminal gives (`N_TTY_BUF_SIZE` of Linux, without its end): the rest is cut off.
+const LONGEST_LINE: usize = 4095;
+
+/// What is pasted arrives as a whole; nobody types the next line so soon.
+const PASTE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 50_000_000,
+};
 
 /// A value from standard input: typed without echo where that is a terminal.
 pub(crate) fn value(key: &str) -> Result<SecretValue, Failure> {
@@ -56,7 +66,8 @@ struct Quiet(File, Termios);
 impl Drop for Quiet {
     fn drop(&mut self) {
         // What can't be restored is no reason to fail.
-        tcsetattr(&self.0, OptionalActions::Now, &self.1).ok();
+        // What was typed beyond the answer would be shown, and be whoever's comes next: a shell's.
+        tcsetattr(&self.0, OptionalActions::Flush, &self.1).ok();
     }
 }
 
@@ -83,7 +94,23 @@ fn typed(prompt: &str) -> Result<SecretValue, Failure> {
     while line.len() < SecretValue::MAX && terminal.read(&mut byte).map_err(failed)? == 1 && byte[0] != b'\n' {
         line.push(byte[0]);
     }
+    // Of a line without an end nothing is known before it may be read byte by byte.
+    silent.local_modes.remove(LocalModes::ICANON);
+    tcsetattr(&terminal, OptionalActions::Now, &silent).map_err(|error| failed(error.into()))?;
+    let mut next = [PollFd::new(&terminal, PollFlags::IN)];
+    let more = rustix::io::retry_on_intr(|| poll(&mut next, Some(&PASTE))).is_ok_and(|ready| ready > 0);
     drop(quiet);
     writeln!(terminal).map_err(failed)?;
+    if more || line.len() >= LONGEST_LINE {
+        let what = if more {
+            "more than one line"
+        } else {
+            "a line that is longer than a terminal gives"
+        };
+        return Err(
+            Failure::bad_input(format!("the {prompt}: {what} was typed, and nothing is kept of it"))
+                .with_hint("pipe it in, or read it from its file with --from-file"),
+        );
+    }
     Ok(SecretValue::new(line.as_slice()))
 }

@@ -117,7 +117,7 @@ pub(crate) struct SecretsConfig {
     command: BTreeMap<String, CommandConfig>,
     /// Whether registries are logged in to as the user's own clients do.
     #[serde(default)]
-    use_docker_config: bool,
+    pub(crate) use_docker_config: bool,
 }
 
 /// `[secrets.command.NAME]`.

@@ -45,12 +45,15 @@ impl Content {
         let head = WriteContentRequest {
             r#ref: reference.to_owned(),
             total: expected.map_or(0, |(_, size)| signed(size)),
-            expected: expected.map(|(digest, _)| digest.to_string()).unwrap_or_default(),
             ..WriteContentRequest::default()
         };
         let (requests, mut receiver) = mpsc::channel(1);
         // containerd answers nothing, not even that the call has begun, before the first message.
-        let first = stream::iter([message(&head, WriteAction::Stat, 0)]);
+        let first = WriteContentRequest {
+            expected: expected.map(|(digest, _)| digest.to_string()).unwrap_or_default(),
+            ..message(&head, WriteAction::Stat, 0)
+        };
+        let first = stream::iter([first]);
         let stream = first.chain(stream::poll_fn(move |cx| receiver.poll_recv(cx)));
         let mut answers = self
             .client
@@ -63,6 +66,7 @@ impl Content {
         Ok(Writer {
             content: self.clone(),
             head,
+            expected: expected.map(|(digest, _)| digest.clone()),
             requests,
             answers,
             offset,
@@ -146,8 +150,10 @@ impl ContentStore for Content {
 
 struct Writer {
     content: Content,
-    /// What each message says again.
+    /// What each message says again. The digest is not among it: containerd remembers the first message's, and ends the
+    /// stream at any other that says it when another writer has made the blob meanwhile.
     head: WriteContentRequest,
+    expected: Option<Digest>,
     requests: mpsc::Sender<WriteContentRequest>,
     answers: Streaming<WriteContentResponse>,
     /// Where it began.
@@ -220,7 +226,7 @@ impl Writer {
             .last(message(&self.head, WriteAction::Stat, self.written))
             .await?
             .digest;
-        let total = if self.head.expected.is_empty() {
+        let total = if self.expected.is_none() {
             self.written
         } else {
             self.head.total
@@ -277,14 +283,10 @@ impl Ingest for Writer {
         let size = |writer: &Self| u64::try_from(writer.written).unwrap_or(0);
         match self.finish(labels).await {
             Ok(digest) => {
-                let digest = if self.head.expected.is_empty() {
-                    &digest
-                } else {
-                    &self.head.expected
-                };
-                let parsed = Digest::try_from(digest.as_str());
-                let parsed = parsed.map_err(|error| Error::new(ErrorKind::Protocol, error.to_string()))?;
-                Ok((parsed, size(&self)))
+                let told =
+                    || Digest::try_from(digest).map_err(|error| Error::new(ErrorKind::Protocol, error.to_string()));
+                let digest = self.expected.clone().map_or_else(told, Ok)?;
+                Ok((digest, size(&self)))
             }
             // Neither the digest's nor the size that was told.
             Err(status) if status.code() == Code::FailedPrecondition => {
@@ -434,6 +436,29 @@ mod tests {
         ingest.write(bytes).await.unwrap();
         ingest.commit(Labels::new()).await.unwrap();
         assert!(other.await.unwrap(), "it is there");
+    }
+
+    #[tokio::test]
+    async fn a_blob_that_another_one_makes_meanwhile_is_no_error() {
+        let Some((_lease, store)) = store().await else {
+            return;
+        };
+        for size in [100, 3 * MESSAGE] {
+            let bytes = unique(size);
+            let mut ingest = begin(&store, &bytes).await.unwrap();
+            // By another reference, as one who does not know the digest before.
+            let mut other = store
+                .ingest(&format!("other-{}", sha256(&bytes)), None)
+                .await
+                .unwrap()
+                .unwrap();
+            other.write(bytes.clone()).await.unwrap();
+            other.commit(Labels::new()).await.unwrap();
+            ingest.write(bytes.clone()).await.unwrap();
+            let committed = ingest.commit(Labels::new()).await.unwrap();
+            assert_eq!(committed, (sha256(&bytes), bytes.len() as u64));
+            assert!(read(&store, &bytes).await == bytes);
+        }
     }
 
     #[tokio::test]

@@ -7,13 +7,12 @@
 //! without its line feed, and nothing at all if there was nothing else in it (26.1 does not). With `details` each entry is
 //! given back with a prefix, here an empty one: so it is seen, and [`mended`] puts the line feed where it was.
 
-use bollard::Docker;
 use bollard::container::LogOutput;
 use bollard::errors::Error as Bollard;
 use bollard::query_parameters::{AttachContainerOptionsBuilder, LogsOptionsBuilder};
 use bytes::Buf;
-use futures_util::stream::{self, BoxStream, StreamExt};
-use orchestra::stream::gathered;
+use futures_util::stream::{self, StreamExt};
+use orchestra::stream::{and_rest, gathered};
 use orchestra::{ContainerId, ContainerState, Error, ErrorKind, LogChunk, LogStream, OutputStream, Result};
 
 use crate::container::{ended, state};
@@ -22,8 +21,6 @@ use crate::error::{Subject, about, meanwhile};
 
 /// Bytes of an entry of the log that the next one goes on from (`defaultBufSize` of docker's `daemon/logger/copier.go`).
 const PIECE: usize = 16 * 1024;
-
-type Output = BoxStream<'static, Result<LogOutput, Bollard>>;
 
 impl DockerDriver {
     pub(crate) async fn output(&self, id: &ContainerId, follow: bool) -> Result<LogStream> {
@@ -36,10 +33,37 @@ impl DockerDriver {
                 .stderr(true)
                 .build();
             let attached = self.docker.attach_container(id.as_str(), Some(options)).await;
-            let output = attached.map_err(about(Subject::Container))?.output;
-            return Ok(until_end(output, self.docker.clone(), id.clone()));
+            let output = attached.map_err(about(Subject::Container))?.output.map(chunk).boxed();
+            let (docker, id) = (self.docker.clone(), id.clone());
+            // A connection that was taken over from HTTP ends in the same way when the container does and when the engine
+            // dies: only the answer to a wait tells that nothing is missing. A container may also close its output and run
+            // on; following it ends when it does.
+            return Ok(and_rest(output, async move || {
+                match ended(&docker, id.as_str()).await {
+                    Ok(_) => Ok(None),
+                    // It ended and was removed since.
+                    Err(error) if error.kind() == ErrorKind::ContainerNotFound => Ok(None),
+                    Err(error) => Err(meanwhile(error)),
+                }
+            }));
         }
-        let follow = follow && state == ContainerState::Running;
+        if !follow || state != ContainerState::Running {
+            return Ok(self.log(id, false));
+        }
+        if self.api() >= 45 {
+            return Ok(self.log(id, true));
+        }
+        // docker 20.10 may end it when the container has, however much of the log is left (26.1 does not): what is missing
+        // is read then.
+        let (driver, id) = (self.clone(), id.clone());
+        Ok(and_rest(driver.log(&id, true), async move || {
+            ended(&driver.docker, id.as_str()).await.map_err(meanwhile)?;
+            Ok(Some(driver.log(&id, false)))
+        }))
+    }
+
+    /// The engine's own log of a container.
+    fn log(&self, id: &ContainerId, follow: bool) -> LogStream {
         let options = LogsOptionsBuilder::new()
             .stdout(true)
             .stderr(true)
@@ -56,7 +80,7 @@ impl DockerDriver {
             }
         });
         // docker sends each entry for itself.
-        Ok(gathered(entries.boxed()))
+        gathered(entries.boxed())
     }
 }
 
@@ -70,24 +94,6 @@ fn mended(entry: LogChunk, loses_line_feeds: bool) -> LogChunk {
         bytes = [bytes.as_ref(), b"\n"].concat().into();
     }
     LogChunk { stream, bytes }
-}
-
-/// An attached container's output. A connection that was taken over from HTTP ends in the same way when the container
-/// does and when the engine dies: only the answer to a wait tells that nothing is missing. A container may also close its
-/// output and run on; following it ends when it does.
-fn until_end(output: Output, docker: Docker, id: ContainerId) -> LogStream {
-    stream::try_unfold((output, docker, id), async |(mut output, docker, id)| {
-        match output.next().await {
-            Some(item) => Ok(Some((chunk(item)?, (output, docker, id)))),
-            None => match ended(&docker, id.as_str()).await {
-                Ok(_) => Ok(None),
-                // It ended and was removed since.
-                Err(error) if error.kind() == ErrorKind::ContainerNotFound => Ok(None),
-                Err(error) => Err(meanwhile(error)),
-            },
-        }
-    })
-    .boxed()
 }
 
 /// A piece of output as bollard has it.

@@ -284,14 +284,22 @@ async fn write(mut ingest: Box<dyn Ingest>, first: Bytes, content: &mut Content<
 /// The one manifest that is meant: the only one, or the only one for the platform.
 fn choose<'a>(candidates: &'a [Descriptor], platform: &Platform) -> Result<&'a Descriptor> {
     let images = image::images(candidates);
-    match images[..] {
+    let all_say = images.iter().all(|one| one.platform().is_some());
+    let meant = if images.len() > 1 && all_say {
+        image::nearest(&images, platform)
+    } else {
+        images.clone()
+    };
+    match meant[..] {
         [one] => Ok(one),
-        [] => Err(Error::invalid(format!("the archive holds no image for {platform}"))),
-        _ if images.iter().all(|one| one.platform().is_some()) => image::fitting(&images, platform).ok_or_else(|| {
+        [] if images.is_empty() => Err(Error::invalid(format!("the archive holds no image for {platform}"))),
+        [] => {
             let others = image::platforms(&images);
-            Error::invalid(format!("the archive holds no image for {platform}, but for: {others}"))
-        }),
-        _ => Err(several(images.len())),
+            Err(Error::invalid(format!(
+                "the archive holds no image for {platform}, but for: {others}"
+            )))
+        }
+        _ => Err(several(meant.len())),
     }
 }
 

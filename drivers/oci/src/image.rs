@@ -202,11 +202,18 @@ pub(crate) fn images(candidates: &[Descriptor]) -> Vec<&Descriptor> {
     images
 }
 
-/// The one of `images` for `platform`, the nearest variant where none is asked for.
+/// The first of `images` for `platform`, the nearest variant where none is asked for.
 pub(crate) fn fitting<'a>(images: &[&'a Descriptor], platform: &Platform) -> Option<&'a Descriptor> {
+    nearest(images, platform).first().copied()
+}
+
+/// Those of `images` for `platform`, of the nearest variant that is there: of one that was built right, one.
+pub(crate) fn nearest<'a>(images: &[&'a Descriptor], platform: &Platform) -> Vec<&'a Descriptor> {
     let fits = |one: &&'a Descriptor| rank(&platform_of(one)?, platform).map(|rank| (rank, *one));
-    let best = images.iter().filter_map(fits).min_by_key(|(rank, _)| *rank);
-    best.map(|(_, one)| one)
+    let mut fitting: Vec<_> = images.iter().filter_map(fits).collect();
+    let best = fitting.iter().map(|(rank, _)| *rank).min();
+    fitting.retain(|(rank, _)| Some(*rank) == best);
+    fitting.into_iter().map(|(_, one)| one).collect()
 }
 
 fn platform_of(one: &Descriptor) -> Option<Platform> {

@@ -114,6 +114,24 @@ async fn of_several_platforms_it_is_the_engines_and_of_one_it_is_that() {
 }
 
 #[tokio::test]
+async fn of_two_images_none_is_taken() {
+    let (one, two) = (image(1), image(2));
+    let amd64 = || Some(json!({ "os": "linux", "architecture": "amd64" }));
+    for entries in [
+        [one.entry(amd64()), two.entry(amd64())],
+        [one.entry(None), two.entry(None)],
+        [one.entry(None), two.entry(amd64())],
+    ] {
+        let members = layout(&[&one, &two], &entries);
+        let members: Vec<(&str, &[u8])> = members
+            .iter()
+            .map(|(name, bytes)| (name.as_str(), &bytes[..]))
+            .collect();
+        assert_eq!(refusal(&members).await, "the archive holds 2 images; it must hold one");
+    }
+}
+
+#[tokio::test]
 async fn a_docker_archive_gets_a_manifest_of_its_own() {
     let folder = tempfile::tempdir().unwrap();
     let image = image(1);

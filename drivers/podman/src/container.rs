@@ -77,6 +77,11 @@ impl Found {
         state_of(&self.state.status)
     }
 
+    /// Whether its process runs; one that is paused, or being stopped, has not ended either.
+    pub(crate) fn is_running(&self) -> bool {
+        self.state.status == "running"
+    }
+
     fn is_going(&self) -> bool {
         self.state.status == "removing"
     }

@@ -67,6 +67,8 @@ pub(crate) enum Cause {
     /// The runtime could not do what was asked of it.
     Runtime,
     DiskFull,
+    /// libpod itself broke while it answered.
+    Panic,
     Other,
 }
 
@@ -84,6 +86,7 @@ impl Cause {
             }
             "OCI runtime error" => Self::Runtime,
             "no space left on device" => Self::DiskFull,
+            panic if panic.starts_with("runtime error: ") => Self::Panic,
             _ => Self::Other,
         }
     }
@@ -177,7 +180,7 @@ fn kind(subject: Subject, status: u16, cause: Cause) -> ErrorKind {
         Cause::Exists | Cause::InUse | Cause::State => return ErrorKind::Conflict,
         Cause::Unrunnable => return ErrorKind::InvalidInput,
         Cause::DiskFull => return ErrorKind::DiskFull,
-        Cause::Runtime | Cause::Other => {}
+        Cause::Runtime | Cause::Panic | Cause::Other => {}
     }
     match status {
         404 => match subject {

@@ -1,5 +1,7 @@
 //! Images: from registries and archives into the engine, and out of it.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
 use futures_util::{StreamExt, TryStreamExt};
@@ -11,8 +13,12 @@ use serde::Deserialize;
 
 use crate::client::lines;
 use crate::driver::PodmanDriver;
-use crate::error::{Failure, Subject, about, is_missing};
+use crate::error::{Cause, Failure, Subject, about, cause_of, is_missing};
 use orchestra::tar;
+
+/// How often an image that others remove is looked at, and the pause after the first time; each time longer.
+const ATTEMPTS: u32 = 8;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// What `GET /libpod/images/NAME/json` says, as far as it is asked here.
 #[derive(Debug, Default, Deserialize)]
@@ -46,7 +52,17 @@ impl Found {
 impl PodmanDriver {
     /// The image of this name.
     pub(crate) async fn image_by(&self, name: &str) -> Result<Found, Failure> {
-        self.client.get(&["images", name, "json"]).value().await
+        let mut attempt = 1;
+        loop {
+            match self.client.get(&["images", name, "json"]).value().await {
+                // 4.3.1 stumbles where the image's layer goes between its own two looks.
+                Err(failure) if cause_of(&failure) == Some(Cause::Panic) && attempt < ATTEMPTS => {
+                    tokio::time::sleep(PAUSE * attempt).await;
+                    attempt += 1;
+                }
+                found => return found,
+            }
+        }
     }
 
     /// The name of it that the engine has.
@@ -101,7 +117,7 @@ impl PodmanDriver {
         }
         let (body, failure) = tar::tracked(tar::docker_archive(archive, image, &self.info.platform, true));
         let loaded = self.client.post(&["images", "load"]).tar(body).done().await;
-        failure.or(loaded.map_err(about(Subject::Engine)))
+        failure.or(loaded.map_err(|failure| interfered(about(Subject::Engine)(failure))))
     }
 
     pub(crate) async fn has_image(&self, image: &ImageRef) -> Result<bool> {
@@ -151,6 +167,23 @@ fn is_loopback(registry: &str) -> bool {
         || host
             .parse::<std::net::IpAddr>()
             .is_ok_and(|address| address.is_loopback())
+}
+
+/// An import finds a layer that is there already, and others remove the image that had it before the new one is made. It
+/// is said when the layer is to be taken over or when the image is made of it (4.3.1 and 5.4.2).
+fn interfered(error: Error) -> Error {
+    if !["trying to reuse blob", "layer not known"]
+        .iter()
+        .any(|words| error.message().contains(words))
+    {
+        return error;
+    }
+    Error::new(
+        ErrorKind::Conflict,
+        "a layer of the image was removed with another image meanwhile",
+    )
+    .retryable(true)
+    .with_source(error)
 }
 
 fn for_registry(credentials: &Credentials) -> String {
@@ -274,6 +307,25 @@ mod tests {
         };
         assert_eq!((id.as_str(), current, total), ("be72460fd0bb", Some(5), None));
         assert_eq!(read(r#"{"images":["68b6"],"id":"68b6"}"#).unwrap(), None);
+    }
+
+    #[test]
+    fn an_import_whose_layers_went_can_be_tried_again() {
+        for (message, again) in [
+            (
+                r#"docker-archive: committing the finished image: creating image "0184": layer not known"#,
+                true,
+            ),
+            (
+                r#"docker-archive: trying to reuse blob sha256:8a at destination: layer for blob "sha256:8a" not found"#,
+                true,
+            ),
+            ("docker-archive: loading tar component manifest.json: EOF", false),
+        ] {
+            let error = interfered(Error::new(ErrorKind::Engine, message));
+            assert_eq!(error.is_retryable(), again, "{message}");
+            assert_eq!(error.kind() == ErrorKind::Conflict, again, "{message}");
+        }
     }
 
     #[test]

@@ -6,11 +6,11 @@
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
-use orchestra::stream::gathered;
+use orchestra::stream::{and_rest, gathered};
 use orchestra::{ContainerId, ContainerState, Error, ErrorKind, LogStream, Result};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::io::ReaderStream;
 
-use crate::client::Client;
 use crate::container::ended;
 use crate::driver::PodmanDriver;
 use crate::error::{Cause, Subject, about, cause_of, meanwhile};
@@ -19,12 +19,18 @@ use crate::frames::demultiplexed;
 /// Bytes that are read at once.
 pub(crate) const BUFFER: usize = 64 * 1024;
 
+/// Bytes of a followed log that are looked at together, at most.
+const LOOKED_AT: usize = 4 << 20;
+/// How often it is looked whether a container still runs whose log is followed, at most: it costs the engine something.
+const LOOKS: Duration = Duration::from_millis(50);
+
 /// How long libpod may take to listen for what it tells of.
 const MOMENT: Duration = Duration::from_secs(1);
 
 impl PodmanDriver {
     pub(crate) async fn output(&self, id: &ContainerId, follow: bool) -> Result<LogStream> {
-        let state = self.inspect(id).await?.state();
+        let found = self.inspect(id).await?;
+        let state = found.state();
         if follow && state == ContainerState::Created {
             let attach = self.client.post(&["containers", id.as_str(), "attach"]);
             let attach = attach.query("stream", true).query("stdin", false);
@@ -40,17 +46,71 @@ impl PodmanDriver {
                 Err(failure) => return Err(about(Subject::Container)(failure)),
             };
             let output = ReaderStream::with_capacity(attached, BUFFER).map_err(lost);
-            return Ok(until_end(
-                demultiplexed(output).boxed(),
-                self.client.clone(),
-                id.clone(),
-            ));
+            let (driver, id) = (self.clone(), id.clone());
+            // A connection that was taken over from HTTP ends in the same way when the container does and when the engine
+            // dies: only the answer to a wait tells that nothing is missing. A container may also close its output and run
+            // on; following it ends when it does.
+            return Ok(and_rest(demultiplexed(output).boxed(), async move || {
+                match ended(&driver.client, id.as_str()).await {
+                    Ok(()) => Ok(None),
+                    // It ended and was removed since.
+                    Err(error) if error.kind() == ErrorKind::ContainerNotFound => Ok(None),
+                    Err(error) => Err(meanwhile(error)),
+                }
+            }));
         }
-        self.log(id, follow && state == ContainerState::Running).await
+        if follow && state == ContainerState::Running {
+            return self.followed(id, found.is_running()).await;
+        }
+        self.read_log(id, false).await
     }
 
-    /// The engine's own log of a container.
-    async fn log(&self, id: &ContainerId, follow: bool) -> Result<LogStream> {
+    /// The engine's own log of a container that was started, until it has ended. Of one that is not quite `running`, paused
+    /// for example, libpod follows no log, though it is asked to: what there is comes now, and the rest at the end.
+    async fn followed(&self, id: &ContainerId, running: bool) -> Result<LogStream> {
+        let log = self.read_log(id, running).await?;
+        let known = match running {
+            true => self.clone().known_whole(id.clone(), log),
+            false => log,
+        };
+        let (driver, id) = (self.clone(), id.clone());
+        Ok(and_rest(known, async move || {
+            ended(&driver.client, id.as_str()).await.map_err(meanwhile)?;
+            driver.read_log(&id, false).await.map(Some)
+        }))
+    }
+
+    /// As much of a followed log as is known to lack nothing. A quarter of a second after the container has ended libpod
+    /// tells its reader of the log to stop, which drops lines from then on, any of them (4.3.1 to 5.8; `sendLine` of
+    /// nxadm/tail). What had come before the container was seen to run is whole.
+    fn known_whole(self, id: ContainerId, log: LogStream) -> LogStream {
+        let state = (self, id, log, Instant::now());
+        let known = stream::try_unfold(state, async |(driver, id, mut log, look)| {
+            let (mut pieces, mut bytes) = (Vec::new(), 0);
+            // Pieces that take turns are small; all that has come until the next look is looked at together.
+            while bytes < LOOKED_AT {
+                let piece = tokio::select! {
+                    biased;
+                    piece = log.next() => piece,
+                    () = sleep_until(look), if !pieces.is_empty() => break,
+                };
+                let Some(piece) = piece else { break };
+                bytes += piece.as_ref().map_or(LOOKED_AT, |piece| piece.bytes.len().max(1));
+                pieces.push(piece);
+            }
+            if pieces.is_empty() {
+                return Ok(None);
+            }
+            let found = driver.inspect(&id).await.map_err(meanwhile)?;
+            let look = Instant::now() + LOOKS;
+            Ok(found
+                .is_running()
+                .then(|| (stream::iter(pieces), (driver, id, log, look))))
+        });
+        known.try_flatten().boxed()
+    }
+
+    async fn read_log(&self, id: &ContainerId, follow: bool) -> Result<LogStream> {
         let logs = self.client.get(&["containers", id.as_str(), "logs"]);
         let logs = logs.query("stdout", true).query("stderr", true).query("follow", follow);
         let output = logs.stream().await.map_err(about(Subject::Container))?;
@@ -72,10 +132,10 @@ impl PodmanDriver {
             // Before the look: what changes from then on is told.
             let events = events.stream().await.map_err(about(Subject::Engine))?;
             let mut events = std::pin::pin!(events);
-            let mut state = self.inspect(&id).await?.state();
+            let mut found = self.inspect(&id).await?;
             // libpod may begin to listen a moment after its answer has begun: one more look is due then.
             let mut moment = Some(MOMENT);
-            while state == ContainerState::Created {
+            while found.state() == ContainerState::Created {
                 let over = || Err(Error::new(ErrorKind::Interrupted, "the engine tells of no more events"));
                 let event = async {
                     let event = events.next().await;
@@ -85,9 +145,12 @@ impl PodmanDriver {
                     Some(moment) => tokio::time::timeout(moment, event).await.unwrap_or(Ok(()))?,
                     None => event.await?,
                 }
-                state = self.inspect(&id).await?.state();
+                found = self.inspect(&id).await?;
             }
-            self.log(&id, state == ContainerState::Running).await
+            match found.state() {
+                ContainerState::Exited => self.read_log(&id, false).await,
+                _ => self.followed(&id, found.is_running()).await,
+            }
         };
         stream::once(log).try_flatten().boxed()
     }
@@ -96,22 +159,4 @@ impl PodmanDriver {
 /// An error of a connection that was taken over from HTTP.
 pub(crate) fn lost(error: std::io::Error) -> Error {
     Error::new(ErrorKind::Interrupted, format!("the connection broke: {error}")).with_source(error)
-}
-
-/// An attached container's output. A connection that was taken over from HTTP ends in the same way when the container
-/// does and when the engine dies: only the answer to a wait tells that nothing is missing. A container may also close its
-/// output and run on; following it ends when it does.
-fn until_end(output: LogStream, client: Client, id: ContainerId) -> LogStream {
-    stream::try_unfold((output, client, id), async |(mut output, client, id)| {
-        match output.next().await {
-            Some(item) => Ok(Some((item?, (output, client, id)))),
-            None => match ended(&client, id.as_str()).await {
-                Ok(()) => Ok(None),
-                // It ended and was removed since.
-                Err(error) if error.kind() == ErrorKind::ContainerNotFound => Ok(None),
-                Err(error) => Err(meanwhile(error)),
-            },
-        }
-    })
-    .boxed()
 }

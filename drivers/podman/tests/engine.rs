@@ -103,9 +103,11 @@ async fn a_container_whose_runtime_died_before_it_ran_is_started_and_read_all_th
     }
     let job = JobId::unique();
     let mut spec = ContainerSpec::new(std::env::var("ORCHESTRA_TEST_IMAGE").unwrap().parse().unwrap());
-    spec.entrypoint = Some(["echo", "whole"].map(str::to_owned).to_vec());
+    spec.entrypoint = Some(["seq", "50000"].map(str::to_owned).to_vec());
     spec.labels = Labels::from([(labels::JOB.to_owned(), job.to_string())]);
     spec.network = NetworkMode::None;
+    // As much as shows whether a reader who is slower gets all of it.
+    let whole: String = (1..=50_000).map(|number| format!("{number}\n")).collect();
     let mut killed = Vec::new();
     // It is at work for some tens of milliseconds: to look for it may come too late.
     for number in 0..50 {
@@ -128,7 +130,8 @@ async fn a_container_whose_runtime_died_before_it_ran_is_started_and_read_all_th
             Some(reading) => reading.await.unwrap(),
             None => output(driver.logs(&id, false).await.unwrap()).await,
         };
-        assert_eq!(read.unwrap().concat(), b"whole\n");
+        let read = read.unwrap().concat();
+        assert!(read == whole.as_bytes(), "{} bytes of {}", read.len(), whole.len());
         if killing.join().unwrap() {
             killed.push(attaches);
         }

@@ -413,6 +413,10 @@ async fn deliver(
         };
         let Some(chunk) = chunk else { return Ok(()) };
         let chunk = chunk?;
+        // What a log that is read anew passes over.
+        if chunk.bytes.is_empty() {
+            continue;
+        }
         match chunk.stream {
             OutputStream::Stdout => stdout.push(&chunk.bytes),
             OutputStream::Stderr => stderr.push(&chunk.bytes),

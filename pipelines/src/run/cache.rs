@@ -8,11 +8,13 @@ use orchestra::{
     ContainerPath, Error, ErrorKind, Labels, Name, Result, SharedDriver, Task, VolumeId, VolumePath, file_from_tar,
 };
 use orchestra_caches::{CacheEvent, CacheEventKind, CacheSpec, CachesLayer, CachesOptions, Store};
+use orchestra_secrets::Secrets;
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::RunOptions;
 use super::event::{RunEventKind, Teller};
 use super::job::EVENTS;
 use crate::cache::{CachePlan, checksum};
@@ -69,16 +71,17 @@ impl CacheUse {
 pub(super) fn wrap(
     driver: SharedDriver,
     caches: &Caches,
-    cancel: &CancellationToken,
+    options: &RunOptions,
     teller: &Teller,
 ) -> (SharedDriver, CacheEvents, CacheUse) {
     let (send, events) = mpsc::channel(EVENTS);
     let layer = CachesLayer::new(driver, caches.store.clone(), caches.options.clone())
         .events(send)
-        .cancel_with(cancel);
+        .cancel_with(&options.cancel);
     let places = Places::default();
     let (ended, end) = oneshot::channel();
-    let told = tokio::spawn(tell(events, end, places.clone(), teller.clone(), cancel.clone()));
+    let (cancel, secrets) = (options.cancel.clone(), options.secrets.clone());
+    let told = tokio::spawn(tell(events, end, places.clone(), teller.clone(), cancel, secrets));
     let in_use = CacheUse(Some(places.clone()));
     (Arc::new(layer), CacheEvents { places, ended, told }, in_use)
 }
@@ -99,6 +102,7 @@ async fn tell(
     places: Places,
     teller: Teller,
     cancel: CancellationToken,
+    secrets: Option<Secrets>,
 ) -> Vec<String> {
     let mut warnings = Vec::new();
     loop {
@@ -107,7 +111,17 @@ async fn tell(
             event = events.recv() => event,
             _ = &mut end => events.try_recv().ok(),
         };
-        let Some(event) = event else { return warnings };
+        let Some(mut event) = event else { return warnings };
+        // A store's complaint may have the credentials that it was asked with.
+        if let (
+            Some(secrets),
+            CacheEventKind::NotRestored { error, hint } | CacheEventKind::NotPersisted { error, hint },
+        ) = (&secrets, &mut event.kind)
+        {
+            for text in std::iter::once(error).chain(hint) {
+                *text = secrets.redact(text);
+            }
+        }
         let place = places
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -8,7 +8,7 @@ use std::time::Instant;
 use futures_util::future::try_join_all;
 use orchestra::{
     Captured, ContainerId, Credentials, Error, EventKind, ImageRef, Job, JobId, Labels, Name, OutputSink, Result,
-    SharedDriver, VolumeId, VolumePath, file_from_tar,
+    SharedDriver, VolumeId, VolumePath, file_from_tar, import_archive,
 };
 use orchestra_image_build::SharedBuilders;
 use orchestra_secrets::{JobSecrets, Reference, SecretValue};
@@ -298,10 +298,11 @@ impl<'a> JobRun<'a> {
         locked(&self.started).insert(task.clone(), (None, waiting));
     }
 
-    /// Takes secrets as fetched.
-    pub(super) fn provide(&self, secrets: &[(Reference, SecretValue)]) -> Result<()> {
-        let Some(job) = &self.secrets else { return Ok(()) };
-        secrets.iter().try_for_each(|(of, value)| job.provide(of, value))
+    /// Tells of the secrets that are too short to be redacted.
+    pub(super) async fn warn_of_short_secrets(&self) {
+        for message in self.secrets.iter().flat_map(JobSecrets::warnings) {
+            self.warn(message).await;
+        }
     }
 
     /// A text without secrets.
@@ -466,6 +467,7 @@ impl<'a> JobRun<'a> {
         self.teller
             .tell(RunEventKind::StepStarted { job, step: name, kind })
             .await;
+        self.warn_of_short_secrets().await;
         let began = Instant::now();
         let mut caches = Vec::new();
         let whole = match &step.action {
@@ -561,15 +563,14 @@ impl<'a> JobRun<'a> {
         let reference = ImageRef::new(format!("localhost/orchestra-artifact:{tag}"))?;
         let archive = VolumePath::new(ARCHIVE)?;
         for volume in &volumes {
-            let load = async {
+            let open = async || {
                 let tar = self.driver.read_volume(volume, std::slice::from_ref(&archive)).await?;
-                let image = file_from_tar(tar, &archive).await.map_err(|error| {
+                file_from_tar(tar, &archive).await.map_err(|error| {
                     let help = format!("an artifact that is an image holds it as `{ARCHIVE}`, an OCI layout or what `build_image` writes");
                     error.with_hint(help)
-                })?;
-                self.driver.import_image(&reference, image).await
+                })
             };
-            self.watch(load)
+            self.watch(import_archive(&*self.driver, &reference, open))
                 .await
                 .map_err(|error| error.with("artifact", &artifact))?;
         }

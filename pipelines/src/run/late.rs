@@ -73,6 +73,11 @@ impl JobRun<'_> {
                 self.hide(&text)?;
             }
             let value = value_of(&name, text, plan.format).map_err(Error::invalid)?;
+            if plan.hidden {
+                for scalar in value.scalars() {
+                    self.hide(scalar)?;
+                }
+            }
             scope.variables.set(&plan.variable, value);
             Ok(())
         };
@@ -119,12 +124,7 @@ impl JobRun<'_> {
         let missing = wanted
             .into_iter()
             .filter(|reference| !self.known.iter().any(|(known, _)| known == reference));
-        let fetched = Fetched::new(self.options.secrets.as_ref(), missing.collect()).await;
-        if let Some(secrets) = &self.secrets {
-            for (reference, value) in fetched.values() {
-                secrets.provide(reference, value)?;
-            }
-        }
+        let fetched = Fetched::for_job(self.secrets.as_ref(), missing.collect()).await;
         Ok(fetched.with(self.known))
     }
 }

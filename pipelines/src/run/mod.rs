@@ -148,7 +148,7 @@ pub async fn run(pipeline: &Pipeline, driver: SharedDriver, options: RunOptions)
     }
     let (driver, cache_events, cache_use) = match &options.caches {
         Some(caches) => {
-            let (driver, events, cache_use) = cache::wrap(driver, caches, &options.cancel, &teller);
+            let (driver, events, cache_use) = cache::wrap(driver, caches, &options, &teller);
             (driver, Some(events), cache_use)
         }
         None => (driver, None, CacheUse::default()),
@@ -188,6 +188,9 @@ fn job_secrets(pipeline: &Pipeline, id: &JobId, options: &RunOptions) -> orchest
     let job = secrets.job(id);
     for (reference, value) in &pipeline.secrets {
         job.provide(reference, value)?;
+    }
+    for (reference, value) in &pipeline.wholes {
+        job.provide_whole(reference, value);
     }
     Ok(Some(job))
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use orchestra::{ExitStatus, ImageRef, JobId, Name, Timings};
+use orchestra_image_build::{BuildResult, BuiltTarget, PlatformImage, Steps};
 use serde::Serialize;
 
 use super::Status;
@@ -81,15 +82,43 @@ impl StepReport {
     }
 }
 
-/// An image that was built.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// An image that was built: what a [`BuildResult`] says of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, serde::Deserialize)]
 #[non_exhaustive]
 pub struct BuiltImage {
     /// Its tag.
     #[serde(rename = "ref")]
     pub reference: ImageRef,
+    /// All of its names, the tag first.
+    #[serde(rename = "refs")]
+    pub references: Vec<ImageRef>,
     /// Its digest: `sha256:…`.
     pub digest: String,
+    /// The digest of its config; `None` of several platforms.
+    pub config_digest: Option<String>,
+    /// Its manifest for each platform; empty where the builder did not tell.
+    pub platforms: Vec<PlatformImage>,
+    /// The additional targets that were built before it.
+    pub targets: Vec<BuiltTarget>,
+    /// Bytes of it as it is transferred.
+    pub size: Option<u64>,
+    /// How many steps of the build were run, and how many were in the builder's cache.
+    pub steps: Steps,
+}
+
+impl From<&BuildResult> for BuiltImage {
+    fn from(built: &BuildResult) -> Self {
+        Self {
+            reference: built.reference.clone(),
+            references: built.references.clone(),
+            digest: built.digest.clone(),
+            config_digest: built.config_digest.clone(),
+            platforms: built.platforms.clone(),
+            targets: built.targets.clone(),
+            size: built.size,
+            steps: built.steps,
+        }
+    }
 }
 
 /// One thing that a resource's type tells of a version.

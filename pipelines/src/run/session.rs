@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use orchestra::{
-    Captured, ContainerId, Error, ErrorKind, Job, JobId, Labels, Name, OutputSink, OutputStream, Result, SharedDriver,
-    TaskHandle, VolumeId,
+    Captured, ContainerId, Error, ErrorKind, Job, JobId, Labels, LogChunk, LogStream, Name, OutputSink, OutputStream,
+    Result, SharedDriver, TaskHandle, VolumeId,
 };
+use orchestra_secrets::JobSecrets;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -127,7 +128,7 @@ where
     teller.tell(started).await;
     let (driver, cache_events, cache_use) = match &options.caches {
         Some(caches) => {
-            let (driver, events, cache_use) = cache::wrap(driver, caches, &options.cancel, &teller);
+            let (driver, events, cache_use) = cache::wrap(driver, caches, &options, &teller);
             (driver, Some(events), cache_use)
         }
         None => (driver, None, CacheUse::default()),
@@ -219,20 +220,24 @@ impl Session<'_> {
         &self.run.options.cancel
     }
 
-    /// The program's own output; a secret in it is redacted where it is not cut.
-    pub async fn say(&self, stream: OutputStream, bytes: Bytes) {
-        let (job, step) = (self.run.plan.name.clone(), self.run.plan.name.clone());
-        let data = Data(match std::str::from_utf8(&bytes) {
-            Ok(text) => self.redact(text.to_owned()).into(),
-            Err(_) => bytes,
-        });
-        let output = RunEventKind::Output {
-            job,
-            step,
-            stream,
-            data,
-        };
-        self.tell(output).await;
+    /// The job's secrets, where the run has the layer of secrets.
+    #[must_use]
+    pub fn secrets(&self) -> Option<&JobSecrets> {
+        self.run.secrets.as_ref()
+    }
+
+    /// The program's own output, without secrets: what is to be [said](Self::say).
+    #[must_use]
+    pub fn redacted(&self, said: LogStream) -> LogStream {
+        match self.secrets() {
+            Some(secrets) => secrets.output(said),
+            None => said,
+        }
+    }
+
+    /// Tells what the program says, which has to be [redacted](Self::redacted).
+    pub async fn say(&self, chunk: LogChunk) {
+        self.say_for(&self.run.plan.name, chunk.stream, chunk.bytes).await;
     }
 
     /// Tells something that should be known.
@@ -255,24 +260,13 @@ impl Session<'_> {
         }
     }
 
-    fn provide(&self, single: &SingleStep) -> Result<()> {
-        self.run.provide(&single.secrets)
-    }
-
     /// Runs a step, whose artifacts are volumes of this session, or are made.
     pub async fn step(&self, single: SingleStep, output: Option<Box<dyn OutputSink>>) -> StepOutcome {
         let step = &single.step;
         if let Some(output) = output {
             self.run.also(&step.name, output);
         }
-        let report = match self.provide(&single) {
-            Ok(()) => self.run.step(step, &self.scope()).await.0,
-            Err(error) => {
-                let mut report = self.report(&step.name, step.kind(), Status::of_error(error.kind()));
-                report.error = Some(error.to_string());
-                report
-            }
-        };
+        let report = self.run.step(step, &self.scope()).await.0;
         let (stdout, stderr) = self.run.kept(&step.name);
         self.finish(report.clone()).await;
         StepOutcome { report, stdout, stderr }
@@ -287,7 +281,7 @@ impl Session<'_> {
         let Action::Task(plan) = &step.action else {
             return Err(Error::invalid("a sandbox is made of a task"));
         };
-        self.provide(&single)?;
+        self.run.warn_of_short_secrets().await;
         let (run, mut used) = (&self.run, Vec::new());
         let mounts = run.mounts(step, &plan.inputs, &plan.outputs, &plan.caches, &mut used);
         let mounts = mounts.await?;

@@ -18,7 +18,7 @@ use super::{BuiltImage, Metadata, Status, StepReport};
 use crate::{Pipeline, StepKind, Version};
 
 /// The layout of the file; one that is older or newer is refused.
-const LAYOUT: i64 = 1;
+const LAYOUT: i64 = 2;
 
 const TABLES: &str = "
 CREATE TABLE run (id TEXT NOT NULL, pipeline TEXT NOT NULL);
@@ -42,7 +42,7 @@ struct Finished {
     exit: Option<u8>,
     attempt: Option<u32>,
     millis: u64,
-    image: Option<(String, String)>,
+    image: Option<BuiltImage>,
     version: Option<Version>,
     metadata: Vec<Metadata>,
 }
@@ -138,10 +138,7 @@ impl RunState {
             },
             attempt: report.attempt,
             millis: u64::try_from(report.duration.as_millis()).unwrap_or(u64::MAX),
-            image: report
-                .image
-                .as_ref()
-                .map(|image| (image.reference.to_string(), image.digest.clone())),
+            image: report.image.clone(),
             version: report.version.clone(),
             metadata: report.metadata.clone(),
         };
@@ -235,12 +232,7 @@ impl Recorded {
         report.exit = finished.exit.map(ExitStatus::Code);
         report.attempt = finished.attempt;
         report.duration = Duration::from_millis(finished.millis);
-        report.image = finished.image.as_ref().and_then(|(reference, digest)| {
-            Some(BuiltImage {
-                reference: orchestra::ImageRef::new(reference.as_str()).ok()?,
-                digest: digest.clone(),
-            })
-        });
+        report.image.clone_from(&finished.image);
         report.version.clone_from(&finished.version);
         report.metadata.clone_from(&finished.metadata);
         Some(report)

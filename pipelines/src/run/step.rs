@@ -12,7 +12,7 @@ use super::event::RunEventKind;
 use super::job::{EVENTS, JobRun};
 use super::output::{Output, Tail};
 use super::tree::Scope;
-use super::{BuiltImage, Status, StepReport};
+use super::{Status, StepReport};
 use crate::{Artifact, Assertion, BuildPlan, CachePlan, Step, TaskImage, TaskPlan};
 
 impl JobRun<'_> {
@@ -202,16 +202,13 @@ impl JobRun<'_> {
                 report.exit = Some(ExitStatus::Code(built.code));
                 report.timings = Some(built.timings);
                 self.keep(&step.name, &built.stdout, &built.stderr);
-                report.image = Some(BuiltImage {
-                    reference: built.reference,
-                    digest: built.digest,
-                });
                 if plan.push {
                     self.push(plan);
                 }
-                for warning in built.warnings {
+                for warning in &built.warnings {
                     self.warn(format!("{}: {warning}", step.name)).await;
                 }
+                report.image = Some((&built).into());
             }
             Err(error) => {
                 if let Some(failed) = error.failed() {
@@ -247,14 +244,8 @@ impl JobRun<'_> {
         if plan.shared {
             build = build.shared(&self.builders);
         }
-        if let Some(secrets) = &self.options.secrets
-            && build
-                .registry
-                .as_ref()
-                .is_none_or(|registry| registry.credentials.is_none())
-            && let Some(credentials) = secrets.registry(plan.tag.registry()).await?
-        {
-            build.registry.get_or_insert_default().credentials = Some(credentials);
+        if let Some(secrets) = &self.options.secrets {
+            crate::log_in(&mut build, secrets).await?;
         }
         let (events, mut received) = mpsc::channel(EVENTS);
         let build = build.output(self.output(step, tail)).events(events);

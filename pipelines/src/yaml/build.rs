@@ -105,7 +105,7 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
     read.name = fields.parse::<Name>("name");
     let (timeout, attempts) = modifiers(&outer, &fields);
     let url = fields
-        .text("context")
+        .shown("context")
         .map(|text| text.value)
         .filter(|text| is_url(text));
     let context = fields
@@ -117,11 +117,11 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
         .and_then(|_| fields.parse::<ImageRef>("tag"));
     let dockerfile = relative(&fields, "dockerfile").map(|path| path.value.as_str().to_owned());
     let push = fields.flag("push").unwrap_or(false);
-    let build_args = fields.texts("build_args");
+    let build_args = fields.shown_texts("build_args");
     let hidden = |(id, value): (String, String)| (id, SecretString::from(value));
     let secrets = fields.texts("secrets").into_iter().map(hidden).collect();
     let ssh = fields.texts("ssh").into_iter().map(hidden).collect();
-    let target = fields.text("target").map(|target| target.value);
+    let target = fields.shown("target").map(|target| target.value);
     let platforms: Vec<At<Platform>> = fields
         .items("platforms")
         .iter()
@@ -148,7 +148,7 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
     let mounts = mounts.chain(made.iter().map(|(artifact, spot)| (&artifact.path, *spot)));
     step::mounts(reader, mounts.chain(caches.iter().map(|at| (&at.value.path, &at.spot))));
     read.inputs = step::names(&inputs);
-    let env = Env(fields.texts("env"));
+    let env = Env(fields.shown_texts("env"));
     let (registry, registries) = registries(&fields, tag.as_ref().map(|tag| &tag.value));
     let network = step::network(&fields);
     let load = fields.flag("load");
@@ -216,18 +216,18 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
 fn options(reader: &Reader<'_>, fields: &Fields<'_, '_>) -> BuildOptions {
     let mut options = BuildOptions::default();
     options.tags = parsed(reader, fields, "tags");
-    options.labels = fields.texts("labels");
-    options.annotations = fields.texts("annotations");
+    options.labels = fields.shown_texts("labels");
+    options.annotations = fields.shown_texts("annotations");
     options.extra_hosts = parsed(reader, fields, "extra_hosts");
     options.ulimits = parsed(reader, fields, "ulimits");
     options.shm_size = fields.read("shm_size", "size", units::size);
     options.no_cache = fields.flag("no_cache").unwrap_or(false);
     let stages = fields.items("no_cache_filter").iter();
     options.no_cache_filter = stages
-        .filter_map(|node| reader.text(node, "an item of `no_cache_filter`"))
+        .filter_map(|node| reader.shown_text(node, "an item of `no_cache_filter`"))
         .map(|stage| stage.value)
         .collect();
-    for (name, context) in fields.texts("build_contexts") {
+    for (name, context) in fields.shown_texts("build_contexts") {
         match context.parse::<BuildContext>() {
             Ok(context) => {
                 options.build_contexts.insert(name, context);
@@ -242,7 +242,7 @@ fn options(reader: &Reader<'_>, fields: &Fields<'_, '_>) -> BuildOptions {
     let file = |key| fields.parse::<ContainerPath>(key).map(|path| path.value);
     options.build_args_files = file("build_args_file").into_iter().collect();
     options.labels_files = file("labels_file").into_iter().collect();
-    for (name, path) in fields.texts("image_args") {
+    for (name, path) in fields.shown_texts("image_args") {
         match ContainerPath::new(&path) {
             Ok(path) => {
                 options.image_args.insert(name, path);
@@ -263,7 +263,7 @@ fn options(reader: &Reader<'_>, fields: &Fields<'_, '_>) -> BuildOptions {
         Some(_) => fields.parse("sbom").map(|sbom| sbom.value),
     };
     options.cache_limit = fields.read("cache_limit", "size", units::size);
-    options.dockerfile_inline = fields.text("dockerfile_inline").map(|text| text.value);
+    options.dockerfile_inline = fields.shown("dockerfile_inline").map(|text| text.value);
     options.frontend = fields.parse("frontend").map(|image| image.value);
     options.source_date_epoch = fields.read("source_date_epoch", "number of seconds since 1970", |text| {
         text.parse()
@@ -397,7 +397,7 @@ fn additional_targets(fields: &Fields<'_, '_>) -> Vec<At<(String, Artifact, Outp
         let (artifact, output) = step::artifact(fields.reader, node, "an additional target", KEYS)?;
         output.required("target", "target: test")?;
         output.required("type", "type: local")?;
-        let target = output.text("target")?.value;
+        let target = output.shown("target")?.value;
         let format = output.parse::<OutputFormat>("type")?.value;
         Some(At {
             value: (target, artifact.value, format),
@@ -433,9 +433,9 @@ fn mirrors(reader: &Reader<'_>, node: &Node) -> BTreeMap<String, Vec<String>> {
         return BTreeMap::new();
     };
     let read = |(key, value): &(Node, Node)| {
-        let host = reader.text(key, "a registry in `mirrors`")?;
+        let host = reader.shown_text(key, "a registry in `mirrors`")?;
         let items = reader.items(value, "a registry's mirrors").iter();
-        let mirrors = items.filter_map(|node| reader.text(node, "an item of a registry's mirrors"));
+        let mirrors = items.filter_map(|node| reader.shown_text(node, "an item of a registry's mirrors"));
         Some((host.value, mirrors.map(|mirror| mirror.value).collect()))
     };
     entries.iter().filter_map(read).collect()
@@ -474,7 +474,7 @@ fn registries(fields: &Fields<'_, '_>, tag: Option<&ImageRef>) -> (Option<Regist
 fn registry(reader: &Reader<'_>, node: &Node) -> Option<RegistryAuth> {
     let fields = reader.fields(node, "`registry`", REGISTRY)?;
     Some(RegistryAuth {
-        hostname: fields.text("hostname").map(|hostname| hostname.value),
+        hostname: fields.shown("hostname").map(|hostname| hostname.value),
         credentials: step::credentials(&fields),
         insecure: fields.flag("insecure").unwrap_or(false),
         ca: fields.text("ca").map(|pem| pem.value),

@@ -168,6 +168,11 @@ impl<'n> Fields<'_, 'n> {
         self.reader.text(self.get(key)?, &format!("`{key}`"))
     }
 
+    /// A text that is shown to others, and so no secret.
+    pub(super) fn shown(&self, key: &str) -> Option<At<String>> {
+        self.reader.shown_text(self.get(key)?, &format!("`{key}`"))
+    }
+
     pub(super) fn parse<T: FromStr<Err = orchestra::Error>>(&self, key: &str) -> Option<At<T>> {
         self.reader.parse(self.get(key)?, &format!("`{key}`"))
     }
@@ -213,9 +218,19 @@ impl<'n> Fields<'_, 'n> {
             .map(|node| texts(self.reader, node, key))
             .unwrap_or_default()
     }
+
+    /// The same of texts that are shown to others.
+    pub(super) fn shown_texts(&self, key: &str) -> BTreeMap<String, String> {
+        let read = |node| read_texts(self.reader, node, key, false);
+        self.get(key).map(read).unwrap_or_default()
+    }
 }
 
 pub(super) fn texts(reader: &Reader<'_>, node: &Node, what: &str) -> BTreeMap<String, String> {
+    read_texts(reader, node, what, true)
+}
+
+fn read_texts(reader: &Reader<'_>, node: &Node, what: &str, holds_secrets: bool) -> BTreeMap<String, String> {
     let entries = match &node.value {
         Value::Map(entries) => entries.as_slice(),
         Value::Null => &[],
@@ -254,12 +269,11 @@ pub(super) fn texts(reader: &Reader<'_>, node: &Node, what: &str) -> BTreeMap<St
             }
             _ => reader.text(value, what),
         };
-        let holds_secrets = ["env", "params", "secrets", "ssh"].contains(&what);
         let is_good = |value: &At<String>| {
             if holds_secrets {
                 reader.checked(value)
             } else {
-                reader.literal(value, what)
+                reader.literal(value, what) && reader.shown(&value.spot, &format!("`{what}`"))
             }
         };
         let Some(value) = value.filter(is_good) else {

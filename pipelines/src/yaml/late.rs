@@ -22,20 +22,24 @@ pub(crate) struct Source {
     name: String,
     text: String,
     resources: Arc<Resources>,
+    /// Where the values begin into which a secret was put.
+    secret: BTreeSet<usize>,
 }
 
 impl Source {
-    pub(super) fn new(name: &str, text: &str, resources: Arc<Resources>) -> Self {
+    pub(super) fn new(name: &str, text: &str, resources: Arc<Resources>, secret: BTreeSet<usize>) -> Self {
         Self {
             name: name.to_owned(),
             text: text.to_owned(),
             resources,
+            secret,
         }
     }
 
     fn reader<'s>(&'s self, fetched: &'s Fetched) -> Reader<'s> {
         let reader = Reader::new(&self.name, &self.text, fetched);
         reader.set_resources(self.resources.clone());
+        reader.put_secrets(&self.secret);
         reader
     }
 }

@@ -181,6 +181,7 @@ fn finish(name: &str, text: &str, root: Node, variables: &Variables, fetched: &F
                 .values()
                 .map(|(of, value)| (of.clone(), value.clone()))
                 .collect();
+            pipeline.wholes = fetched.wholes().to_vec();
             Ok(pipeline)
         }
         _ => Err(Invalid::new(name, text, "yaml", problems)),

@@ -95,6 +95,7 @@ pub(super) fn read(reader: &Reader<'_>, name: &str, root: &Node) -> Option<Pipel
         digest: String::new(),
         notes: Vec::new(),
         secrets: Vec::new(),
+        wholes: Vec::new(),
     })
 }
 

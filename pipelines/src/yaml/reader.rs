@@ -1,6 +1,7 @@
 //! What all parts of the front end read values with: typed values out, problems collected, nothing thrown away.
 
 use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::ops::Range;
 use std::str::FromStr;
@@ -26,6 +27,8 @@ pub(super) struct Reader<'t> {
     lines: Vec<usize>,
     problems: RefCell<Vec<Problem>>,
     notes: RefCell<Vec<Problem>>,
+    /// Where the values begin into which a secret was put.
+    secret: RefCell<BTreeSet<usize>>,
     count: Cell<usize>,
     told: Cell<usize>,
     waits: Cell<bool>,
@@ -45,6 +48,7 @@ impl<'t> Reader<'t> {
             lines,
             problems: RefCell::default(),
             notes: RefCell::default(),
+            secret: RefCell::default(),
             count: Cell::new(0),
             told: Cell::new(0),
             waits: Cell::new(false),
@@ -64,8 +68,43 @@ impl<'t> Reader<'t> {
 
     /// The file, for steps that are read again when they run.
     pub(super) fn source(&self) -> Arc<Source> {
-        let make = || Arc::new(Source::new(self.name, self.text, self.resources()));
+        let secret = || self.secret.borrow().clone();
+        let make = || Arc::new(Source::new(self.name, self.text, self.resources(), secret()));
         self.source.get_or_init(make).clone()
+    }
+
+    /// A secret was put into the value there.
+    pub(super) fn put_secret(&self, spot: &Spot) {
+        self.secret.borrow_mut().insert(spot.span.start);
+    }
+
+    /// The same for all of these.
+    pub(super) fn put_secrets(&self, starts: &BTreeSet<usize>) {
+        self.secret.borrow_mut().extend(starts);
+    }
+
+    fn holds_secret(&self, spot: &Spot) -> bool {
+        self.secret.borrow().contains(&spot.span.start)
+    }
+
+    /// Refuses a value that a secret was put into, where the engine, a registry or an image shows it to others.
+    pub(super) fn shown(&self, spot: &Spot, what: &str) -> bool {
+        if !self.holds_secret(spot) {
+            return true;
+        }
+        let message = format!("a secret can't stand in {what}");
+        self.report(spot, "a secret", message, seen_by_all(what).to_owned());
+        false
+    }
+
+    /// Notes a secret that whoever may ask the engine sees.
+    pub(super) fn remark_secret(&self, spot: &Spot, what: &str) {
+        if self.holds_secret(spot) {
+            self.remark(
+                spot,
+                format!("a secret in {what} stands in the engine's records while the container is there: `env` with `secret_env: hidden`, or `secret_files`, keep it out of them"),
+            );
+        }
     }
 
     /// Whether what stands in values with variables that are not known yet is not told: then it is counted alone.
@@ -230,9 +269,14 @@ impl<'t> Reader<'t> {
         })
     }
 
+    /// A text that others are [shown](Self::shown).
+    pub(super) fn shown_text(&self, node: &Node, what: &str) -> Option<At<String>> {
+        self.text(node, what).filter(|text| self.shown(&text.spot, what))
+    }
+
     /// A scalar of a type that is read from text.
     pub(super) fn parse<T: FromStr<Err = orchestra::Error>>(&self, node: &Node, what: &str) -> Option<At<T>> {
-        let At { value, spot } = self.text(node, what)?;
+        let At { value, spot } = self.shown_text(node, what)?;
         match value.parse() {
             Ok(value) => Some(At { value, spot }),
             Err(error) => {
@@ -276,15 +320,26 @@ impl<'t> Reader<'t> {
         }
         let message = format!("`{}` in `{what}` can't be a secret", value.value);
         let help = match what {
-            "build_args" | "labels" | "annotations" => {
-                "it would stand in the image for all to see: use `secrets`, and `RUN --mount=type=secret` in the Dockerfile"
-            }
-            _ => {
-                "secrets stand in `env`, `params`, `username`, `password`, `secrets`, `ssh` and `secret_files`; `((KEY))` stands anywhere"
-            }
+            "build_args" | "labels" | "annotations" | "build_contexts" | "image_args" | "env" => seen_by_all(what),
+            _ => "secrets stand in `env`, `params`, `username`, `password`, `secrets`, `ssh` and `secret_files`",
         };
         self.report(&value.spot, "a secret", message, help.to_owned());
         false
+    }
+}
+
+/// Why a secret can't stand somewhere, and what to do instead.
+fn seen_by_all(what: &str) -> &'static str {
+    match what.trim_matches('`') {
+        "build_args" | "labels" | "annotations" | "dockerfile_inline" | "target" => {
+            "it would stand in the image for all to see: use `secrets`, and `RUN --mount=type=secret` in the Dockerfile"
+        }
+        "env" => {
+            "the engine shows a build's environment: `registry` logs in to registries, and `secrets` are for steps of the Dockerfile"
+        }
+        _ => {
+            "it is shown in logs, by the engine or by a registry: give it as a plain variable, with `--var NAME=VALUE`"
+        }
     }
 }
 

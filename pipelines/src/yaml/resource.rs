@@ -189,7 +189,7 @@ fn version(reader: &Reader<'_>, fields: &Fields<'_, '_>) -> Option<At<Version>> 
         }
         return None;
     }
-    let value = fields.texts("version");
+    let value = fields.shown_texts("version");
     (!value.is_empty()).then(|| At {
         value,
         spot: node.spot.clone(),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use orchestra_secrets::{Reference, SecretValue, Secrets};
+use orchestra_secrets::{JobSecrets, Reference};
 use serde_json::Value as Json;
 
 use super::reader::Reader;
@@ -11,29 +11,27 @@ use super::{build, task, variables};
 use crate::values::{Fetched, Variables};
 use crate::{Problem, Step};
 
-/// A step that was read, with the secrets that it refers to.
+/// A step that was read.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct SingleStep {
     /// The step.
     pub step: Step,
-    /// Each as it was fetched.
-    pub secrets: Vec<(Reference, SecretValue)>,
 }
 
 impl SingleStep {
     /// Reads a task or an image build of the form that it has in a file, with `task` or `build_image` as its key. Texts
-    /// are taken as they are: `((name))` is no variable here. `secret:KEY` is fetched.
+    /// are taken as they are: `((name))` is no variable here. What `secret:KEY` stands for is fetched for the job, once.
     ///
     /// Which artifacts there are is the caller's to know.
     ///
     /// # Errors
     /// All that is wrong, each without a place.
-    pub async fn read(step: &Json, secrets: Option<&Secrets>) -> Result<Self, Vec<Problem>> {
+    pub async fn read(step: &Json, secrets: Option<&JobSecrets>) -> Result<Self, Vec<Problem>> {
         let node = node(step);
         let mut wanted = BTreeSet::new();
         whole(&node, &mut wanted);
-        let fetched = Fetched::new(secrets, wanted).await;
+        let fetched = Fetched::for_job(secrets, wanted).await;
         let reader = Reader::new("", "", &fetched);
         let read = match step.get("build_image") {
             Some(_) => build::read(&reader, &node),
@@ -42,11 +40,7 @@ impl SingleStep {
         let mut problems = reader.finish();
         problems.iter_mut().for_each(|problem| problem.places.clear());
         match read.and_then(|read| read.step) {
-            Some(step) if problems.is_empty() => {
-                let secrets = fetched.values().map(|(of, value)| (of.clone(), value.clone()));
-                let secrets = secrets.collect();
-                Ok(Self { step, secrets })
-            }
+            Some(step) if problems.is_empty() => Ok(Self { step }),
             _ => Err(problems),
         }
     }

@@ -351,7 +351,7 @@ pub(super) fn registry_image(reader: &Reader<'_>, fields: &Fields<'_, '_>, what:
     )?;
     let credentials = step::credentials(&source);
     let insecure = source.flag("insecure").unwrap_or(false);
-    let (tag, digest) = (source.text("tag"), source.text("digest"));
+    let (tag, digest) = (source.shown("tag"), source.shown("digest"));
     source.required("repository", "repository: busybox")?;
     let mut image = source.parse::<ImageRef>("repository")?.value;
     for (sign, part) in [(':', tag), ('@', digest)] {
@@ -406,6 +406,9 @@ fn run(config: &Fields<'_, '_>) -> Option<Run> {
         .filter(|text| text.value.contains('\0'))
     {
         reader.report(&text.spot, "", "a command can't have a NUL byte", None);
+    }
+    for text in std::iter::once(&path).chain(&args) {
+        reader.remark_secret(&text.spot, "a command");
     }
     let command = std::iter::once(path.value).chain(step::values(args)).collect();
     Some(Run { command, dir, user })

@@ -42,6 +42,16 @@ pub(crate) enum Value {
 }
 
 impl Value {
+    /// The texts and numbers in it, keys left out.
+    pub(crate) fn scalars(&self) -> Vec<&str> {
+        match self {
+            Self::Number(text) | Self::Text(text) => vec![text],
+            Self::List(items) => items.iter().flat_map(|item| item.value.scalars()).collect(),
+            Self::Map(entries) => entries.iter().flat_map(|(_, value)| value.value.scalars()).collect(),
+            Self::Null | Self::Bool(_) => Vec::new(),
+        }
+    }
+
     /// What it is, for a message.
     pub(super) fn kind(&self) -> &'static str {
         match self {

@@ -114,10 +114,28 @@ impl Interpolation<'_, '_> {
         Value::Text(out)
     }
 
+    /// Whether a value of an `across` is one that a secret was put into.
+    fn holds_secret(&self, value: &Value) -> bool {
+        let Value::Text(text) = value else { return false };
+        let secrets = self
+            .fetched
+            .values()
+            .filter_map(|(_, value)| std::str::from_utf8(value.expose()).ok());
+        secrets
+            .filter(|secret| !secret.is_empty())
+            .any(|secret| text.contains(secret))
+    }
+
     /// The value of a variable or secret; `None` and a problem if there is none.
     fn value(&mut self, name: &str, place: &At<()>) -> Option<Value> {
         match (self.local, name.strip_prefix(LOCAL)) {
-            (true, Some(name)) => return self.variables.get(name).cloned(),
+            (true, Some(name)) => {
+                let value = self.variables.get(name).cloned();
+                if value.as_ref().is_some_and(|value| self.holds_secret(value)) {
+                    self.reader.put_secret(&place.spot);
+                }
+                return value;
+            }
             (true, None) | (false, Some(_)) => return None,
             (false, None) => {}
         }
@@ -146,6 +164,7 @@ impl Interpolation<'_, '_> {
                 Ok(text) => {
                     let text = Value::Text(text.to_owned());
                     self.used.insert(reference, value.clone());
+                    self.reader.put_secret(&place.spot);
                     Some(text)
                 }
                 Err(error) => {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD};
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::SHORTEST;
 
@@ -43,6 +43,31 @@ pub(crate) fn is_digit(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"+/-_".contains(&byte)
 }
 
+/// What percent encoding leaves as it is, besides letters and digits.
+const KEPT: [&str; 15] = [
+    // RFC 3986; Go's `QueryEscape`.
+    "-._~",
+    // JavaScript's `encodeURIComponent`, `encodeURI` and `escape`.
+    "-._~!'()*",
+    "-._~!'()*;,/?:@&=+$#",
+    "@*_+-./",
+    // PHP's and Java's `urlencode`.
+    "-._",
+    "-._*",
+    // Python's `quote`.
+    "-._~/",
+    // Go's `PathEscape`, `URL.EscapedPath` and `URL.User`.
+    "-._~$&+=:@",
+    "-._~$&+,/:;=@",
+    "-._~$&+,;=",
+    // WHATWG's URLs: user names and passwords, paths, queries of special schemes, and of others.
+    "!$%&'()*+,-._~",
+    "!$%&'()*+,-./:;=@[\\]|_~",
+    "!$%&()*+,-./:;=?@[\\]^_`{|}~",
+    "!$%&'()*+,-./:;=?@[\\]^_`{|}~",
+    "",
+];
+
 /// All forms of a value; none of one that is too short to be told from other text.
 pub(crate) fn forms(value: &[u8]) -> BTreeSet<Form> {
     let value = value.trim_ascii();
@@ -66,7 +91,7 @@ pub(crate) fn forms(value: &[u8]) -> BTreeSet<Form> {
         let digit = |half: u8| digits.as_bytes()[usize::from(half & 15)];
         let hex: Vec<u8> = value.iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect();
         add(hex, How { wraps: true, ..plain });
-        for kept in ["-._~", "-._~!'()*", "-._~!'()*;,/?:@&=+$#"] {
+        for kept in KEPT {
             let escape = |byte: u8| {
                 let stays = byte.is_ascii_alphanumeric() || kept.as_bytes().contains(&byte);
                 (!stays).then(|| vec![b'%', digit(byte >> 4), digit(byte)])
@@ -145,39 +170,79 @@ fn base64(value: &[u8], add: &mut impl FnMut(Vec<u8>, How)) {
     }
 }
 
-/// Within a JSON string: as most write it, with `/` escaped, with `<`, `>` and `&` escaped (Go), and in ASCII alone (Python).
+/// How a program writes a JSON string.
+#[derive(Clone, Copy, Default)]
+struct Json {
+    /// What it writes as `\uXXXX` without need.
+    escaped: &'static str,
+    /// Whether it does so with all that is not ASCII.
+    ascii: bool,
+    /// Whether the digits of that are capitals.
+    capitals: bool,
+    /// Whether it writes `\/`.
+    slash: bool,
+}
+
+/// Within a JSON string: as most write it, and as those do that escape more.
 fn json(value: &[u8], add: &mut impl FnMut(Vec<u8>, How)) {
     let Ok(text) = std::str::from_utf8(value) else { return };
-    let Ok(quoted) = serde_json::to_string(text) else {
-        return;
+    let most = Json::default();
+    let python = Json { ascii: true, ..most };
+    let php = Json { slash: true, ..python };
+    let slash = Json { slash: true, ..most };
+    let go = Json {
+        escaped: "<>&\u{2028}\u{2029}",
+        ..most
     };
-    let inner = &quoted[1..quoted.len() - 1];
-    let go = inner
-        .replace('<', "\\u003c")
-        .replace('>', "\\u003e")
-        .replace('&', "\\u0026");
-    let ascii: String = inner
-        .chars()
-        .flat_map(|c| {
-            let mut units = [0; 2];
-            match c.is_ascii() {
-                true => c.to_string(),
-                false => c
-                    .encode_utf16(&mut units)
-                    .iter()
-                    .map(|unit| format!("\\u{unit:04x}"))
-                    .collect(),
-            }
-            .chars()
-            .collect::<Vec<_>>()
-        })
-        .collect();
-    for form in [inner, &inner.replace('/', "\\/"), &go, &ascii] {
-        add(form.as_bytes().to_vec(), How::default());
+    let gson = Json {
+        escaped: "<>&='\u{2028}\u{2029}",
+        ..most
+    };
+    let dotnet = Json {
+        escaped: "\"<>&'+`",
+        ascii: true,
+        capitals: true,
+        ..most
+    };
+    for how in [most, slash, go, python, php, gson, dotnet] {
+        add(json_string(text, how), How::default());
     }
 }
 
-/// Quoted for a shell: in single quotes (both ways to have one in it), in double quotes, and with backslashes (`printf %q`).
+fn json_string(text: &str, how: Json) -> Vec<u8> {
+    // As long as it can become, so that no copy of it is left behind where it would grow. What is kept is no longer than
+    // it is.
+    let mut out = Zeroizing::new(Vec::with_capacity(text.len() * 6));
+    let unicode = |out: &mut Vec<u8>, c: char| {
+        for unit in c.encode_utf16(&mut [0; 2]) {
+            let digits = if how.capitals {
+                format!("\\u{unit:04X}")
+            } else {
+                format!("\\u{unit:04x}")
+            };
+            out.extend_from_slice(digits.as_bytes());
+        }
+    };
+    for c in text.chars() {
+        match c {
+            c if how.escaped.contains(c) || (how.ascii && !c.is_ascii()) => unicode(&mut out, c),
+            '"' => out.extend_from_slice(b"\\\""),
+            '\\' => out.extend_from_slice(b"\\\\"),
+            '/' if how.slash => out.extend_from_slice(b"\\/"),
+            '\n' => out.extend_from_slice(b"\\n"),
+            '\r' => out.extend_from_slice(b"\\r"),
+            '\t' => out.extend_from_slice(b"\\t"),
+            '\u{8}' => out.extend_from_slice(b"\\b"),
+            '\u{c}' => out.extend_from_slice(b"\\f"),
+            c if c < ' ' => unicode(&mut out, c),
+            c => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+    out.to_vec()
+}
+
+/// Quoted for a shell: in single quotes (both ways to have one in it), in double quotes, with backslashes, and as `$'…'`,
+/// which is what `printf %q` and `${x@Q}` of bash make of control characters, and of letters that the locale does not know.
 fn shell(value: &[u8], add: &mut impl FnMut(Vec<u8>, How)) {
     let escape = |by: &'static str| move |byte: u8| by.as_bytes().contains(&byte).then(|| vec![b'\\', byte]);
     for quote in ["'\\''", "'\"'\"'"] {
@@ -188,8 +253,54 @@ fn shell(value: &[u8], add: &mut impl FnMut(Vec<u8>, How)) {
     }
     add(replace(value, escape("\\\"$`")), How::default());
     add(replace(value, escape("\\\"$`!")), How::default());
-    let words = " \t!\"#$&'()*,;<=>?[\\]^`{|}~";
-    add(replace(value, escape(words)), How::default());
+    // zsh's `${(q)}`; PHP's `escapeshellcmd`, which leaves quotes that are pairs.
+    for words in [
+        " \t!\"#$&'()*,;<=>?[\\]^`{|}~",
+        "#&;`|*?~<>^()[]{}$\\\"'",
+        "#&;`|*?~<>^()[]{}$\\",
+    ] {
+        add(replace(value, escape(words)), How::default());
+    }
+    // Ruby's `shellescape`.
+    let ruby = |byte: u8| {
+        let stays = byte.is_ascii_alphanumeric() || b"_-.,:+/@\n".contains(&byte) || !byte.is_ascii();
+        (!stays).then(|| vec![b'\\', byte])
+    };
+    add(replace(value, ruby), How::default());
+    // bash's `printf %q`: `#` begins a comment and `~` is a home only at the beginning, or behind what they are said of.
+    let bash = " \t!\"$&'()*,;<>?[\\]^`{|}";
+    let within = replace(value, escape(bash));
+    if value.starts_with(b"#") || value.starts_with(b"~") {
+        add([b"\\", within.as_slice()].concat(), How::default());
+    }
+    let mut homes = Vec::with_capacity(within.len() * 2);
+    for (at, byte) in within.iter().enumerate() {
+        if *byte == b'~' && (at == 0 || b":=".contains(&within[at - 1])) {
+            homes.push(b'\\');
+        }
+        homes.push(*byte);
+    }
+    add(homes, How::default());
+    add(within, How::default());
+    for octal in [b'\x80', b'\xff'] {
+        let ansi = |byte: u8| {
+            let letter = match byte {
+                b'\\' | b'\'' => byte,
+                b'\n' => b'n',
+                b'\r' => b'r',
+                b'\t' => b't',
+                7 => b'a',
+                8 => b'b',
+                0x0b => b'v',
+                0x0c => b'f',
+                0x1b => b'E',
+                _ if byte < b' ' || byte == 0x7f || byte >= octal => return Some(format!("\\{byte:03o}").into_bytes()),
+                _ => return None,
+            };
+            Some(vec![b'\\', letter])
+        };
+        add(replace(value, ansi), How::default());
+    }
 }
 
 #[cfg(test)]
@@ -221,9 +332,23 @@ mod tests {
             "p@ss'\\''w/ö <1>",
             "p@ss'\"'\"'w/ö <1>",
             "p@ss\\'w/ö\\ \\<1\\>",
+            "p@ss\\'w/\\303\\266 <1>",
+            "p@ss'w\\/\\u00f6 <1>",
+            "p@ss\\u0027w/ö \\u003c1\\u003e",
+            "p@ss\\u0027w/\\u00F6 \\u003C1\\u003E",
         ] {
             let within = found.iter().any(|found| found.contains(form.trim_end_matches('=')));
             assert!(within, "{form} is not in {found:#?}");
+        }
+        // Of many lines, on one.
+        let found = texts("{\n\t\"a=\": 'b+'\n}");
+        for form in [
+            r#"{\n\t"a=": \'b+\'\n}"#,
+            r#"{\n\t\"a=\": 'b+'\n}"#,
+            r#"{\n\t\"a\u003d\": \u0027b+\u0027\n}"#,
+            r#"{\n\t\u0022a=\u0022: \u0027b\u002B\u0027\n}"#,
+        ] {
+            assert!(found.iter().any(|found| found == form), "{form} is not in {found:#?}");
         }
         // Of the url alphabet, at all three places within a longer text.
         let value = [0xfb, 0xff, 0xbe, 0xfb, 0xff];

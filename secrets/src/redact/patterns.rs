@@ -49,8 +49,18 @@ impl Before {
 }
 
 /// A list of forms. Overlapping matches are all found: no fragment of one value is left behind another.
-pub(crate) struct Patterns {
-    automaton: Option<Box<dyn Automaton + Send + Sync>>,
+///
+/// A list that grows while a task announces values is not built anew each time: it is of parts, each far smaller than the
+/// one before.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Patterns(Vec<Arc<Part>>);
+
+/// A part that is not so many times smaller than what is added becomes one with it.
+const SMALLER: usize = 8;
+
+/// Forms that one automaton finds.
+struct Part {
+    automaton: Box<dyn Automaton + Send + Sync>,
     /// The forms with each beginning.
     forms: Vec<Vec<Arc<Form>>>,
     /// The longest beginning's length.
@@ -59,9 +69,9 @@ pub(crate) struct Patterns {
     wraps: bool,
 }
 
-impl fmt::Debug for Patterns {
+impl fmt::Debug for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Patterns({})", self.forms.iter().map(Vec::len).sum::<usize>())
+        write!(f, "Part({})", self.count())
     }
 }
 
@@ -79,19 +89,42 @@ pub(crate) struct Found {
 }
 
 impl Patterns {
-    /// Of nothing.
-    pub(crate) fn none() -> Self {
-        Self {
-            automaton: None,
-            forms: Vec::new(),
-            longest: 0,
-            leads: false,
-            wraps: false,
+    /// With these forms too.
+    pub(crate) fn with(&self, mut forms: Vec<Arc<Form>>) -> orchestra::Result<Self> {
+        let mut parts = self.0.clone();
+        while let Some(last) = parts.pop_if(|last| last.count() <= SMALLER * forms.len()) {
+            forms.extend(last.forms.iter().flatten().cloned());
         }
+        parts.extend(Part::new(forms)?.map(Arc::new));
+        Ok(Self(parts))
     }
 
-    /// Of these forms.
-    pub(crate) fn new(forms: impl IntoIterator<Item = Arc<Form>>) -> orchestra::Result<Self> {
+    /// All of these at once: nothing is left of values that overlap.
+    pub(crate) fn of_all(all: &[Arc<Self>]) -> Self {
+        Self(all.iter().flat_map(|patterns| patterns.0.iter().cloned()).collect())
+    }
+
+    /// Looks through a text that follows what `before` tells of.
+    pub(crate) fn find(&self, text: &[u8], before: Before) -> Found {
+        let mut found = Found {
+            partial: text.len(),
+            hold: text.len(),
+            ..Found::default()
+        };
+        for part in &self.0 {
+            let its = part.find(text, before);
+            found.partial = found.partial.min(its.partial);
+            found.hold = found.hold.min(its.hold);
+            found.eat |= its.eat;
+            found.join(its.spans);
+        }
+        found
+    }
+}
+
+impl Part {
+    /// Of these forms, if there are any.
+    fn new(forms: Vec<Arc<Form>>) -> orchestra::Result<Option<Self>> {
         let mut by_beginning: BTreeMap<Vec<u8>, Vec<Arc<Form>>> = BTreeMap::new();
         for form in forms {
             let beginning = &form.bytes[..form.bytes.len().min(BEGINNING)];
@@ -101,7 +134,7 @@ impl Patterns {
             }
         }
         if by_beginning.is_empty() {
-            return Ok(Self::none());
+            return Ok(None);
         }
         let failed = |error| Error::new(ErrorKind::InvalidInput, format!("too much is to be redacted: {error}"));
         let texts = || by_beginning.keys().map(Vec::as_slice);
@@ -126,24 +159,27 @@ impl Patterns {
         };
         let longest = texts().map(<[u8]>::len).max().unwrap_or_default();
         let forms: Vec<Vec<Arc<Form>>> = by_beginning.into_values().collect();
-        Ok(Self {
-            automaton: Some(automaton),
+        Ok(Some(Self {
+            automaton,
             leads: forms.iter().flatten().any(|form| form.how.lead),
             wraps: forms.iter().flatten().any(|form| form.how.wraps),
             forms,
             longest,
-        })
+        }))
     }
 
-    /// Looks through a text that follows what `before` tells of.
-    pub(crate) fn find(&self, text: &[u8], before: Before) -> Found {
+    fn count(&self) -> usize {
+        self.forms.iter().map(Vec::len).sum()
+    }
+
+    fn find(&self, text: &[u8], before: Before) -> Found {
         let mut found = Found {
             partial: text.len(),
             hold: text.len(),
             ..Found::default()
         };
-        let Some(automaton) = &self.automaton else { return found };
-        found.partial = self.partial(automaton.as_ref(), text);
+        let automaton = self.automaton.as_ref();
+        found.partial = self.partial(automaton, text);
         let input = Input::new(text);
         let mut state = OverlappingState::start();
         // The search can't fail: the automaton has the start and the kind that are asked for.
@@ -157,16 +193,10 @@ impl Patterns {
             let whole = std::mem::take(&mut found.spans);
             let ends = memchr_iter(b'\n', text).chain(text.last().filter(|last| **last == b'\r').map(|_| text.len()));
             for end in ends {
-                self.find_across(automaton.as_ref(), text, end, before, &mut found);
+                self.find_across(automaton, text, end, before, &mut found);
             }
             let across = std::mem::replace(&mut found.spans, whole);
-            // Hardly ever is there one.
-            if !across.is_empty() {
-                let mut all = [std::mem::take(&mut found.spans), across].concat();
-                all.sort_unstable();
-                all.into_iter()
-                    .for_each(|(start, end)| add(&mut found.spans, start, end));
-            }
+            found.join(across);
         }
         let before_partial = found
             .partial
@@ -271,6 +301,18 @@ impl Form {
 }
 
 impl Found {
+    /// Adds spans that are in order.
+    fn join(&mut self, more: Vec<(usize, usize)>) {
+        if self.spans.is_empty() {
+            self.spans = more;
+        } else if !more.is_empty() {
+            let mut all = [std::mem::take(&mut self.spans), more].concat();
+            all.sort_unstable();
+            all.into_iter()
+                .for_each(|(start, end)| add(&mut self.spans, start, end));
+        }
+    }
+
     /// Notes a form if the text has it at `start`, or ends before it could tell.
     fn compare(&mut self, form: &Form, text: &[u8], mut start: usize, before: Before) {
         let mut end = match form.end(text, start, before) {
@@ -328,7 +370,29 @@ mod tests {
 
     fn patterns(values: &[&str]) -> Patterns {
         let forms = values.iter().flat_map(|value| forms(value.as_bytes()));
-        Patterns::new(forms.map(Arc::new)).unwrap()
+        Patterns::default().with(forms.map(Arc::new).collect()).unwrap()
+    }
+
+    #[test]
+    fn a_list_that_grows_one_by_one_finds_what_one_that_is_whole_does_and_has_few_parts() {
+        let values: Vec<String> = (0..300)
+            .map(|number| format!("value-{number}-{}", number * number))
+            .collect();
+        let all: Vec<&str> = values.iter().map(String::as_str).collect();
+        let whole = patterns(&all);
+        let mut grown = Patterns::default();
+        for value in &values {
+            let new = forms(value.as_bytes()).into_iter().map(Arc::new).collect();
+            grown = grown.with(new).unwrap();
+            assert!(grown.0.len() <= 5, "{grown:?}");
+        }
+        let count = |of: &Patterns| of.0.iter().map(|part| part.count()).sum::<usize>();
+        assert_eq!(count(&grown), count(&whole));
+        let text = format!("{} value-17-289value-18-324 value-299-8940", values.join("\nx"));
+        for at in 0..20 {
+            let (text, before) = (&text.as_bytes()[at..], Before::default());
+            assert_eq!(grown.find(text, before), whole.find(text, before), "{at}");
+        }
     }
 
     #[test]

@@ -10,7 +10,8 @@ use tokio::process::Command;
 use zeroize::Zeroizing;
 
 use super::{Listed, SecretStore, read_only};
-use crate::{Scope, SecretKey, SecretValue};
+use crate::redact::MARKER;
+use crate::{Scope, SecretKey, SecretValue, Secrets};
 
 /// What the key is filled in for.
 const PLACE: &str = "{key}";
@@ -95,7 +96,13 @@ impl CommandStore {
             if status.code().is_some_and(|code| self.missing.contains(&code)) {
                 return Ok(None);
             }
-            let said = String::from_utf8_lossy(&said).trim().to_owned();
+            // A script that traces itself says the value there too.
+            let own = Secrets::new([]).job(key.to_string());
+            let traced = own.mask(&SecretValue::from_input(std::mem::take(&mut value)));
+            let said = match traced {
+                Ok(()) => own.redact(String::from_utf8_lossy(&said).trim()),
+                Err(_) => MARKER.to_owned(),
+            };
             return Err(Error::new(
                 ErrorKind::Io,
                 format!("{program} failed for the secret {key}: {status}: {said}"),

@@ -92,14 +92,22 @@ fn content(state: &mut u64) -> Vec<u8> {
     bytes
 }
 
+fn header(size: usize) -> tar::Header {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(size as u64);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header
+}
+
 fn layer(number: usize) -> Outcome<Vec<u8>> {
     let mut state = number as u64 + 1;
     let mut tar = tar::Builder::new(Vec::with_capacity(LAYER + (1 << 20)));
     for file in 0..LAYER >> 20 {
         let bytes = content(&mut state);
-        let mut header = tar::Header::new_gnu();
-        header.set_size(bytes.len() as u64);
-        header.set_mode(0o644);
+        let mut header = header(bytes.len());
         tar.append_data(&mut header, format!("layer{number}/file{file}"), bytes.as_slice())?;
     }
     Ok(tar.into_inner()?)
@@ -145,9 +153,7 @@ fn layout(image: &ImageRef, architecture: &str) -> Outcome<Bytes> {
     });
     let mut tar = tar::Builder::new(Vec::new());
     let mut add = |path: &str, bytes: &[u8]| {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(bytes.len() as u64);
-        header.set_mode(0o644);
+        let mut header = header(bytes.len());
         tar.append_data(&mut header, path, bytes)
     };
     add("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;

@@ -48,7 +48,7 @@ pub(crate) enum Unlabelled {
 }
 
 /// How a container ended and what it wrote.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct Ran {
     pub(crate) exit: ExitStatus,
     pub(crate) stdout: String,

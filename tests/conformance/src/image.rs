@@ -79,12 +79,26 @@ impl TestImage {
     }
 
     /// The same with one more key in the part of its configuration that is for containers.
-    pub(crate) fn with(mut self, key: &str, value: Value) -> Outcome<Self> {
+    pub(crate) fn with(self, key: &str, value: Value) -> Outcome<Self> {
+        self.changed(|config| config["config"][key] = value)
+    }
+
+    /// The same for another processor, as far as its configuration says.
+    pub(crate) fn on(self, architecture: &str) -> Outcome<Self> {
+        self.changed(|config| config["architecture"] = architecture.into())
+    }
+
+    fn changed(mut self, change: impl FnOnce(&mut Value)) -> Outcome<Self> {
         let config = serde_json::from_slice(&self.config);
         let mut config: Value = config.map_err(|error| Failure::new(error.to_string()))?;
-        config["config"][key] = value;
+        change(&mut config);
         self.config = config.to_string().into();
         Ok(self)
+    }
+
+    fn architecture(&self) -> Value {
+        let config: Value = serde_json::from_slice(&self.config).unwrap_or_default();
+        config["architecture"].clone()
     }
 
     fn manifest(&self) -> String {
@@ -111,6 +125,7 @@ impl TestImage {
             let manifest = image.manifest();
             let mut descriptor = descriptor("application/vnd.oci.image.manifest.v1+json", manifest.as_bytes());
             descriptor["annotations"] = json!({ "org.opencontainers.image.ref.name": name });
+            descriptor["platform"] = json!({ "os": "linux", "architecture": image.architecture() });
             manifests.push(descriptor);
             blob(image.layer.clone());
             blob(image.config.clone());

@@ -22,6 +22,8 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// Answers are short; their bodies are not needed.
 const MAX_ANSWER: u64 = 64 * 1024;
 
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
 /// A registry that speaks plain HTTP.
 #[derive(Debug)]
 pub(crate) struct HttpRegistry {
@@ -83,6 +85,12 @@ impl HttpRegistry {
         }
     }
 
+    async fn put(&self, image: &ImageRef, reference: &str, media_type: &str, manifest: &[u8]) -> Result<()> {
+        let path = format!("/v2/{}/manifests/{reference}", image.repository());
+        self.expect(201, "PUT", &path, media_type, manifest).await?;
+        Ok(())
+    }
+
     async fn upload(&self, repository: &str, digest: &str, blob: &[u8]) -> Result<()> {
         let start = format!("/v2/{repository}/blobs/uploads/");
         let location = self
@@ -120,19 +128,24 @@ impl Registry for HttpRegistry {
                 index = serde_json::from_slice(&content).unwrap_or_default();
             }
         }
-        let descriptor = &index["manifests"][0];
-        let manifest = descriptor["digest"].as_str().and_then(|digest| blobs.remove(digest));
-        let manifest = manifest.ok_or_else(|| Error::invalid("the layout has no manifest"))?;
+        let mut manifests = Vec::new();
+        for descriptor in index["manifests"].as_array().into_iter().flatten() {
+            let digest = descriptor["digest"].as_str().unwrap_or_default();
+            let manifest = blobs.remove(digest);
+            let manifest = manifest.ok_or_else(|| Error::invalid("the layout lacks a manifest"))?;
+            manifests.push((digest, descriptor["mediaType"].as_str().unwrap_or_default(), manifest));
+        }
         for (digest, blob) in blobs {
             self.upload(image.repository(), &digest, &blob).await?;
         }
-        let path = format!(
-            "/v2/{}/manifests/{}",
-            image.repository(),
-            image.tag().unwrap_or("latest")
-        );
-        let media_type = descriptor["mediaType"].as_str().unwrap_or_default();
-        self.expect(201, "PUT", &path, media_type, &manifest).await?;
-        Ok(())
+        let tag = image.tag().unwrap_or("latest");
+        if let [(_, media_type, manifest)] = manifests.as_slice() {
+            return self.put(image, tag, media_type, manifest).await;
+        }
+        for (digest, media_type, manifest) in &manifests {
+            self.put(image, digest, media_type, manifest).await?;
+        }
+        index["mediaType"] = INDEX.into();
+        self.put(image, tag, INDEX, index.to_string().as_bytes()).await
     }
 }

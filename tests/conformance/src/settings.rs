@@ -124,7 +124,8 @@ pub trait Registry: Send + Sync {
     /// What it wants, if it wants any.
     fn credentials(&self) -> Option<&Credentials>;
 
-    /// Puts an image, given as an OCI image layout in a tar, into it.
+    /// Puts an image, given as an OCI image layout in a tar, into it. A layout of several manifests is an image of several
+    /// platforms: its index is what the tag names.
     ///
     /// # Errors
     /// Whatever keeps it from doing so; the case fails.

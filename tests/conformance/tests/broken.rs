@@ -48,6 +48,7 @@ enum Defect {
     CallsEverythingAnEngineFailure,
     SwallowsErrorsOfAPull,
     RemembersCredentials,
+    IgnoresPlatforms,
     SaysThatAnyArchiveIsAnImage,
     ListsOtherJobs,
     ListsNoStates,
@@ -115,6 +116,10 @@ const CAUGHT_BY: &[(Defect, &str)] = &[
     (
         D::RemembersCredentials,
         "a_private_image_is_pulled_with_credentials_alone",
+    ),
+    (
+        D::IgnoresPlatforms,
+        "of_several_platforms_the_one_that_is_asked_for_is_pulled",
     ),
     (D::SaysThatAnyArchiveIsAnImage, "an_archive_that_is_none_is_refused"),
     (D::ListsOtherJobs, "nothing_of_another_job_is_listed"),
@@ -196,6 +201,9 @@ impl Driver for Broken {
             let mut remembered = self.credentials.lock().unwrap();
             pull.credentials = pull.credentials.or_else(|| remembered.clone());
             remembered.clone_from(&pull.credentials);
+        }
+        if self.is(D::IgnoresPlatforms) {
+            pull.platform = None;
         }
         let events = self.inner.pull_image(&pull).await?;
         Ok(match self.defect {

@@ -1,14 +1,16 @@
 //! A proxy before an HTTP server that delays, refuses and cuts.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 use crate::Result;
 
-/// What the proxy does to connections that begin from now on.
+/// What the proxy does to connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Nothing.
@@ -27,6 +29,9 @@ pub enum Fault {
 #[derive(Clone, Debug)]
 pub struct FaultProxy {
     fault: Arc<Mutex<Fault>>,
+    met: Arc<AtomicU32>,
+    /// What every connection ends with.
+    changed: Arc<watch::Sender<()>>,
     address: String,
 }
 
@@ -39,14 +44,22 @@ impl FaultProxy {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let proxy = Self {
             fault: Arc::new(Mutex::new(Fault::None)),
+            met: Arc::default(),
+            changed: Arc::new(watch::Sender::new(())),
             address: listener.local_addr()?.to_string(),
         };
         let (of_proxy, server) = (proxy.clone(), server.to_owned());
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
+                let mut changed = of_proxy.changed.subscribe();
                 let fault = of_proxy.next();
                 let server = server.clone();
-                tokio::spawn(async move { pass(client, &server, fault).await.ok() });
+                tokio::spawn(async move {
+                    tokio::select! {
+                        passed = pass(client, &server, fault) => passed.ok(),
+                        Ok(()) = changed.changed() => None,
+                    }
+                });
             }
         });
         Ok(proxy)
@@ -58,9 +71,19 @@ impl FaultProxy {
         &self.address
     }
 
-    /// Does this from now on.
+    /// Does this from now on. Connections that are there end: one that is kept would not meet it.
     pub fn set(&self, fault: Fault) {
-        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
+        let mut now = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        *now = fault;
+        self.met.store(0, Ordering::Relaxed);
+        drop(now);
+        self.changed.send_replace(());
+    }
+
+    /// How many connections have met the fault.
+    #[must_use]
+    pub fn met(&self) -> u32 {
+        self.met.load(Ordering::Relaxed)
     }
 
     fn next(&self) -> Fault {
@@ -69,8 +92,10 @@ impl FaultProxy {
         match &mut *fault {
             Fault::Refuse(0) | Fault::Cut(_, 0) => return Fault::None,
             Fault::Refuse(left) | Fault::Cut(_, left) => *left -= 1,
-            _ => {}
+            Fault::None => return now,
+            Fault::Delay(_) | Fault::Hang => {}
         }
+        self.met.fetch_add(1, Ordering::Relaxed);
         now
     }
 }
@@ -105,7 +130,6 @@ async fn pass(mut client: TcpStream, server: &str, fault: Fault) -> std::io::Res
             }
         }
         _ => {
-            // A kept connection meets no further fault: one that is closed after each answer would.
             tokio::select! {
                 done = copy(&mut from_server, &mut to_client) => done.map(|_| ()),
                 done = copy(&mut from_client, &mut to_server) => done.map(|_| ()),

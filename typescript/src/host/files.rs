@@ -96,7 +96,7 @@ impl Host<'_, '_> {
     }
 
     pub(super) async fn restore(&self, step: Value) -> Answer {
-        let single = SingleStep::read(&step, self.options.secrets.as_ref()).await?;
+        let single = SingleStep::read(&step, self.session.secrets()).await?;
         if let orchestra_pipelines::Action::Task(plan) = &single.step.action {
             for input in &plan.inputs {
                 self.check_volume(input.name.as_str())?;

@@ -11,12 +11,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesUnordered;
-use orchestra::{Error, ErrorKind, Name};
+use futures_util::stream::{self, FuturesUnordered};
+use orchestra::{Error, ErrorKind, LogChunk, LogStream, Name, OutputStream};
 use orchestra_pipelines::{Action, Problem, RunOptions, Sandbox, Session, SingleStep, Status, StepOutcome};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 pub use self::fetch::FetchPolicy;
 use self::options::{Refused, Written};
@@ -136,11 +137,13 @@ impl<'a, 'r> Host<'a, 'r> {
     pub(crate) async fn serve(
         &self,
         mut asks: mpsc::UnboundedReceiver<Ask>,
-        mut says: mpsc::Receiver<(orchestra::OutputStream, bytes::Bytes)>,
+        says: mpsc::Receiver<(OutputStream, bytes::Bytes)>,
         mut finished: tokio::sync::oneshot::Receiver<Finish>,
     ) -> Finish {
         let mut running: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
         let mut told = false;
+        let ended = CancellationToken::new();
+        let mut said = self.session.redacted(until(says, ended.clone())).fuse();
         let finish = loop {
             tokio::select! {
                 biased;
@@ -149,15 +152,16 @@ impl<'a, 'r> Host<'a, 'r> {
                     let told = self.told.clone();
                     running.push(Box::pin(async move { told.send(Told::Cancelled).await.unwrap_or_default() }));
                 }
-                Some((stream, bytes)) = says.recv() => self.session.say(stream, bytes).await,
+                Some(chunk) = said.next() => self.say(chunk).await,
                 Some(ask) = asks.recv() => running.push(self.handle(ask)),
                 Some(()) = running.next(), if !running.is_empty() => {}
                 finish = &mut finished => break finish.unwrap_or_else(|_| Finish::Broken("the interpreter failed".to_owned())),
             }
         };
         // What it said last is still in the channel.
-        while let Ok((stream, bytes)) = says.try_recv() {
-            self.session.say(stream, bytes).await;
+        ended.cancel();
+        while let Some(chunk) = said.next().await {
+            self.say(chunk).await;
         }
         drop(running);
         let open: Vec<Sandbox> = locked(&self.sandboxes).drain().map(|(_, sandbox)| sandbox).collect();
@@ -167,6 +171,17 @@ impl<'a, 'r> Host<'a, 'r> {
             }
         }
         finish
+    }
+
+    /// What can't be redacted ends the script's output.
+    async fn say(&self, chunk: orchestra::Result<LogChunk>) {
+        match chunk {
+            Ok(chunk) => self.session.say(chunk).await,
+            Err(error) => {
+                let message = format!("nothing more of what the script says is shown: {error}");
+                self.session.warn(message).await;
+            }
+        }
     }
 
     /// Begins what is asked for. Names are given here, in the order of asking, so that they are the same in each run.
@@ -306,7 +321,7 @@ impl<'a, 'r> Host<'a, 'r> {
 
     /// The step of what was written, checked, with the volumes that it uses.
     async fn read(&self, written: Written) -> Result<SingleStep, Failure> {
-        let mut single = SingleStep::read(&written.step, self.options.secrets.as_ref()).await?;
+        let mut single = SingleStep::read(&written.step, self.session.secrets()).await?;
         let (inputs, caches) = match &mut single.step.action {
             Action::Task(plan) => (&plan.inputs, &mut plan.caches),
             Action::BuildImage(plan) => (&plan.inputs, &mut plan.caches),
@@ -336,7 +351,6 @@ impl<'a, 'r> Host<'a, 'r> {
     async fn run(&self, written: Written, tap: Option<Tap>, allow_failure: bool) -> Answer {
         let single = self.read(written).await?;
         let what = single.step.kind().to_string();
-        let push = matches!(&single.step.action, Action::BuildImage(plan) if plan.push);
         let sink = tap.clone().map(|tap| Box::new(tap) as Box<dyn orchestra::OutputSink>);
         let outcome = self.session.step(single, sink).await;
         if let Some(tap) = tap {
@@ -356,9 +370,18 @@ impl<'a, 'r> Host<'a, 'r> {
             "duration": outcome.report.duration.as_secs_f64(),
         });
         if let (Some(image), Some(answer)) = (outcome.report.image, answer.as_object_mut()) {
-            answer.insert("ref".to_owned(), json!(image.reference));
-            answer.insert("digest".to_owned(), json!(image.digest));
-            answer.insert("pushed".to_owned(), json!(push));
+            for (key, value) in [
+                ("ref", json!(image.reference)),
+                ("refs", json!(image.references)),
+                ("digest", json!(image.digest)),
+                ("configDigest", json!(image.config_digest)),
+                ("platforms", json!(image.platforms)),
+                ("targets", json!(image.targets)),
+                ("size", json!(image.size)),
+                ("steps", json!(image.steps)),
+            ] {
+                answer.insert(key.to_owned(), value);
+            }
         }
         Ok(answer)
     }
@@ -411,4 +434,18 @@ fn plain_name(text: &str, otherwise: &str) -> String {
     } else {
         name.to_owned()
     }
+}
+
+/// All that is said until it has ended: what is in the channel then comes too.
+fn until(says: mpsc::Receiver<(OutputStream, bytes::Bytes)>, ended: CancellationToken) -> LogStream {
+    let next = |(mut says, ended): (mpsc::Receiver<_>, CancellationToken)| async move {
+        let said = tokio::select! {
+            biased;
+            said = says.recv() => said,
+            () = ended.cancelled() => says.try_recv().ok(),
+        };
+        let (stream, bytes) = said?;
+        Some((Ok(LogChunk { stream, bytes }), (says, ended)))
+    };
+    stream::unfold((says, ended), next).fuse().boxed()
 }

@@ -5,8 +5,10 @@
 use std::fmt;
 use std::path::Path;
 
+use orchestra::SharedDriver;
 use orchestra_conformance::memory::{MemoryEngine, MemoryImage};
 use orchestra_pipelines::{RunEvent, RunEventKind, RunOptions, RunReport, Status};
+use orchestra_secrets::{Secrets, SecretsLayer};
 use orchestra_typescript::{Script, ScriptOptions};
 use tokio::sync::mpsc;
 
@@ -76,12 +78,26 @@ pub(crate) async fn run_on(
     run_file(engine, &file, script, change).await
 }
 
+/// Runs a whole file with the layer of secrets.
+pub(crate) async fn run_with_secrets(text: &str, secrets: Secrets) -> Ran {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("ci.ts");
+    std::fs::write(&file, text).unwrap();
+    let driver = SecretsLayer::wrap(engine().driver(), secrets.clone());
+    let change = |options: &mut RunOptions| options.secrets = Some(secrets);
+    run_by(driver, &file, ScriptOptions::default(), change).await
+}
+
 pub(crate) async fn run_file(
     engine: &MemoryEngine,
     file: &Path,
     script: ScriptOptions,
     change: impl FnOnce(&mut RunOptions),
 ) -> Ran {
+    run_by(engine.driver(), file, script, change).await
+}
+
+async fn run_by(driver: SharedDriver, file: &Path, script: ScriptOptions, change: impl FnOnce(&mut RunOptions)) -> Ran {
     let read = Script::read(file).unwrap_or_else(|invalid| panic!("{invalid:?}"));
     let (events, mut received) = mpsc::channel(8);
     let collected = tokio::spawn(async move {
@@ -94,8 +110,8 @@ pub(crate) async fn run_file(
     let mut options = RunOptions::default();
     options.events = Some(events);
     change(&mut options);
-    let report = read.run(engine.driver(), options, script).await;
-    let left = engine.driver().list(None).await.unwrap();
+    let report = read.run(driver.clone(), options, script).await;
+    let left = driver.list(None).await.unwrap();
     assert!(left.is_empty(), "{left:?}");
     let events = collected.await.unwrap();
     let mut ran = Ran { report, events };

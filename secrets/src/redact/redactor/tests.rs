@@ -3,14 +3,18 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::redact::{Form, forms};
+use crate::redact::{Form, SHORTEST, forms};
 
 fn all_forms(values: &[Vec<u8>]) -> Vec<Form> {
     values.iter().flat_map(|value| forms(value)).collect()
 }
 
 fn redactor(forms: &[Form]) -> Redactor {
-    Redactor::new(Arc::new(Patterns::new(forms.iter().cloned().map(Arc::new)).unwrap()))
+    Redactor::new(Arc::new(
+        Patterns::default()
+            .with(forms.iter().cloned().map(Arc::new).collect())
+            .unwrap(),
+    ))
 }
 
 fn stream(forms: &[Form], pieces: &[&[u8]]) -> Vec<u8> {
@@ -96,13 +100,16 @@ fn mirror(forms: &[Form], text: &[u8]) -> Vec<u8> {
     out
 }
 
+/// In how many ways a secret is written.
+const HOWS: u8 = 23;
+
 /// A secret as one of the things that a program makes of it.
 fn written(value: &[u8], how: u8, neighbour: &[u8]) -> Vec<u8> {
     use base64::Engine;
     use base64::engine::general_purpose::{STANDARD, URL_SAFE, URL_SAFE_NO_PAD};
     let within = [neighbour, value, neighbour].concat();
     let further = [b"a longer text, of which it is a part: ".as_slice(), &within].concat();
-    match how % 12 {
+    match how % HOWS {
         0 => value.to_vec(),
         1 => STANDARD.encode(value).into_bytes(),
         2 => URL_SAFE_NO_PAD.encode(value).into_bytes(),
@@ -112,17 +119,8 @@ fn written(value: &[u8], how: u8, neighbour: &[u8]) -> Vec<u8> {
             .iter()
             .flat_map(|byte| format!("{byte:02X}").into_bytes())
             .collect(),
-        6 => serde_json::to_vec(&String::from_utf8_lossy(value)).unwrap(),
-        7 => value
-            .iter()
-            .flat_map(|byte| {
-                if byte.is_ascii_alphanumeric() {
-                    vec![*byte]
-                } else {
-                    format!("%{byte:02X}").into_bytes()
-                }
-            })
-            .collect(),
+        6 => String::from_utf8_lossy(value).replace('\'', "'\"'\"'").into_bytes(),
+        7 => percent(value, b""),
         8 => String::from_utf8_lossy(value).replace('\'', "'\\''").into_bytes(),
         9 => wrapped(&STANDARD.encode(&further), 64, "\n").into_bytes(),
         10 => wrapped(
@@ -131,8 +129,141 @@ fn written(value: &[u8], how: u8, neighbour: &[u8]) -> Vec<u8> {
             "\r\n",
         )
         .into_bytes(),
-        _ => STANDARD.encode([b"user:", value].concat()).into_bytes(),
+        11 => STANDARD.encode([b"user:", value].concat()).into_bytes(),
+        // Of JSON that is not ASCII, serde_json writes what is not valid otherwise than it was.
+        12 => {
+            let quoted = serde_json::to_string(&String::from_utf8_lossy(value)).unwrap();
+            quoted.as_bytes()[1..quoted.len() - 1].to_vec()
+        }
+        13 => value
+            .iter()
+            .flat_map(|byte| match byte {
+                b'"' | b'\\' | b'$' | b'`' => vec![b'\\', *byte],
+                _ => vec![*byte],
+            })
+            .collect(),
+        14 => value
+            .iter()
+            .flat_map(|byte| match byte {
+                b' ' => vec![b'+'],
+                _ if byte.is_ascii_alphanumeric() || b"-._~".contains(byte) => vec![*byte],
+                _ => format!("%{byte:02x}").into_bytes(),
+            })
+            .collect(),
+        // As Python's `quote`, Go's `PathEscape` and `URL.User`, and a password of WHATWG's URLs have it.
+        16 => percent(value, b"-._~/"),
+        17 => percent(value, b"-._~$&+=:@"),
+        18 => percent(value, b"-._~$&+,;="),
+        19 => percent(value, b"!$%&'()*+,-._~"),
+        // A path of those.
+        20 => value
+            .iter()
+            .flat_map(|byte| match byte {
+                0..=b' ' | b'"' | b'#' | b'<' | b'>' | b'?' | b'^' | b'`' | b'{' | b'}' | 0x7f.. => {
+                    format!("%{byte:02X}").into_bytes()
+                }
+                _ => vec![*byte],
+            })
+            .collect(),
+        // `printf %q` within a word, and Ruby's `shellescape`.
+        21 => value
+            .iter()
+            .flat_map(|byte| match byte {
+                b'A'..=b'Z'
+                | b'a'..=b'z'
+                | b'0'..=b'9'
+                | b'%'
+                | b'+'
+                | b'-'..=b':'
+                | b'='
+                | b'@'
+                | b'_'
+                | b'#'
+                | b'~' => {
+                    vec![*byte]
+                }
+                b'\n' | b'\r' | 0x80.. | ..=8 | 11..=31 | 127 => vec![*byte],
+                _ => vec![b'\\', *byte],
+            })
+            .collect(),
+        22 => value
+            .iter()
+            .flat_map(|byte| match byte {
+                b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'+'..=b':' | b'@' | b'_' | b'\n' | 0x80.. => vec![*byte],
+                _ => vec![b'\\', *byte],
+            })
+            .collect(),
+        _ => value
+            .iter()
+            .flat_map(|byte| match byte {
+                b'\n' => b"\\n".to_vec(),
+                b'\'' | b'\\' => vec![b'\\', *byte],
+                b' '..=b'~' => vec![*byte],
+                _ => ansi(*byte),
+            })
+            .collect(),
     }
+}
+
+/// All but letters, digits and what is kept.
+fn percent(value: &[u8], kept: &[u8]) -> Vec<u8> {
+    let escaped = value.iter().flat_map(|byte| {
+        if byte.is_ascii_alphanumeric() || kept.contains(byte) {
+            vec![*byte]
+        } else {
+            format!("%{byte:02X}").into_bytes()
+        }
+    });
+    escaped.collect()
+}
+
+/// A byte as bash has it in `$'…'`, where its locale knows ASCII alone.
+fn ansi(byte: u8) -> Vec<u8> {
+    match byte {
+        7 => b"\\a".to_vec(),
+        8 => b"\\b".to_vec(),
+        9 => b"\\t".to_vec(),
+        11 => b"\\v".to_vec(),
+        12 => b"\\f".to_vec(),
+        13 => b"\\r".to_vec(),
+        27 => b"\\E".to_vec(),
+        _ => format!("\\{byte:03o}").into_bytes(),
+    }
+}
+
+/// Of what is [written], the part that a redacted text may not hold: without what stands around a secret, and without
+/// the digits that hold bits of that too. `None` of a secret that is too short, and of what comes in several lines.
+fn core(secret: &[u8], how: u8, neighbour: usize) -> Option<Vec<u8>> {
+    let trimmed = secret.trim_ascii();
+    if trimmed.len() < SHORTEST {
+        return None;
+    }
+    // Texts are written of text alone.
+    if matches!(how % HOWS, 6 | 8 | 12) && std::str::from_utf8(secret).is_err() {
+        return None;
+    }
+    let before = secret.len() - secret.trim_ascii_start().len();
+    match how % HOWS {
+        // Whatever white space surrounds the value is part of what was encoded.
+        3 | 4 => {
+            let encoded = written(secret, how, &vec![b'.'; neighbour]);
+            let from = ((neighbour + before) * 8).div_ceil(6);
+            let to = (neighbour + before + trimmed.len()) * 8 / 6;
+            Some(encoded[from..to].to_vec())
+        }
+        9 | 10 => None,
+        11 => {
+            let encoded = written(secret, how, b"");
+            let from = ((5 + before) * 8).div_ceil(6);
+            Some(encoded[from..(5 + before + trimmed.len()) * 8 / 6].to_vec())
+        }
+        1 | 2 => {
+            let encoded = written(secret, how, b"");
+            Some(encoded[(before * 8).div_ceil(6)..(before + trimmed.len()) * 8 / 6].to_vec())
+        }
+        _ => Some(written(trimmed, how, b"")),
+    }
+    .filter(|core| core.len() >= SHORTEST)
 }
 
 fn secret() -> impl Strategy<Value = Vec<u8>> {
@@ -156,11 +287,15 @@ proptest! {
     ) {
         let forms = all_forms(&secrets);
         let mut input = Vec::new();
+        // What was written of whole secrets, by code that knows nothing of the forms that are looked for.
+        let mut unseen = Vec::new();
         for (how, which, around, whole) in &parts {
             input.extend_from_slice(around.as_bytes());
-            let value = which.get(&secrets);
-            let mut value = written(value, *how, around.as_bytes());
-            if !whole {
+            let secret = which.get(&secrets);
+            let mut value = written(secret, *how, around.as_bytes());
+            if *whole {
+                unseen.extend(core(secret, *how, around.len()));
+            } else {
                 value.truncate(value.len() / 2);
             }
             input.extend_from_slice(&value);
@@ -183,6 +318,10 @@ proptest! {
         for form in forms.iter().filter(|form| !form.how.line && !MARKER.as_bytes().windows(form.bytes.len()).any(|window| window == form.bytes)) {
             let found = out.windows(form.bytes.len()).any(|window| window == form.bytes);
             prop_assert!(!found, "{:?} is in {:?}", String::from_utf8_lossy(&form.bytes), String::from_utf8_lossy(&out));
+        }
+        for core in unseen.iter().filter(|core| !MARKER.as_bytes().windows(core.len()).any(|window| window == core.as_slice())) {
+            let found = out.windows(core.len()).any(|window| window == core.as_slice());
+            prop_assert!(!found, "{:?} is left in {:?}", String::from_utf8_lossy(core), String::from_utf8_lossy(&out));
         }
     }
 

@@ -4,16 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::{self, BoxFuture};
-use futures_util::{FutureExt, StreamExt, stream as streams};
+use futures_util::future;
+use futures_util::{StreamExt, stream as streams};
 use orchestra::layer::{Deadlines, Layered, Timeouts};
 use orchestra::{
-    ContainerId, ErrorKind, ExitStatus, ImageRef, PullImage, SharedDriver, VolumePath, VolumeSpec, stream,
+    ContainerId, ErrorKind, ExitStatus, ImageRef, NetworkMode, PullImage, SharedDriver, VolumePath, VolumeSpec, stream,
 };
 use orchestra_volumes::ExactVolumes;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
-use tokio::task::{JoinError, JoinHandle};
+use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::case;
@@ -200,17 +200,49 @@ async fn an_engine_that_is_restarted_is_gone_on_with(cx: Arc<Context>) -> Outcom
 /// A pull from a registry that says nothing to the first question it is asked.
 struct StalledPull {
     image: ImageRef,
-    pulled: BoxFuture<'static, std::result::Result<orchestra::Result<()>, JoinError>>,
+    pulled: JoinHandle<orchestra::Result<()>>,
     registry: AbortOnDropHandle<()>,
+    container: ContainerId,
 }
 
+/// A registry for an engine that has a loopback of its own. Where it is this process's, the port is taken, and this process
+/// is who is asked.
+const SILENT_REGISTRY: &str = r#"
+nc -l -p PORT -e /bin/sh -c 'echo asked >&2; exec sleep 120' &
+while ! grep -q ":HEX 0*:0000 0A" /proc/net/tcp /proc/net/tcp6; do sleep 0.1; done
+echo listening
+wait"#;
+
 impl StalledPull {
-    /// Returns when the registry was asked, or when the pull has ended: an engine that fetches images itself may have no
-    /// way to this process.
+    /// Returns when the registry was asked: in this process, or in a container beside the engine.
     async fn begin(cx: &Context, driver: &SharedDriver) -> Outcome<Self> {
         let broken = |error: std::io::Error| Failure::new(format!("a listener on loopback: {error}"));
         let listener = TcpListener::bind("127.0.0.1:0").await.map_err(broken)?;
         let address = listener.local_addr().map_err(broken)?;
+        let port = address.port();
+        let container = cx.id("silent-registry");
+        let mut spec = cx.shell(
+            &SILENT_REGISTRY
+                .replace("PORT", &port.to_string())
+                .replace("HEX", &format!("{port:04X}")),
+        );
+        spec.network = NetworkMode::Host;
+        let mut beside = None;
+        if driver.info().capabilities.host_network {
+            driver.create_container(&container, &spec).await?;
+            let mut lines = driver.logs(&container, true).await?;
+            driver.start_container(&container, None).await?;
+            within(SOON, "a registry beside the engine", lines.next()).await?;
+            beside = Some(lines);
+        }
+        let listens = beside.is_some();
+        let asked_beside = async {
+            match &mut beside {
+                // The first line was that it listens.
+                Some(lines) => drop(lines.next().await),
+                None => future::pending().await,
+            }
+        };
         let image: ImageRef = format!("{address}/stalled/{}:1", cx.job).parse()?;
         let (asked, was_asked) = oneshot::channel();
         let registry = AbortOnDropHandle::new(tokio::spawn(async move {
@@ -222,7 +254,7 @@ impl StalledPull {
         }));
         let (driver, mut pull) = (driver.clone(), PullImage::new(image.clone()));
         pull.insecure = driver.info().capabilities.insecure_pull;
-        let mut pulling = tokio::spawn(async move {
+        let pulled = tokio::spawn(async move {
             let mut progress = driver.pull_image(&pull).await?;
             while let Some(event) = progress.next().await {
                 event?;
@@ -231,24 +263,29 @@ impl StalledPull {
         });
         let begun = async {
             tokio::select! {
-                _ = was_asked => None,
-                pulled = &mut pulling => Some(pulled),
+                _ = was_asked => {}
+                () = asked_beside => {}
+                // An engine without a network asks nobody.
+                () = tokio::time::sleep(Duration::from_secs(1)), if !listens => {}
             }
         };
-        let pulled = match within(SOON, "the first question to a registry", begun).await? {
-            Some(pulled) => future::ready(pulled).boxed(),
-            None => pulling.boxed(),
-        };
+        within(SOON, "the first question to a registry", begun).await?;
+        holds(
+            pulled.is_finished() != listens,
+            "a pull whose registry says nothing is under way",
+        )?;
         Ok(Self {
             image,
             pulled,
             registry,
+            container,
         })
     }
 
     /// The registry goes away, and with it the pull.
     async fn ends(self, driver: &SharedDriver) -> Outcome {
         drop(self.registry);
+        driver.remove_container(&self.container).await?;
         let pulled = within(2 * SOON, "the end of the pull", self.pulled).await?;
         let pulled = pulled.map_err(|error| Failure::new(error.to_string()))?;
         let kinds = [LOST, &[ErrorKind::Registry, ErrorKind::ImageNotFound]].concat();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use orchestra::{ContainerSpec, ErrorKind, ImageRef, VolumeId, VolumePath, stream};
+use orchestra::{ContainerSpec, ErrorKind, ImageRef, VolumeId, VolumePath, import_archive, stream};
 use serde_json::json;
 
 use super::case;
@@ -21,6 +21,7 @@ pub(super) const CASES: &[Case] = &[
     case!(an_error_of_the_archive_ends_the_import, "An import whose archive fails, fails.", needs import_image),
     case!(an_import_takes_the_name_from_the_image_that_had_it, "An image that had the name loses it.", needs import_image),
     case!(an_image_stays_under_its_other_name, "`remove_image` takes the name, and the image only with its last one.", needs import_image),
+    case!(images_that_share_a_layer_come_and_go_at_once, "An import whose layers others remove meanwhile succeeds, or fails with an error that a retry helps against, as `import_archive` does.", needs import_image, deadlines 2),
     case!(
         an_image_that_is_not_there_does_not_exist,
         "`image_exists` is false, and removing is success."
@@ -138,6 +139,29 @@ async fn an_image_stays_under_its_other_name(cx: Arc<Context>) -> Outcome {
     runs(&cx, "two", &two, "twice").await?;
     cx.driver.remove_image(&two).await?;
     same("the last name", cx.driver.image_exists(&two).await?, false)
+}
+
+async fn images_that_share_a_layer_come_and_go_at_once(cx: Arc<Context>) -> Outcome {
+    const AT_ONCE: usize = 4;
+    const ROUNDS: usize = 10;
+    let image = TestImage::make(&cx, "shared").await?;
+    let come_and_go = async |one: usize| -> Outcome {
+        // As of processes that know nothing of each other.
+        let driver = (cx.connect)().await?;
+        let image = image.clone().with("Labels", json!({ "one": one.to_string() }))?;
+        let archive = TestImage::layout(&[&image], "other.test/name:1");
+        let name = cx.image(&format!("shared-{one}"));
+        for _ in 0..ROUNDS {
+            let open = || std::future::ready(Ok(stream::once(archive.clone())));
+            import_archive(&*driver, &name, open).await?;
+            same("image_exists", driver.image_exists(&name).await?, true)?;
+            driver.remove_image(&name).await?;
+        }
+        Ok(())
+    };
+    futures_util::future::try_join_all((0..AT_ONCE).map(come_and_go)).await?;
+    let last = image.import(&cx, "last").await?;
+    runs(&cx, "last", &last, "shared").await
 }
 
 async fn an_image_that_is_not_there_does_not_exist(cx: Arc<Context>) -> Outcome {

@@ -39,6 +39,10 @@ pub(super) const CASES: &[Case] = &[
         "Following a container that runs starts at its first byte."
     ),
     case!(
+        what_a_container_writes_last_is_followed_by_who_came_late,
+        "Following a container that runs ends with the last byte it wrote, however fast it wrote."
+    ),
+    case!(
         a_log_is_read_on_from_where_it_was_left,
         "What was read of a log comes again as it was: who carries on from an offset misses nothing and gets nothing twice."
     ),
@@ -175,6 +179,25 @@ async fn a_log_is_followed_from_its_first_byte_by_whoever_comes_late(cx: Arc<Con
     let other = (cx.connect)().await?;
     let written = collect(other.logs(&id, true).await?).await?;
     same("standard output", written.stdout, b"one\ntwo\nthree\n".to_vec())
+}
+
+async fn what_a_container_writes_last_is_followed_by_who_came_late(cx: Arc<Context>) -> Outcome {
+    const LINES: u64 = 60_000;
+    let wanted: String = (1..=LINES).map(|number| format!("{number}\n")).collect();
+    for round in 0..3 {
+        let script = format!("seq {LINES}; seq {LINES} >&2");
+        let id = cx.start(&format!("fast{round}"), &cx.shell(&script)).await?;
+        let logs = cx.driver.logs(&id, true).await?;
+        let written = within(Duration::from_secs(60), "the log", collect(logs)).await??;
+        for (stream, written) in [("standard output", written.stdout), ("standard error", written.stderr)] {
+            let same = std::iter::zip(&written, wanted.as_bytes()).take_while(|(written, wanted)| written == wanted);
+            let (same, lengths) = (same.count(), format!("{} bytes of {}", written.len(), wanted.len()));
+            let around = String::from_utf8_lossy(&written[same.saturating_sub(20)..written.len().min(same + 20)]);
+            let what = format!("{stream} is whole: {lengths}, {same} of them the same, then {around:?}");
+            holds(written == wanted.as_bytes(), what)?;
+        }
+    }
+    Ok(())
 }
 
 async fn many_follow_one_log(cx: Arc<Context>) -> Outcome {

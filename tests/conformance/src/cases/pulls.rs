@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use orchestra::{Credentials, Error, ErrorKind, EventKind, ImageRef, Job, PullEvent, PullImage, Result, Task};
+use orchestra::{
+    Credentials, Error, ErrorKind, EventKind, ImageRef, Job, Platform, PullEvent, PullImage, Result, Task,
+};
 
 use super::case;
 use crate::check::{Failure, Outcome, fails, holds, same};
@@ -15,6 +17,7 @@ use crate::suite::Case;
 pub(super) const CASES: &[Case] = &[
     case!(a_pulled_image_exists_and_runs, "When a pull ends without an error, the image exists; its progress is seen.", requires registry),
     case!(a_pull_asks_the_registry_even_for_an_image_that_is_there, "`pull_image` fetches, whether or not the engine has the image.", requires registry),
+    case!(of_several_platforms_the_one_that_is_asked_for_is_pulled, "Of an image of several platforms comes the one of `PullImage::platform`, or the engine's own; one that it lacks is an error.", requires registry),
     case!(an_image_that_went_away_is_pulled_again_by_the_same_job, "A `Job` pulls what the engine lacks, as often as it does, and tells of it.", requires registry),
     case!(an_image_that_the_registry_lacks_is_not_found, "A pull of what is not there fails with `ImageNotFound`, and names it.", requires registry),
     case!(a_pull_that_fails_in_the_middle_is_an_error, "A failure in the middle of a pull is an error of the stream.", requires registry),
@@ -130,6 +133,53 @@ async fn a_pull_asks_the_registry_even_for_an_image_that_is_there(cx: Arc<Contex
         cx.driver.remove_container(&cx.id(marker)).await?;
     }
     Ok(())
+}
+
+async fn of_several_platforms_the_one_that_is_asked_for_is_pulled(cx: Arc<Context>) -> Outcome {
+    let registry = open(&cx)?;
+    let image = image(&cx, registry, "several")?;
+    let own = &cx.driver.info().platform;
+    // What is in it runs on this host all the same: only its configuration says otherwise.
+    let other: Platform = if own.architecture == "s390x" {
+        "linux/ppc64le"
+    } else {
+        "linux/s390x"
+    }
+    .parse()?;
+    let (mine, foreign) = (
+        TestImage::make(&cx, "mine").await?,
+        TestImage::make(&cx, "foreign").await?,
+    );
+    let foreign = foreign.on(&other.architecture)?;
+    let layout = TestImage::layout(&[&foreign, &mine], image.as_str());
+    registry.publish(&image, layout).await?;
+    for (name, marker, platform) in [
+        ("nothing-said", "mine", None),
+        ("other", "foreign", Some(&other)),
+        ("own", "mine", Some(own)),
+    ] {
+        let mut asked = pull_of(&cx, &image, None);
+        asked.platform = platform.cloned();
+        pull(&cx, &asked).await?;
+        let mut spec = cx.spec();
+        (spec.image, spec.platform) = (image.clone(), platform.cloned());
+        let printed = cx.output(name, &spec).await?;
+        same(
+            format!("what the image for {platform:?} prints"),
+            printed,
+            format!("{marker}\n"),
+        )?;
+        cx.driver.remove_container(&cx.id(name)).await?;
+    }
+    let mut asked = pull_of(&cx, &image, None);
+    asked.platform = Some("linux/mips64le".parse()?);
+    let kinds = &[ErrorKind::ImageNotFound, ErrorKind::Registry];
+    fails(
+        "a pull for a platform that the image lacks",
+        pull(&cx, &asked).await,
+        kinds,
+    )
+    .map(drop)
 }
 
 async fn an_image_that_went_away_is_pulled_again_by_the_same_job(cx: Arc<Context>) -> Outcome {

@@ -77,7 +77,7 @@ impl Driver for MemoryDriver {
     async fn pull_image(&self, pull: &PullImage) -> Result<PullStream> {
         self.engine.answer().await?;
         self.info.capabilities.check_pull(pull)?;
-        self.engine.pull(pull)
+        self.engine.pull(pull, &self.info.platform)
     }
 
     async fn import_image(&self, image: &ImageRef, archive: ByteStream) -> Result<()> {
@@ -85,7 +85,7 @@ impl Driver for MemoryDriver {
         if !self.info.capabilities.import_image {
             return Err(Error::new(ErrorKind::Unsupported, "the engine lacks import_image"));
         }
-        let imported = Arc::new(MemoryImage::from_archive(archive).await?);
+        let imported = Arc::new(MemoryImage::from_archive(archive, None).await?);
         lock(&self.engine.state).images.insert(image.canonical(), imported);
         Ok(())
     }
@@ -179,7 +179,7 @@ impl Driver for MemoryDriver {
         if spec
             .platform
             .as_ref()
-            .is_some_and(|platform| *platform != self.info.platform)
+            .is_some_and(|platform| platform != image.platform.as_ref().unwrap_or(&self.info.platform))
         {
             let message = "the image is of another platform";
             return Err(Error::new(ErrorKind::ImageNotFound, message).with("image", &spec.image));

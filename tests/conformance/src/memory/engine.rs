@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use orchestra::{
-    Capabilities, ContainerId, Error, ErrorKind, ExposeSecret, ImageRef, Labels, PullEvent, PullImage, PullStream,
-    Result, SharedDriver, VolumeId,
+    Capabilities, ContainerId, Error, ErrorKind, ExposeSecret, ImageRef, Labels, Platform, PullEvent, PullImage,
+    PullStream, Result, SharedDriver, VolumeId,
 };
 use tokio::sync::watch;
 
@@ -183,7 +183,8 @@ impl MemoryEngine {
         Error::new(ErrorKind::Interrupted, "the engine ended")
     }
 
-    pub(super) fn pull(&self, pull: &PullImage) -> Result<PullStream> {
+    pub(super) fn pull(&self, pull: &PullImage, own: &Platform) -> Result<PullStream> {
+        let platform = pull.platform.clone().unwrap_or_else(|| own.clone());
         let name = pull.image.canonical();
         let archive = {
             let state = lock(&self.state);
@@ -209,8 +210,11 @@ impl MemoryEngine {
         let images = self.state.clone();
         let size = archive.len() as u64;
         let fetched = async move {
-            let image = MemoryImage::from_archive(orchestra::stream::once(archive)).await;
-            let image = image.map_err(|error| Error::new(ErrorKind::Registry, error.message()))?;
+            let image = MemoryImage::from_archive(orchestra::stream::once(archive), Some(&platform)).await;
+            let image = image.map_err(|error| match error.kind() {
+                ErrorKind::ImageNotFound => error,
+                _ => Error::new(ErrorKind::Registry, error.message()),
+            })?;
             lock(&images).images.insert(name.clone(), Arc::new(image));
             Ok(PullEvent::Layer {
                 id: name,

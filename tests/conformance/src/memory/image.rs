@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use orchestra::{ByteStream, Error, ErrorKind, Result, stream};
+use orchestra::{ByteStream, Error, ErrorKind, Platform, Result, stream};
 use serde_json::Value;
 
 use super::files::{Files, Inode, Kind, Tree};
@@ -27,6 +27,8 @@ pub struct MemoryImage {
     pub(super) tree: Arc<Tree>,
     pub(super) programs: Programs,
     pub(super) config: Config,
+    /// Of the platform that its archive says; any where it says none.
+    pub(super) platform: Option<Platform>,
 }
 
 /// What an image's configuration says of its containers.
@@ -96,6 +98,7 @@ impl MemoryImage {
                 env,
                 ..Config::default()
             },
+            platform: None,
         }
     }
 
@@ -108,8 +111,8 @@ impl MemoryImage {
             .and_then(|()| files.put("/", path, inode));
     }
 
-    /// Reads an OCI image layout or a docker archive.
-    pub(super) async fn from_archive(archive: ByteStream) -> Result<Self> {
+    /// Reads an OCI image layout or a docker archive; of a layout of several images the one for `platform`, where it is given.
+    pub(super) async fn from_archive(archive: ByteStream, platform: Option<&Platform>) -> Result<Self> {
         let mut parts = BTreeMap::new();
         for entry in tarball::unpack(archive).await? {
             if let tarball::Kind::File(content) = entry.kind {
@@ -134,7 +137,16 @@ impl MemoryImage {
             let blob = |descriptor: &Value| {
                 Ok::<_, Error>(format!("blobs/{}", text(&descriptor["digest"])?.replace(':', "/")))
             };
-            let index = json(&parts, "index.json")?;
+            let mut index = json(&parts, "index.json")?;
+            if let (Some(platform), Some(manifests)) = (platform, index["manifests"].as_array_mut())
+                && manifests.len() > 1
+            {
+                manifests.retain(|manifest| platform_of(&manifest["platform"]).as_ref() == Some(platform));
+                if manifests.is_empty() {
+                    let message = format!("no image for {platform}");
+                    return Err(Error::new(ErrorKind::ImageNotFound, message));
+                }
+            }
             let manifest = json(&parts, &blob(&one(&index["manifests"])?)?)?;
             let layers = manifest["layers"]
                 .as_array()
@@ -162,6 +174,7 @@ impl MemoryImage {
             let layer = part(&parts, &layer)?.clone();
             unpack(&Files::of(image.tree.clone()), "/", stream::once(layer)).await?;
         }
+        image.platform = platform_of(&config);
         image.config = Config::read(&config["config"], image.config.env);
         Ok(image)
     }
@@ -186,6 +199,14 @@ impl Config {
             user: text("User"),
         }
     }
+}
+
+fn platform_of(of: &Value) -> Option<Platform> {
+    Some(Platform {
+        os: of["os"].as_str()?.to_owned(),
+        architecture: of["architecture"].as_str()?.to_owned(),
+        variant: of["variant"].as_str().map(str::to_owned),
+    })
 }
 
 fn part<'a>(parts: &'a BTreeMap<String, Bytes>, name: &str) -> Result<&'a Bytes> {

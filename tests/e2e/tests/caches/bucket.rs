@@ -166,8 +166,10 @@ pub(crate) async fn a_server_that_refuses_for_a_while_costs_time_and_nothing_els
     let content = tar(1, 10 << 20);
     proxy.set(Fault::Refuse(3));
     persist(&through, "ci/a", &content).await.unwrap();
+    assert_eq!(proxy.met(), 3, "it was refused");
     proxy.set(Fault::Refuse(3));
     assert!(restore(&through, "ci/a").await.unwrap() == content);
+    assert!(proxy.met() > 0, "it was refused");
     assert!(restore(&direct, "ci/a").await.unwrap() == content);
 }
 
@@ -197,8 +199,10 @@ pub(crate) async fn connections_that_are_cut_lose_nothing(_: &Fixture) {
         if let Ok(restored) = restore(&through, "ci/a").await {
             assert!(restored == old, "{bytes}");
         }
+        assert!(proxy.met() > 0, "{bytes}");
         proxy.set(Fault::Cut(bytes, u32::MAX));
         let cut = persist(&through, "ci/a", &new).await;
+        assert!(proxy.met() > 0, "{bytes}");
         let found = restore(&direct, "ci/a").await.unwrap();
         assert!(found == if cut.is_ok() { &new[..] } else { &old[..] }, "{bytes}");
         persist(&direct, "ci/a", &old).await.unwrap();
@@ -214,6 +218,7 @@ pub(crate) async fn a_slow_server_is_waited_for(_: &Fixture) {
     let (_, through) = s3.stores("slow", &proxy);
     proxy.set(Fault::Delay(Duration::from_millis(700)));
     persist(&through, "ci/a", &tar(1, 3 << 20)).await.unwrap();
+    assert!(proxy.met() > 0, "it was slow");
     assert!(restore(&through, "ci/a").await.unwrap() == tar(1, 3 << 20));
 }
 

@@ -74,6 +74,7 @@ pub(crate) async fn whatever_a_bucket_does_costs_a_run_a_bounded_delay(fixture: 
             "the cache state was not persisted; the one in the store stays",
         ];
         green(go(), 70, &warned);
+        assert!(bucket.proxy.met() > 0, "{fault:?}");
     }
     bucket.proxy.set(Fault::Delay(Duration::from_millis(500)));
     green(go(), 70, &["count cache state: hit", "count | 2"]);

@@ -126,7 +126,7 @@ fn a_builds_options_reach_the_image(fixture: &Fixture) {
     let tag = |tag: &str| format!("{}/e2e/options:{tag}", fixture.registry);
     let options = [
         "--push",
-        "--also-tag",
+        "--tag",
         &tag("2"),
         "--label",
         "team=a, b",
@@ -216,6 +216,18 @@ fn a_build_says_what_happens_as_json(fixture: &Fixture) {
         (end["image"]["ref"].as_str(), end["image"]["digest"].as_str()),
         (Some(tag.as_str()), Some(served.as_str()))
     );
+    let image = &end["image"];
+    assert_eq!(image["refs"], json!([tag]), "{image}");
+    assert_eq!(image["platforms"][0]["digest"], served.as_str(), "{image}");
+    assert!(
+        image["config_digest"]
+            .as_str()
+            .is_some_and(|digest| digest.starts_with("sha256:")),
+        "{image}"
+    );
+    let sizes = [&image["size"], &image["platforms"][0]["size"]].map(serde_json::Value::as_u64);
+    assert!(sizes[1] > Some(0) && sizes[0] >= sizes[1], "{image}");
+    assert!(image["steps"]["run"].as_u64() > Some(0), "{image}");
     assert!(
         events
             .iter()

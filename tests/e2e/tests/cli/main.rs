@@ -18,6 +18,7 @@ mod resuming;
 mod running;
 mod scripts;
 mod secrets;
+mod secrets_file;
 mod secrets_left;
 mod secrets_typed;
 mod support;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         building::tests(),
         engines::tests(),
         secrets::tests(),
+        secrets_file::tests(),
         secrets_left::tests(),
         secrets_typed::tests(),
         scripts::tests(),

@@ -86,6 +86,11 @@ await runtime.run({
 });
 "#;
 
+/// What the page does not show of the result.
+const MORE: &str = r#"console.log(result.digest);
+console.log(result.refs.length, result.refs[0] === result.ref, result.configDigest?.slice(0, 7), result.targets.length);
+console.log(result.platforms.length, (result.size ?? 0) >= (result.platforms[0]?.size ?? 1), result.steps.run + result.steps.cached > 0);"#;
+
 fn the_page_on_image_build_runs_word_for_word(fixture: &Fixture) {
     let file = Fixture::repository().join("examples/typescript/registry.ts");
     let text = std::fs::read_to_string(file).expect("the example");
@@ -95,7 +100,8 @@ fn the_page_on_image_build_runs_word_for_word(fixture: &Fixture) {
     let host = &fixture.registry_auth;
     let text = text
         .replace("registry.example.com", host)
-        .replace("busybox:stable-musl", &fixture.image);
+        .replace("busybox:stable-musl", &fixture.image)
+        .replace("console.log(result.digest);", MORE);
     let text = match fixture.is_private {
         true => text,
         // The registry beside a user's own engine knows one user.
@@ -126,6 +132,8 @@ fn the_page_on_image_build_runs_word_for_word(fixture: &Fixture) {
         let said = [
             format!("p | {tag}\n"),
             format!("p | {served}\n"),
+            "p | 1 true sha256: 0\n".to_owned(),
+            "p | 1 true true\n".to_owned(),
             "myapp | myapp, go 1.26, called with --version".to_owned(),
         ];
         assert_says(&finished, &said.each_ref().map(String::as_str));

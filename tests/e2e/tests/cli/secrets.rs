@@ -1,33 +1,31 @@
 //! Secrets: resolved where they belong, and seen nowhere.
 
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::process::Stdio;
-use std::time::Duration;
+use std::os::unix::fs::PermissionsExt;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use orchestra_e2e::{Dir, Finished, Fixture, registry};
 use serde_json::{Value, json};
 
 use crate::building::base_image;
-use crate::support::{assert_gone, assert_says, left_of, pipeline, plan, run_id, task, tests, until};
+use crate::support::{assert_gone, assert_says, left_of, pipeline, plan, run_id, task, tests};
 
 tests![
     the_example_shows_no_secret,
     a_task_that_prints_its_secret_in_every_form_shows_none_of_them,
+    a_secret_of_many_lines_is_seen_in_none_of_them,
+    a_script_and_what_it_executes_show_no_secret,
+    a_pipeline_with_a_secret_where_others_see_it_is_refused,
     a_secret_that_is_missing_is_told_with_its_place_and_nothing_is_made,
     a_hidden_secret_is_not_in_what_the_engine_shows,
     a_value_that_a_task_announces_is_redacted,
     a_build_that_prints_its_secret_and_fails_shows_none_of_it,
     a_secret_of_a_build_is_not_in_its_image,
     a_registrys_credentials_may_be_secrets,
+    all_registries_that_are_named_are_logged_in_to_as_the_users_clients_do,
     a_registry_is_logged_in_to_as_the_users_clients_do_only_if_asked,
     variables_and_secrets_are_given_in_every_way,
-    secrets_are_kept_in_an_encrypted_file_from_run_to_run,
-    a_process_that_is_killed_while_it_writes_leaves_the_old_or_the_new,
-    the_program_can_not_be_dumped_and_a_file_that_is_read_only_is_told,
 ];
 
 const VALUE: &str = "s3cr3t/Value+<42>&'q";
@@ -35,8 +33,12 @@ const VALUE: &str = "s3cr3t/Value+<42>&'q";
 /// Asserts that no form of the value is in what a run said.
 fn assert_unseen(finished: &Finished) {
     let all = finished.all();
-    let mut forms = vec![VALUE.to_owned(), "s3cr3t".to_owned(), "Value+".to_owned()];
+    let texts = [
+        "s3cr3t", "Value+", "42>", "Value%2", "%3C42%3E", "%3c42%3e", "u003c42", "42&gt;",
+    ];
+    let mut forms: Vec<String> = texts.map(str::to_owned).to_vec();
     forms.push(VALUE.bytes().map(|byte| format!("{byte:02x}")).collect());
+    forms.push(VALUE.bytes().map(|byte| format!("{byte:02X}")).collect());
     for before in ["", "x", "xy", "user:"] {
         let text = format!("{before}{VALUE}");
         // Without the digits that hold bits of the neighbours.
@@ -92,16 +94,33 @@ fn the_example_shows_no_secret(fixture: &Fixture) {
     assert!(!finished.all().contains("hunter2"), "{finished}");
 }
 
+/// Prints `$TOKEN` in each form on both streams, at once and byte by byte: 64 lines of its own.
 const PRINTS: &str = r#"
+whole() { s=$(cat); printf '%s\n' "$s"; }
+slowly() { s=$(cat); i=0; while [ $i -lt ${#s} ]; do printf %s "${s:$i:1}"; i=$((i+1)); done; echo; }
+hex() { od -An -v -tx1 | tr -d ' \n'; }
+all() {
+  printf %s "$TOKEN" | $1
+  printf %s "$TOKEN" | base64 | $1
+  printf %s "x$TOKEN" | base64 | $1
+  printf %s "xy$TOKEN" | base64 | $1
+  printf %s "user:$TOKEN" | base64 | tr -d = | $1
+  printf '%s\n' "$TOKEN" | base64 | $1
+  printf %s "$TOKEN" | base64 | tr '+/' '-_' | $1
+  printf %s "x$TOKEN" | base64 | tr '+/' '-_' | tr -d = | $1
+  printf %s "xy$TOKEN" | base64 | tr '+/' '-_' | $1
+  printf %s "$TOKEN" | hex | $1
+  printf %s "$TOKEN" | hex | tr a-f A-F | $1
+  printf %s "$TOKEN" | sed "s:/:%2F:g; s:+:%2B:g; s:<:%3C:g; s:>:%3E:g; s:&:%26:g; s:':%27:g" | $1
+  printf %s "$TOKEN" | sed "s:/:%2f:g; s:+:%2b:g; s:<:%3c:g; s:>:%3e:g; s:&:%26:g; s:':%27:g" | $1
+  printf %s "$TOKEN" | sed 's:<:\\u003c:g; s:>:\\u003e:g; s:&:\\u0026:g' | $1
+  printf %s "'$(printf %s "$TOKEN" | sed "s:':'\\\\'':g")'" | $1
+  printf %s "user:$TOKEN" | $1
+}
 for out in 1 2; do
+  all whole
+  all slowly
   echo "plain $TOKEN"
-  printf %s "$TOKEN" | base64
-  printf %s "x$TOKEN" | base64
-  printf %s "xy$TOKEN" | base64
-  printf %s "user:$TOKEN" | base64
-  echo "$TOKEN" | base64
-  printf %s "$TOKEN" | od -An -tx1 | tr -d ' \n'; echo
-  i=0; while [ $i -lt ${#TOKEN} ]; do printf %s "${TOKEN:$i:1}"; i=$((i+1)); done; echo
   set -x; : "$TOKEN"; set +x
   [ $out = 1 ] && exec >&2
 done
@@ -116,6 +135,9 @@ fn a_task_that_prints_its_secret_in_every_form_shows_none_of_them(fixture: &Fixt
         assert_eq!(finished.code, 1, "{finished}");
         assert_unseen(&finished);
         assert_says(&finished, &["plain ***REDACTED***"]);
+        // A form that a line lacks was not printed, and shows nothing. The end's last lines are shown once more.
+        let redacted = finished.all().matches("***REDACTED***").count();
+        assert!(redacted >= 64, "{redacted} were redacted\n{finished}");
     }
     // The log of the program itself.
     let mut fails = task(fixture, "fails", "true");
@@ -128,6 +150,104 @@ fn a_task_that_prints_its_secret_in_every_form_shows_none_of_them(fixture: &Fixt
         .run();
     assert_eq!(finished.code, 1, "{finished}");
     assert_unseen(&finished);
+}
+
+fn a_secret_of_many_lines_is_seen_in_none_of_them(fixture: &Fixture) {
+    let body: Vec<String> = (0..6)
+        .map(|line| format!("MIIJ{line}{}", "kQx7+/Zb".repeat(7)))
+        .collect();
+    let key = format!("-----BEGIN KEY-----\n{}\n{{\n-----END KEY-----\n", body.join("\n"));
+    let script = r#"
+echo "$KEY"; echo "$KEY" >&2; echo "$KEY" | base64; echo "$KEY" | tr -d '\n'; echo
+printf '%s\n' "$KEY" | while read -r line; do printf 'a line: '; printf '%s\n' "$line" | cut -c1-61; done
+cat /run/secrets/key; echo; echo '{'; echo ok
+"#;
+    let mut prints = task(fixture, "prints", script);
+    prints["env"] = json!({"KEY": "secret:KEY"});
+    prints["secret_files"] = json!({"/run/secrets/key": "secret:KEY"});
+    let dir = Dir::with([("p.yml", plan([prints])), ("key.pem", key)]);
+    for more in [&["--json"][..], &[]] {
+        let given = ["run", "p.yml", "--secret-file", "KEY=key.pem"];
+        let finished = fixture.orchestra(given.iter().chain(more)).dir(dir.path()).run();
+        assert_eq!(finished.code, 0, "{finished}");
+        let all = finished.all();
+        for line in &body {
+            let encoded = STANDARD_NO_PAD.encode(line);
+            for form in [line.as_str(), &line[..40], &encoded[4..40]] {
+                assert!(!all.contains(form), "{form:?} is seen\n{finished}");
+            }
+        }
+        assert_says(&finished, &["ok"]);
+    }
+    // A line such as `{` of a secret is a line of anybody's.
+    let finished = fixture
+        .orchestra(["run", "p.yml", "--secret-file", "KEY=key.pem"])
+        .dir(dir.path())
+        .run();
+    assert!(finished.all().contains("prints | {\n"), "{finished}");
+}
+
+fn a_script_and_what_it_executes_show_no_secret(fixture: &Fixture) {
+    let body = r#"
+const box = await runtime.startSandbox({ image: IMAGE, env: { TOKEN: "secret:TOKEN" } });
+const pieces = [];
+const slow = 'i=0; while [ $i -lt ${#TOKEN} ]; do printf %s "${TOKEN:$i:1}"; i=$((i+1)); done; echo; echo "$TOKEN" >&2';
+const own = await box.exec({ command: ["sh", "-c", slow], onOutput: (_, data) => pieces.push(data) });
+const given = await box.exec({ command: ["sh", "-c", "echo \"<$OTHER>\"; printf %s \"x$OTHER\" | base64"], env: { OTHER: "secret:TOKEN" } });
+await box.close();
+for (const text of [own.stdout, own.stderr, given.stdout, pieces.join("")]) {
+    assert(!text.includes("s3cr3t") && text.includes("***REDACTED***"), "a secret came to the script");
+}
+try {
+    await runtime.run({ image: IMAGE, command: ["sh", "-c", "echo why: $TOKEN >&2; exit 4"], env: { TOKEN: "secret:TOKEN" } });
+} catch (error) {
+    console.log("caught", error.code, error.stderr);
+}
+process.stdout.write("::add-mask::made-");
+process.stdout.write("up-value\nit is made-up");
+process.stdout.write("-value indeed\n");
+throw new Error("it ends with made-up-value");
+"#;
+    let text = body.replace("IMAGE", &format!("{:?}", fixture.image));
+    let script = format!("const pipeline = async () => {{\n{text}\n}};\nexport {{ pipeline }};\n");
+    let dir = Dir::with([("p.ts", script), ("value", VALUE.to_owned())]);
+    for more in [&["--json"][..], &[]] {
+        let given = ["run", "p.ts", "--secret-file", "TOKEN=value"];
+        let finished = fixture.orchestra(given.iter().chain(more)).dir(dir.path()).run();
+        assert_eq!(finished.code, 1, "{finished}");
+        assert_unseen(&finished);
+        assert!(!finished.all().contains("made-up"), "{finished}");
+        assert_says(
+            &finished,
+            &["caught 4 why: ***REDACTED***", "it ends with ***REDACTED***"],
+        );
+        // As JSON it comes in pieces.
+        if more.is_empty() {
+            assert_says(&finished, &["it is ***REDACTED*** indeed"]);
+        }
+    }
+}
+
+fn a_pipeline_with_a_secret_where_others_see_it_is_refused(fixture: &Fixture) {
+    let text = "plan:\n- task: t\n  image: a/((TOKEN))\n  config: { outputs: [{ name: c }], run: { path: sh } }\n\
+        - build_image:\n    context: c\n    tag: a\n    build_args: { A: x-((TOKEN)) }\n    env: { B: ((TOKEN)) }\n";
+    let dir = Dir::with([("p.yml", text.to_owned()), ("value", VALUE.to_owned())]);
+    for command in ["run", "validate"] {
+        let given = [command, "p.yml", "--secret-file", "TOKEN=value"];
+        let finished = fixture.orchestra(given).dir(dir.path()).run();
+        assert_eq!(finished.code, 2, "{finished}");
+        assert_says(
+            &finished,
+            &[
+                "p.yml:3:10",
+                "p.yml:8:22",
+                "p.yml:9:15",
+                "RUN --mount=type=secret",
+                "--var NAME=VALUE",
+            ],
+        );
+        assert!(!finished.all().contains("s3cr3t"), "{finished}");
+    }
 }
 
 fn a_secret_that_is_missing_is_told_with_its_place_and_nothing_is_made(fixture: &Fixture) {
@@ -203,7 +323,8 @@ fn secret_context(fixture: &Fixture, ends: &str) -> Dir {
     let dockerfile = format!(
         "FROM {}\nARG WORD\nRUN --mount=type=secret,id=TOKEN S=\"$(cat /run/secrets/TOKEN)\"; \
          echo \"plain $S\"; echo \"plain $S\" >&2; printf %s \"x$S\" | base64; echo word $WORD; \
-         i=0; while [ $i -lt ${{#S}} ]; do printf %s \"${{S:$i:1}}\"; i=$((i+1)); done; echo; {ends}\n",
+         i=0; while [ $i -lt ${{#S}} ]; do printf %s \"${{S:$i:1}}\"; i=$((i+1)); done; echo; \
+         i=0; while [ $i -lt ${{#S}} ]; do printf %s \"${{S:$i:1}}\" >&2; i=$((i+1)); done; echo >&2; {ends}\n",
         base_image(fixture)
     );
     Dir::with([("Dockerfile", dockerfile), ("value", VALUE.to_owned())])
@@ -236,23 +357,6 @@ fn a_build_that_prints_its_secret_and_fails_shows_none_of_it(fixture: &Fixture) 
         assert_unseen(&finished);
         assert_says(&finished, &["plain ***REDACTED***"]);
     }
-    // A build argument that a secret was put into, in a pipeline.
-    let build = json!({"build_image": {"name": "b", "tag": "orchestra-e2e/argument:1", "context": "c", "network": "host",
-        "image": fixture.buildkit_image, "registry": {"insecure": true, "hostname": fixture.registry},
-        "build_args": {"WORD": "((TOKEN))"}}});
-    let dockerfile = format!(
-        "FROM {}\\nARG WORD\\nRUN echo \\\"$WORD\\\"; exit 6\\n",
-        base_image(fixture)
-    );
-    let mut makes = task(
-        fixture,
-        "makes",
-        &format!("printf \"{dockerfile}\" > c/Dockerfile").replace("$WORD", "\\$WORD"),
-    );
-    makes["config"]["outputs"] = json!([{"name": "c"}]);
-    let finished = secret_run(fixture, [makes, build], &[]);
-    assert_eq!(finished.code, 1, "{finished}");
-    assert_unseen(&finished);
 }
 
 fn a_secret_of_a_build_is_not_in_its_image(fixture: &Fixture) {
@@ -344,9 +448,88 @@ fn a_registry_is_logged_in_to_as_the_users_clients_do_only_if_asked(fixture: &Fi
     };
     let refused = build(&[]);
     assert_ne!(refused.code, 0, "{refused}");
-    let finished = build(&["--use-docker-config"]);
+    let password = STANDARD_NO_PAD.encode(format!("{}:{}", credentials.user, credentials.password));
+    let logged_in = json!({"auths": {fixture.registry_auth.clone(): {"auth": STANDARD.encode(format!("{}:{}", credentials.user, credentials.password))}}});
+    // A helper for one registry, a store for all, and what `docker login` writes without one.
+    for config in [config, json!({"credsStore": "e2e"}), logged_in] {
+        dir.write("client/config.json", config.to_string());
+        let finished = build(&["--use-docker-config"]);
+        assert_eq!(finished.code, 0, "{config}\n{finished}");
+        let all = finished.all();
+        assert!(
+            !all.contains(&credentials.password) && !all.contains(&password),
+            "{finished}"
+        );
+    }
+    // As config says it, instead of the flag.
+    dir.write("orchestra.toml", "[secrets]\nuse_docker_config = true\n");
+    let finished = build(&[]);
     assert_eq!(finished.code, 0, "{finished}");
-    assert!(!finished.all().contains(&credentials.password), "{finished}");
+}
+
+fn all_registries_that_are_named_are_logged_in_to_as_the_users_clients_do(fixture: &Fixture) {
+    let credentials = &fixture.credentials;
+    let pair = STANDARD.encode(format!("{}:{}", credentials.user, credentials.password));
+    // The host has other credentials, which are wrong: those of a path go before them.
+    let host = &fixture.registry_auth;
+    let auths =
+        json!({"auths": {format!("{host}/e2e"): {"auth": pair}, host.clone(): {"auth": STANDARD.encode("no:body")}}});
+    let dir = Dir::with([("client/auth.json", auths.to_string())]);
+    let private = format!("{host}/e2e/as-client:1");
+    let orchestra = |args: &[&str]| {
+        fixture
+            .orchestra(args)
+            .dir(dir.path())
+            .env("ORCHESTRA_IMAGE_BUILD__IMAGE", &fixture.buildkit_image)
+            .env("REGISTRY_AUTH_FILE", dir.file("client/auth.json"))
+            .run()
+    };
+
+    // A pipeline pushes an image there, and runs it from there.
+    let script = format!("echo FROM {} > c/Dockerfile", base_image(fixture));
+    let mut makes = task(fixture, "makes", &script);
+    makes["config"]["outputs"] = json!([{"name": "c"}]);
+    let build = json!({"build_image": {"name": "b", "tag": private, "push": true, "context": "c", "network": "host",
+        "registry": {"insecure": true}}});
+    let mut runs = task(fixture, "runs", "echo runs");
+    runs["config"]["image"] = json!(private);
+    dir.write("p.yml", plan([makes, build, runs]));
+    let refused = orchestra(&["run", "p.yml"]);
+    assert_eq!(refused.code, 1, "{refused}");
+    let finished = orchestra(&["run", "p.yml", "--use-docker-config"]);
+    fixture.engine.remove_image(&private).ok();
+    assert_eq!(finished.code, 0, "{finished}");
+
+    // A build for another registry begins from it, and is pushed under a second name there.
+    dir.write("Dockerfile", format!("FROM {private}\nRUN true\n"));
+    let tag = format!("{}/e2e/of-private:1", fixture.registry);
+    let second = format!("{host}/e2e/of-private:1");
+    let build = |more: &[&str]| {
+        let args = [
+            "build",
+            "-t",
+            &tag,
+            "--push",
+            "--network",
+            "host",
+            "--use-docker-config",
+        ];
+        orchestra(&[&args, more].concat())
+    };
+    let finished = build(&["-t", &second]);
+    assert_eq!(finished.code, 0, "{finished}");
+    let refused = build(&[]);
+    assert_ne!(refused.code, 0, "it is in the Dockerfile alone: {refused}");
+    // Of a host that is named no path is known.
+    dir.write(
+        "client/auth.json",
+        json!({"auths": {host.clone(): {"auth": pair}}}).to_string(),
+    );
+    let finished = build(&["--registry", host]);
+    assert_eq!(finished.code, 0, "{finished}");
+    for shown in [&credentials.password, &pair] {
+        assert!(!finished.all().contains(shown), "{finished}");
+    }
 }
 
 fn variables_and_secrets_are_given_in_every_way(fixture: &Fixture) {
@@ -382,154 +565,4 @@ fn variables_and_secrets_are_given_in_every_way(fixture: &Fixture) {
         .run();
     assert_eq!(finished.code, 0, "{finished}");
     assert_says(&finished, &["one|17|two-***REDACTED***"]);
-}
-
-fn keyed(files: impl IntoIterator<Item = (&'static str, String)>) -> Dir {
-    let dir = Dir::with(files);
-    for (name, byte) in [("key", 7), ("other", 8)] {
-        fs::write(dir.file(name), [byte; 32]).expect("a key");
-        fs::set_permissions(dir.file(name), fs::Permissions::from_mode(0o600)).expect("permissions");
-    }
-    dir.write("orchestra.toml", "[secrets]\nfile = 'secrets.db'\nkey_file = 'key'\n");
-    dir
-}
-
-fn secrets_are_kept_in_an_encrypted_file_from_run_to_run(fixture: &Fixture) {
-    let mut prints = task(fixture, "prints", "echo \"<$TOKEN>\"; [ \"$TOKEN\" = \"$WANTED\" ]");
-    prints["env"] = json!({"TOKEN": "secret:TOKEN", "WANTED": "((WANTED))"});
-    let dir = keyed([("p.yml", plan([prints]))]);
-    let secrets = |args: &[&str], input: &str| {
-        let args = ["secrets"].iter().chain(args);
-        fixture.orchestra(args).dir(dir.path()).input(input).run()
-    };
-    let good = |args: &[&str], input: &str| {
-        let finished = secrets(args, input);
-        assert_eq!(finished.code, 0, "{finished}");
-        finished
-    };
-    good(&["set", "TOKEN"], "global-value\n");
-    good(&["set", "TOKEN", "--pipeline", "p"], "pipeline-value\n");
-    good(&["set", "WANTED", "--pipeline", "p"], "pipeline-value\n");
-    let listed = good(&["list"], "");
-    assert_says(&listed, &["TOKEN", "global", "pipeline p"]);
-    assert!(!listed.all().contains("-value"), "{listed}");
-    let json: Value = serde_json::from_str(&good(&["list", "--json"], "").stdout()).expect("JSON");
-    assert_eq!(json.as_array().map(Vec::len), Some(3));
-    let ran = fixture.orchestra(["run", "p.yml"]).dir(dir.path()).run();
-    assert_eq!(ran.code, 0, "{ran}");
-    assert!(!ran.all().contains("-value"), "{ran}");
-    let refused = secrets(&["get", "TOKEN"], "");
-    assert_eq!(refused.code, 2, "{refused}");
-    assert_says(&refused, &["--reveal"]);
-    assert_eq!(good(&["get", "TOKEN", "--reveal"], "").stdout(), "global-value");
-    good(&["rm", "TOKEN"], "");
-    assert_says(
-        &secrets(&["get", "TOKEN", "--reveal"], ""),
-        &["there is no secret TOKEN (global)"],
-    );
-    good(&["rekey", "--new-key-file", "other"], "");
-    let stale = secrets(&["get", "TOKEN", "--pipeline", "p", "--reveal"], "");
-    assert_eq!(stale.code, 2, "{stale}");
-    assert_says(&stale, &["key does not open the secrets' file secrets.db", "hint:"]);
-    good(
-        &["get", "TOKEN", "--pipeline", "p", "--reveal", "--key-file", "other"],
-        "",
-    );
-    for (args, input, says) in [
-        (&["set", "odd key"][..], "x", "contains ' '"),
-        (&["set", "EMPTY", "--key-file", "other"], "", "is empty"),
-        (
-            &["set", "LARGE", "--key-file", "other"],
-            &*"x".repeat((1 << 20) + 1),
-            "at most 1048576 are kept",
-        ),
-        (&["set", "K", "--key-file", "none"], "x", "there is no key file none"),
-    ] {
-        let refused = secrets(args, input);
-        assert_eq!(refused.code, 2, "{refused}");
-        assert_says(&refused, &[says]);
-    }
-    fs::set_permissions(dir.file("key"), fs::Permissions::from_mode(0o644)).expect("permissions");
-    assert_says(
-        &secrets(&["set", "K"], "x"),
-        &["can be read or written by others (mode 644)", "chmod 600 key"],
-    );
-}
-
-fn a_process_that_is_killed_while_it_writes_leaves_the_old_or_the_new(fixture: &Fixture) {
-    let dir = keyed([]);
-    let run = |args: &[&str], input: &str| {
-        fixture
-            .orchestra(["secrets"].iter().chain(args))
-            .dir(dir.path())
-            .input(input)
-            .run()
-    };
-    assert_eq!(run(&["set", "A"], "value-0").code, 0);
-    for round in 1..12_u64 {
-        let started = |args: &[&str]| {
-            let mut command = fixture
-                .orchestra(["secrets"].iter().chain(args))
-                .dir(dir.path())
-                .into_command();
-            let mut child = command.stdin(Stdio::piped()).spawn().expect("it starts");
-            let mut stdin = child.stdin.take().expect("a pipe");
-            write!(stdin, "value-{round}").expect("it reads");
-            drop(stdin);
-            std::thread::sleep(Duration::from_millis(round * 17 % 190));
-            child.kill().ok();
-            child.wait().expect("it ends");
-        };
-        started(&["set", "A"]);
-        let value = run(&["get", "A", "--reveal"], "");
-        assert_eq!(value.code, 0, "{value}");
-        assert!(value.stdout().starts_with("value-"), "{value}");
-        started(&["rekey", "--new-key-file", "other"]);
-        let by_old = run(&["get", "A", "--reveal"], "");
-        let by_new = run(&["get", "A", "--reveal", "--key-file", "other"], "");
-        assert_eq!(
-            [by_old.code, by_new.code].iter().filter(|code| **code == 0).count(),
-            1,
-            "{by_old}{by_new}"
-        );
-        if by_new.code == 0 {
-            assert_eq!(
-                run(&["rekey", "--key-file", "other", "--new-key-file", "key"], "").code,
-                0
-            );
-        }
-    }
-}
-
-fn the_program_can_not_be_dumped_and_a_file_that_is_read_only_is_told(fixture: &Fixture) {
-    let dir = keyed([]);
-    let set = |input: &str| fixture.orchestra(["secrets", "set", "A"]).dir(dir.path()).input(input);
-    assert_eq!(set("value-0").run().code, 0);
-    if !rustix::process::getuid().is_root() {
-        return;
-    }
-    // Of a process that can't be dumped, /proc belongs to root, whoever it is.
-    for name in ["key", "secrets.db"] {
-        std::os::unix::fs::chown(dir.file(name), Some(65534), Some(65534)).expect("chown");
-    }
-    fs::set_permissions(dir.file("secrets.db"), fs::Permissions::from_mode(0o444)).expect("permissions");
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("permissions");
-    let mut command = set("").user(65534, 65534).into_command();
-    let mut child = command.stdin(Stdio::piped()).spawn().expect("it starts");
-    let environ = format!("/proc/{}/environ", child.id());
-    until("it can't be dumped", Duration::from_secs(10), || {
-        fs::metadata(&environ).is_ok_and(|meta| meta.uid() == 0)
-    });
-    write!(child.stdin.take().expect("a pipe"), "value-1").expect("it reads");
-    let output = child.wait_with_output().expect("it ends");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        !output.status.success() && said.contains("can't be written to"),
-        "{said}"
-    );
-    let value = fixture
-        .orchestra(["secrets", "get", "A", "--reveal"])
-        .dir(dir.path())
-        .run();
-    assert_eq!(value.stdout(), "value-0", "{value}");
 }

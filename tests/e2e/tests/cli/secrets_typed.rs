@@ -1,6 +1,7 @@
 //! Secrets and passphrases that a person types, on a terminal made by `script`.
 
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -9,7 +10,10 @@ use orchestra_e2e::{Dir, Fixture};
 
 use crate::support::tests;
 
-tests![a_value_and_a_passphrase_are_typed_without_echo];
+tests![
+    a_value_and_a_passphrase_are_typed_without_echo,
+    what_is_pasted_of_many_lines_is_refused_and_nothing_of_it_is_shown
+];
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -45,6 +49,11 @@ impl Typed {
 
     /// Types in answer to a prompt, at once.
     fn answer(&mut self, prompt: &str, typed: &str) {
+        self.paste(prompt, &format!("{typed}\n"));
+    }
+
+    /// The same to the byte.
+    fn paste(&mut self, prompt: &str, pasted: &str) {
         let end = Instant::now() + LIMIT;
         while !self.seen.ends_with(prompt) {
             match self.shown.recv_timeout(end.saturating_duration_since(Instant::now())) {
@@ -53,7 +62,7 @@ impl Typed {
             }
         }
         let stdin = self.child.stdin.as_mut().expect("a pipe");
-        stdin.write_all(format!("{typed}\n").as_bytes()).expect("it reads");
+        stdin.write_all(pasted.as_bytes()).expect("it reads");
         stdin.flush().expect("it reads");
     }
 
@@ -108,4 +117,30 @@ fn a_value_and_a_passphrase_are_typed_without_echo(fixture: &Fixture) {
     new.answer("passphrase of secrets.db: ", "better battery");
     let (code, seen) = new.end();
     assert!(code == 0 && seen.ends_with("typed-value"), "{seen}");
+}
+
+fn what_is_pasted_of_many_lines_is_refused_and_nothing_of_it_is_shown(fixture: &Fixture) {
+    let dir = Dir::with([("key", "a key that opens the file, long enough\n")]);
+    std::fs::set_permissions(dir.file("key"), std::fs::Permissions::from_mode(0o600)).expect("permissions");
+    let too_long = format!("{}\n", "x".repeat(5000));
+    for (pasted, why) in [
+        (
+            "-----BEGIN KEY-----\nhunter2\n-----END KEY-----\n",
+            "more than one line was typed",
+        ),
+        ("user\nhunter2", "more than one line was typed"),
+        (&too_long, "longer than a terminal gives"),
+    ] {
+        let mut set = Typed::start(fixture, &dir, "--key-file key set A");
+        set.paste("value of A: ", pasted);
+        let (code, seen) = set.end();
+        assert!(
+            code == 2 && seen.contains(why) && seen.contains("--from-file"),
+            "{seen}"
+        );
+        assert!(!seen.contains("hunter2") && !seen.contains("xxx"), "{seen}");
+    }
+    let listed = fixture.orchestra(["secrets", "--file", "secrets.db", "--key-file", "key", "list"]);
+    let listed = listed.dir(dir.path()).run();
+    assert!(!listed.stdout().contains('A'), "{listed}");
 }
