@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use orchestra::stream::{and_rest, gathered};
-use orchestra::{ContainerId, ContainerState, Error, ErrorKind, LogStream, Result};
+use orchestra::{ContainerId, ContainerState, Error, ErrorKind, LogChunk, LogStream, OutputStream, Result};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::io::ReaderStream;
 
@@ -46,11 +46,12 @@ impl PodmanDriver {
                 Err(failure) => return Err(about(Subject::Container)(failure)),
             };
             let output = ReaderStream::with_capacity(attached, BUFFER).map_err(lost);
+            let output = self.clone().unless_refused(id.clone(), demultiplexed(output).boxed());
             let (driver, id) = (self.clone(), id.clone());
             // A connection that was taken over from HTTP ends in the same way when the container does and when the engine
             // dies: only the answer to a wait tells that nothing is missing. A container may also close its output and run
             // on; following it ends when it does.
-            return Ok(and_rest(demultiplexed(output).boxed(), async move || {
+            return Ok(and_rest(output, async move || {
                 match ended(&driver.client, id.as_str()).await {
                     Ok(()) => Ok(None),
                     // It ended and was removed since.
@@ -63,6 +64,29 @@ impl PodmanDriver {
             return self.followed(id, found.is_running()).await;
         }
         self.read_log(id, false).await
+    }
+
+    /// The output of a container that was attached to, or its log where conmon ended without having accepted the connection:
+    /// it does if it had no turn from before the attaching until after the container's end (2.1.6 and 2.1.12, on machines
+    /// that are busy). The log has all of it then, and in the output stands a complaint of libpod's, alone.
+    fn unless_refused(self, id: ContainerId, mut output: LogStream) -> LogStream {
+        let output = async move {
+            let mut begin: Vec<_> = output.next().await.into_iter().collect();
+            let refused = begin.iter().any(is_refusal);
+            if refused {
+                begin.extend(output.next().await);
+            }
+            // What comes after such words shows that they are the container's own.
+            if !refused || begin.len() > 1 {
+                return Ok(stream::iter(begin).chain(output).boxed());
+            }
+            tracing::debug!(
+                ?begin,
+                "a container is read from its log, as conmon ended without having been attached to"
+            );
+            self.read_log(&id, false).await
+        };
+        stream::once(output).try_flatten().boxed()
     }
 
     /// The engine's own log of a container that was started, until it has ended. Of one that is not quite `running`, paused
@@ -154,6 +178,15 @@ impl PodmanDriver {
         };
         stream::once(log).try_flatten().boxed()
     }
+}
+
+/// Whether this is what libpod writes into the output of a container whose conmon never accepted the connection.
+fn is_refusal(item: &Result<LogChunk>) -> bool {
+    item.as_ref().is_ok_and(|chunk| {
+        chunk.stream == OutputStream::Stderr
+            && chunk.bytes.starts_with(b"Error: read unixpacket ")
+            && chunk.bytes.ends_with(b": connection reset by peer\n")
+    })
 }
 
 /// An error of a connection that was taken over from HTTP.
