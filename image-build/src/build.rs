@@ -59,7 +59,8 @@ pub struct ImageBuild {
     /// Values of the Dockerfile's `ARG`s. They are no place for secrets: they stand in the image's history.
     pub build_args: BTreeMap<String, String>,
     /// What `RUN --mount=type=secret,id=ID` gives a step: in no layer, no argument and no history. A value may be
-    /// `secret:KEY`, where the job's driver has a layer that resolves it.
+    /// `secret:KEY`, where the job's driver has a layer that resolves it. Such a layer redacts what the steps print of it, and
+    /// refuses what is too long for that.
     pub secrets: BTreeMap<String, SecretString>,
     /// Keys that `RUN --mount=type=ssh,id=ID` lets a step use, in PEM and without a passphrase: an agent of the builder has
     /// them, and no step sees them. `default` is the one of a mount without an id. A key may be `secret:KEY`.

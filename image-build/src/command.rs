@@ -140,7 +140,7 @@ pub(crate) fn flags(build: &ImageBuild) -> String {
 fn files(build: &ImageBuild, registries: &[&RegistryAuth]) -> Result<Vec<InjectedFile>> {
     let secret = |path: &str, value: &SecretString| {
         let path = ContainerPath::new(format!("{SECRETS}/{path}"))?;
-        Ok(InjectedFile::new(path, value.expose_secret().to_owned()))
+        Ok(InjectedFile::secret(path, value.expose_secret().to_owned()))
     };
     let mut files = Vec::new();
     for (id, value) in &build.secrets {
@@ -287,6 +287,7 @@ mod tests {
         let task = task(&build, None, Place::default()).unwrap();
         let shown = format!("{task:?} {:?} {build:?}", task.spec.entrypoint);
         assert!(shown.contains("/.orchestra-secrets/npm-token: 7 bytes, mode 600") && !shown.contains("hunter2"));
+        assert!(files(&build, &[]).unwrap().iter().all(|file| file.secret));
     }
 
     #[test]
@@ -324,9 +325,16 @@ mod tests {
         build.options.run_network = NetworkMode::Host;
         build.registry = Some(RegistryAuth {
             ca: Some("PEM".into()),
+            client: Some(("PEM".into(), "hunter2".into())),
             ..RegistryAuth::default()
         });
         let task = task(&build, None, Place::default()).unwrap();
+        let files = files(&build, &[build.registry.as_ref().unwrap()]).unwrap();
+        let open = files.iter().filter(|file| !file.secret);
+        let open: Vec<_> = open
+            .map(|file| file.path.as_str().rsplit('/').next().unwrap())
+            .collect();
+        assert_eq!(open, ["ca.pem", "client.pem"]);
         let shown = format!("{task:?}");
         for file in [".ssh/default", ".s3/id", ".s3/key", ".registry/0/ca.pem"] {
             assert!(shown.contains(&format!("/.orchestra-secrets/{file}")), "{shown}");

@@ -70,7 +70,7 @@ impl RegistryAuth {
         }
         if let Some((certificate, key)) = &self.client {
             files.push(file("client", certificate)?);
-            files.push(file("key", key.expose_secret())?);
+            files.extend(file("key", key.expose_secret()).map(|key| InjectedFile { secret: true, ..key }));
         }
         Ok(files)
     }

@@ -490,6 +490,8 @@ pub struct InjectedFile {
     pub uid: u32,
     /// The group's number.
     pub gid: u32,
+    /// Whether the content is a secret: a layer that redacts has it on the job's list from then on.
+    pub secret: bool,
 }
 
 impl InjectedFile {
@@ -501,6 +503,15 @@ impl InjectedFile {
             mode: 0o600,
             uid: 0,
             gid: 0,
+            secret: false,
+        }
+    }
+
+    /// The same, whose content is a secret.
+    pub fn secret(path: ContainerPath, content: impl Into<Bytes>) -> Self {
+        Self {
+            secret: true,
+            ..Self::new(path, content)
         }
     }
 }

@@ -9,12 +9,13 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::{JobSecrets, Reference, SecretKey, SecretValue};
 
-/// The file with its references resolved, and its value if it is one secret as a whole. Credentials for registries that
-/// stand in it are redacted from now on, given as references or not.
+/// The file with its references resolved, and its value if it is one secret as a whole. That is redacted from now on, and so
+/// are credentials for registries that stand in it, given as references or not.
 pub(crate) async fn resolve(file: &InjectedFile, job: &JobSecrets) -> Result<(InjectedFile, Option<SecretValue>)> {
     let mut file = file.clone();
     let Ok(text) = std::str::from_utf8(&file.content) else {
-        return Ok((file, None));
+        let value = literal(&file, job)?;
+        return Ok((file, value));
     };
     // Any other file may begin so too: `secret: false`.
     if let Ok(Some(key)) = SecretKey::of_reference(text) {
@@ -40,7 +41,16 @@ pub(crate) async fn resolve(file: &InjectedFile, job: &JobSecrets) -> Result<(In
             file.content = zeroed(json.0.to_string().into_bytes());
         }
     }
-    Ok((file, None))
+    let value = literal(&file, job)?;
+    Ok((file, value))
+}
+
+/// The content of a file that was said to be a secret.
+fn literal(file: &InjectedFile, job: &JobSecrets) -> Result<Option<SecretValue>> {
+    let value = file.secret.then(|| SecretValue::new(file.content.to_vec()));
+    let masked = value.iter().try_for_each(|value| job.mask(value));
+    masked.map_err(|error| error.with("file", &file.path))?;
+    Ok(value)
 }
 
 /// Bytes that are overwritten when nobody has them any more.

@@ -40,8 +40,10 @@ struct Inner {
 #[derive(Default)]
 struct Short {
     values: BTreeMap<Reference, SecretValue>,
-    /// Those that nobody has asked for yet.
-    untold: Vec<Reference>,
+    /// What is to be said of it, and of values that a task announced.
+    untold: Vec<String>,
+    /// Whether it was said of such a value: a task may announce any number.
+    announced: bool,
 }
 
 struct List {
@@ -127,23 +129,18 @@ impl JobSecrets {
             tracing::warn!(secret = %reference, "it is shorter than {SHORTEST} bytes, and so not redacted");
             let mut short = lock(&self.0.short);
             short.values.insert(reference.clone(), value.clone());
-            short.untold.push(reference.clone());
+            short.untold.push(format!(
+                "the secret {reference} is too short to be redacted, less than four bytes: what prints it shows it"
+            ));
         }
         self.mask(value)
     }
 
-    /// The secrets that were fetched since this was asked last and are too short to be redacted, less than four bytes:
-    /// whoever runs the job should be told.
+    /// What is to be said since this was asked last of secrets that were fetched, and of values that a task announced, which
+    /// are too short to be redacted, less than four bytes: whoever runs the job should be told.
     #[must_use]
-    pub fn too_short(&self) -> Vec<Reference> {
+    pub fn warnings(&self) -> Vec<String> {
         std::mem::take(&mut lock(&self.0.short).untold)
-    }
-
-    /// What is said of each of the [secrets that are too short](Self::too_short), since this was asked last.
-    pub fn warnings(&self) -> impl Iterator<Item = String> + use<> {
-        self.too_short().into_iter().map(|reference| {
-            format!("the secret {reference} is too short to be redacted, less than four bytes: what prints it shows it")
-        })
     }
 
     /// Redacts a value from now on, in all its forms.
@@ -176,6 +173,20 @@ impl JobSecrets {
         list.bytes = bytes;
         self.0.version.fetch_add(1, Ordering::Release);
         Ok(())
+    }
+
+    /// The same of a value that a task announced.
+    pub(crate) fn announced(&self, value: &SecretValue) -> Result<()> {
+        let mut short = lock(&self.0.short);
+        if !short.announced && (1..SHORTEST).contains(&value.expose().trim_ascii().len()) {
+            short.announced = true;
+            short.untold.push(
+                "a value that was announced with ::add-mask:: is too short to be redacted, less than four bytes"
+                    .to_owned(),
+            );
+        }
+        drop(short);
+        self.mask(value)
     }
 
     /// All texts that are looked for; for measurements.

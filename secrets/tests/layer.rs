@@ -149,6 +149,26 @@ async fn files_are_resolved_as_a_whole_and_in_json() {
 }
 
 #[tokio::test]
+async fn a_file_that_was_said_to_be_a_secret_is_redacted() {
+    let driver = stack();
+    let job = job(&driver);
+    let file = |path: &str, content: &'static [u8]| InjectedFile::secret(path.parse().unwrap(), content);
+    let run = task("cat /s/text; echo; cat /s/bytes; cat /s/open")
+        .file(file("/s/text", b"made-up-word"))
+        .file(file("/s/bytes", b"\xffmade-up-bytes\n"))
+        .file(InjectedFile::new("/s/open".parse().unwrap(), "anybody's"));
+    let seen = job.run(run).await.unwrap().stdout.to_string();
+    assert_eq!(seen, format!("{MARKER}\n{MARKER}\nanybody's"));
+    let long = InjectedFile::secret("/s/long".parse().unwrap(), vec![b'x'; 100_000]);
+    let error = job
+        .run(Task::new("u", "busybox").unwrap().shell("true").file(long))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    assert!(format!("{error:?}").contains("file=/s/long"), "{error:?}");
+}
+
+#[tokio::test]
 async fn credentials_in_a_clients_config_are_redacted_given_as_references_or_not() {
     let driver = stack();
     let job = job(&driver);
@@ -359,6 +379,21 @@ async fn a_short_secret_shreds_no_log() {
         .await
         .unwrap();
     assert_eq!(result.stdout.to_string(), "abcdef abc\n");
+}
+
+#[tokio::test]
+async fn it_is_told_once_that_what_a_task_announces_is_too_short() {
+    let engine = engine();
+    let secrets = secrets();
+    let driver = SecretsLayer::wrap(engine.driver(), secrets.clone());
+    let job = job(&driver);
+    let script = "for value in '' abc abd; do echo ::add-mask::$value; done; echo abc";
+    let result = job.run(task(script)).await.unwrap();
+    assert!(result.stdout.to_string().ends_with("\nabc\n"));
+    let told = secrets.job(job.id().as_str()).warnings();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("::add-mask::"), "{told:?}");
+    assert!(secrets.job(job.id().as_str()).warnings().is_empty());
 }
 
 #[tokio::test]

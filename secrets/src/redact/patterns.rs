@@ -10,7 +10,7 @@ use std::sync::Arc;
 use aho_corasick::automaton::{Automaton, OverlappingState, StateID};
 use aho_corasick::nfa::{contiguous, noncontiguous};
 use aho_corasick::{Anchored, Input, MatchKind, StartKind, dfa};
-use memchr::memchr_iter;
+use memchr::{memchr_iter, memrchr};
 use orchestra::{Error, ErrorKind};
 
 use super::Form;
@@ -32,6 +32,43 @@ pub(crate) struct Before {
     byte: Option<u8>,
     /// How many digits of base64 it ends with, up to [`WRAPPED`].
     digits: usize,
+    margin: Margin,
+}
+
+/// Longest margin that is known for one.
+const MARGIN: usize = 24;
+
+/// How far a line is read that may have a margin before what a process wrote: BuildKit's plain progress, which it has before
+/// 0.13, writes `#7 0.123 `, and `0.123 ` in what it says of a step that failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Margin {
+    #[default]
+    Begin,
+    Mark,
+    Number,
+    Time,
+    Seconds,
+    Point,
+    Fraction,
+    End,
+    /// This is none.
+    No,
+}
+
+impl Margin {
+    fn and(self, byte: &u8) -> Self {
+        match (self, byte) {
+            (_, b'\n') => Self::Begin,
+            (Self::Begin, b'#') => Self::Mark,
+            (Self::Mark | Self::Number, b'0'..=b'9') => Self::Number,
+            (Self::Number, b' ') => Self::Time,
+            (Self::Begin | Self::Time | Self::Seconds, b'0'..=b'9') => Self::Seconds,
+            (Self::Seconds, b'.') => Self::Point,
+            (Self::Point | Self::Fraction, b'0'..=b'9') => Self::Fraction,
+            (Self::Fraction, b' ') => Self::End,
+            _ => Self::No,
+        }
+    }
 }
 
 impl Before {
@@ -41,10 +78,22 @@ impl Before {
         let last_ones = text.iter().rev().take(WRAPPED);
         let digits = last_ones.take_while(|byte| is_digit(**byte)).count();
         let whole = digits == text.len();
+        let end = &text[text.len().saturating_sub(MARGIN)..];
+        let margin = match memrchr(b'\n', end) {
+            Some(before) => end[before..].iter().fold(Margin::No, Margin::and),
+            None if text.len() <= MARGIN => text.iter().fold(self.margin, Margin::and),
+            None => Margin::No,
+        };
         Self {
             byte: Some(*last),
             digits: (digits + if whole { self.digits } else { 0 }).min(WRAPPED),
+            margin,
         }
+    }
+
+    /// Whether what follows is the begin of what somebody wrote as a line.
+    fn begins_line(self) -> bool {
+        matches!(self.margin, Margin::Begin | Margin::End)
     }
 }
 
@@ -325,7 +374,7 @@ impl Found {
         };
         let previous = start.checked_sub(1).map_or(before.byte, |at| Some(text[at]));
         if form.how.line {
-            if previous.is_some_and(|byte| byte != b'\n') {
+            if !before.and(&text[..start]).begins_line() {
                 return;
             }
             end -= 1;
@@ -441,5 +490,20 @@ mod tests {
         assert_eq!(spans("a\nsecond one\r\n"), [(2, 12)]);
         assert_eq!(spans("the first line\n"), []);
         assert_eq!(spans("first line, really\n"), []);
+        // As BuildKit tells of a step's output.
+        assert_eq!(spans("#12 103.456 second one\n"), [(12, 22)]);
+        assert_eq!(spans(" > RUN a:\n0.25 first line\n"), [(15, 25)]);
+        for other in [
+            "#12 second one\n",
+            "#12 1.5  second one\n",
+            "12 second one\n",
+            "1.5 the second one\n",
+        ] {
+            assert_eq!(spans(other), []);
+        }
+        let cut = Before::default().and(b"x\n#7 1.").and(b"5 ");
+        assert_eq!(patterns.find(b"second one\n", cut).spans, [(0, 10)]);
+        let cut = Before::default().and(b"#7 1.5 a long line of another").and(b" ");
+        assert_eq!(patterns.find(b"second one\n", cut).spans, []);
     }
 }

@@ -7,8 +7,11 @@ use std::process::Command;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use orchestra::tar::{END, Head, padded};
-use orchestra::{ContainerPath, InjectedFile, NetworkMode, SecretString, Task, VolumeId, VolumePath, tar_of_files};
+use orchestra::{
+    ContainerPath, InjectedFile, Job, NetworkMode, SecretString, Task, VolumeId, VolumePath, tar_of_files,
+};
 use orchestra_image_build::{BuildContext, BuildError, BuildInput, BuildOutput, ImageBuild, OutputFormat};
+use orchestra_secrets::{MARKER, Secrets, SecretsLayer};
 
 use crate::{Outcome, Site, contains, failed};
 
@@ -253,5 +256,32 @@ pub(crate) async fn a_key_is_used_by_a_step_and_seen_by_none(site: &Site) -> Out
 
     let failed = failed(site.local("keyless", &source).run(&site.job).await);
     contains(&failed.to_string(), &["RUN --mount=type=ssh"]);
+    Ok(())
+}
+
+/// A secret of the library's own user, which no store has.
+pub(crate) async fn what_a_step_prints_of_its_secret_is_not_shown_by_any_buildkit(site: &Site) -> Outcome {
+    let secret = "a first line of it\nand a second one\n";
+    let script = r#"FROM scratch
+COPY busybox /bin/busybox
+RUN --mount=type=secret,id=it ["/bin/busybox", "sh", "-c", "/bin/busybox cat /run/secrets/it; echo between; /bin/busybox base64 /run/secrets/it; exit 3"]
+"#;
+    let source = site.source(script).await?;
+    let old = site.old_buildctl().await?;
+    let driver = SecretsLayer::wrap(site.driver.clone(), Secrets::new([]));
+    let job = Job::builder(driver).build();
+    for (name, programs) in [("json", None), ("plain", Some(old))] {
+        let mut build = site.local(name, &source);
+        build.inputs.extend(programs);
+        build.secrets.insert("it".into(), secret.into());
+        let failed = failed(build.run(&job).await);
+        let said = format!("{failed} {failed:?} {}", failed.stderr);
+        contains(&said, &["between", MARKER]);
+        let encoded = "YSBmaXJzdCBsaW5l";
+        for hidden in secret.lines().chain([encoded]) {
+            assert!(!said.contains(hidden), "{name}: {said}");
+        }
+    }
+    job.end().await?;
     Ok(())
 }
