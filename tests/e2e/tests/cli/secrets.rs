@@ -9,7 +9,7 @@ use orchestra_e2e::{Dir, Finished, Fixture, registry};
 use serde_json::{Value, json};
 
 use crate::building::base_image;
-use crate::support::{assert_gone, assert_says, left_of, pipeline, plan, run_id, task, tests};
+use crate::support::{assert_gone, assert_says, dead_runs, left_of, pipeline, plan, run_id, task, tests};
 
 tests![
     the_example_shows_no_secret,
@@ -19,6 +19,7 @@ tests![
     a_pipeline_with_a_secret_where_others_see_it_is_refused,
     a_secret_that_is_missing_is_told_with_its_place_and_nothing_is_made,
     a_hidden_secret_is_not_in_what_the_engine_shows,
+    a_hidden_secret_is_hidden_when_its_run_is_carried_on,
     a_value_that_a_task_announces_is_redacted,
     a_build_that_prints_its_secret_and_fails_shows_none_of_it,
     a_secret_of_a_build_is_not_in_its_image,
@@ -165,7 +166,7 @@ cat /run/secrets/key; echo; echo '{'; echo ok
     let mut prints = task(fixture, "prints", script);
     prints["env"] = json!({"KEY": "secret:KEY"});
     prints["secret_files"] = json!({"/run/secrets/key": "secret:KEY"});
-    let dir = Dir::with([("p.yml", plan([prints])), ("key.pem", key)]);
+    let dir = Dir::with([("p.yml", plan([prints])), ("key.pem", key.clone())]);
     for more in [&["--json"][..], &[]] {
         let given = ["run", "p.yml", "--secret-file", "KEY=key.pem"];
         let finished = fixture.orchestra(given.iter().chain(more)).dir(dir.path()).run();
@@ -181,10 +182,12 @@ cat /run/secrets/key; echo; echo '{'; echo ok
     }
     // A line such as `{` of a secret is a line of anybody's.
     let finished = fixture
-        .orchestra(["run", "p.yml", "--secret-file", "KEY=key.pem"])
+        .orchestra(["run", "p.yml", "--secret-file", "KEY=-"])
         .dir(dir.path())
+        .input(key.as_str())
         .run();
     assert!(finished.all().contains("prints | {\n"), "{finished}");
+    assert!(!finished.all().contains(&body[0]), "{finished}");
 }
 
 fn a_script_and_what_it_executes_show_no_secret(fixture: &Fixture) {
@@ -297,6 +300,35 @@ fn a_hidden_secret_is_not_in_what_the_engine_shows(fixture: &Fixture) {
     assert_says(&finished, &["400 1000", "hidden | 1"]);
     assert!(!finished.all().contains("s3cr3t"), "{finished}");
     assert_gone(fixture, &id, &finished);
+    assert!(left_of(fixture, &id).0.is_empty());
+}
+
+fn a_hidden_secret_is_hidden_when_its_run_is_carried_on(fixture: &Fixture) {
+    let _alone = dead_runs();
+    let id = run_id("hidden-on");
+    let script = "echo begun as $TOKEN; sleep 4; echo ended as $TOKEN; [ \"$TOKEN\" = \"$(cat /run/secrets/token)\" ]";
+    let mut hidden = task(fixture, "hidden", script);
+    hidden["env"] = json!({"TOKEN": "secret:TOKEN"});
+    hidden["secret_env"] = json!("hidden");
+    hidden["secret_files"] = json!({"/run/secrets/token": "secret:TOKEN"});
+    let mut later = task(fixture, "later", "echo later $TOKEN; [ -n \"$TOKEN\" ]");
+    later["env"] = json!({"TOKEN": "secret:TOKEN"});
+    later["secret_env"] = json!("hidden");
+    let dir = Dir::with([("p.yml", plan([hidden, later])), ("value", VALUE.to_owned())]);
+    let given = ["run", "p.yml", "--run-id", &id, "--secret-file", "TOKEN=value"];
+    let running = fixture.orchestra(given).dir(dir.path()).start();
+    _ = running.line_with("begun as");
+    running.signal("KILL");
+    let killed = running.finish();
+    let carried = fixture
+        .orchestra(given.iter().chain(&["--resume"]))
+        .dir(dir.path())
+        .run();
+    assert_eq!(carried.code, 0, "{carried}");
+    assert_says(&carried, &["carried on", "begun as ***", "ended as ***", "later ***"]);
+    for finished in [killed, carried] {
+        assert!(!finished.all().contains("s3cr3t"), "{finished}");
+    }
     assert!(left_of(fixture, &id).0.is_empty());
 }
 

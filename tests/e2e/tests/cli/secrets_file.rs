@@ -14,6 +14,7 @@ use crate::support::{assert_says, plan, task, tests, until};
 
 tests![
     secrets_are_kept_in_an_encrypted_file_from_run_to_run,
+    processes_that_write_at_once_lose_nothing_of_each_other,
     a_process_that_is_killed_while_it_writes_leaves_the_old_or_the_new,
     the_program_can_not_be_dumped_and_a_file_that_is_read_only_is_told,
 ];
@@ -91,6 +92,33 @@ fn secrets_are_kept_in_an_encrypted_file_from_run_to_run(fixture: &Fixture) {
         &secrets(&["set", "K"], "x"),
         &["can be read or written by others (mode 644)", "chmod 600 key"],
     );
+}
+
+fn processes_that_write_at_once_lose_nothing_of_each_other(fixture: &Fixture) {
+    const WRITERS: usize = 8;
+    let dir = keyed([]);
+    let secrets = |args: &[&str]| fixture.orchestra(["secrets"].iter().chain(args)).dir(dir.path());
+    let value = |writer: usize, round: usize| format!("value-{writer}-{round}");
+    // The file is made by one of them, whichever comes first.
+    for round in 0..3 {
+        let writers: Vec<_> = (0..WRITERS)
+            .flat_map(|writer| [(writer, format!("OWN-{writer}")), (writer, "SHARED".to_owned())])
+            .map(|(writer, key)| secrets(&["set", &key]).input(value(writer, round)).start())
+            .collect();
+        for writer in writers {
+            let finished = writer.finish();
+            assert_eq!(finished.code, 0, "{finished}");
+        }
+        for writer in 0..WRITERS {
+            let got = secrets(&["get", &format!("OWN-{writer}"), "--reveal"]).run();
+            assert_eq!(got.stdout(), value(writer, round), "{got}");
+        }
+        let shared = secrets(&["get", "SHARED", "--reveal"]).run().stdout();
+        assert!((0..WRITERS).any(|writer| shared == value(writer, round)), "{shared}");
+    }
+    let listed = secrets(&["list", "--json"]).run().stdout();
+    let listed: Value = serde_json::from_str(&listed).expect("JSON");
+    assert_eq!(listed.as_array().map(Vec::len), Some(WRITERS + 1));
 }
 
 /// Kills a command that changes the file, `after` it began to. Whether that was in the middle: `SQLite` then takes what was
