@@ -38,7 +38,7 @@ enum SecretsCommand {
         #[arg(long, value_name = "PATH")]
         from_file: Option<PathBuf>,
         /// A value that was given as an argument: it is refused without being shown once more.
-        #[arg(hide = true, value_name = "VALUE")]
+        #[arg(hide = true, value_name = "VALUE", allow_hyphen_values = true)]
         shown: Vec<OsString>,
     },
     /// Print a secret's value

@@ -53,9 +53,11 @@ fn secrets_are_kept_in_an_encrypted_file_from_run_to_run(fixture: &Fixture) {
     let ran = fixture.orchestra(["run", "p.yml"]).dir(dir.path()).run();
     assert_eq!(ran.code, 0, "{ran}");
     assert!(!ran.all().contains("-value"), "{ran}");
-    let refused = secrets(&["set", "TOKEN", "a", "shown-value"], "");
-    assert_eq!(refused.code, 2, "{refused}");
-    assert!(!refused.all().contains("shown-value"), "{refused}");
+    for value in [&["a", "shown-value"][..], &["--shown-value"], &["-shown-value=1"]] {
+        let refused = secrets(&[&["set", "TOKEN"], value].concat(), "");
+        assert_eq!(refused.code, 2, "{refused}");
+        assert!(!refused.all().contains("shown-value"), "{refused}");
+    }
     let refused = secrets(&["get", "TOKEN"], "");
     assert_eq!(refused.code, 2, "{refused}");
     assert_says(&refused, &["--reveal"]);
