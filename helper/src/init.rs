@@ -6,12 +6,13 @@
 //! the input is the program's: not a byte of it is read here.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 /// More was not sent by us.
@@ -82,8 +83,14 @@ pub fn run(mut argv: impl Iterator<Item = OsString>) -> ExitCode {
     };
     for (path, content) in &frame.files {
         let path = OsStr::from_bytes(path);
-        let made = OpenOptions::new().write(true).create_new(true).mode(0o400).open(path);
-        if let Err(error) = made.and_then(|mut file| file.write_all(content)) {
+        let made = || {
+            if let Some(directory) = Path::new(path).parent() {
+                fs::create_dir_all(directory)?;
+            }
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o400).open(path)?;
+            file.write_all(content)
+        };
+        if let Err(error) = made() {
             return refuse(125, format!("write the secret's file {}: {error}", path.display()));
         }
     }

@@ -170,6 +170,7 @@ impl Fetched {
 /// What one error says, for each that it is the error of.
 fn same(error: &Error) -> Error {
     let same = Error::new(error.kind(), error.message());
+    let same = error.context().fold(same, |same, (key, value)| same.with(key, value));
     match error.hint() {
         Some(hint) => same.with_hint(hint),
         None => same,

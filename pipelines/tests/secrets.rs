@@ -294,6 +294,13 @@ async fn what_others_are_shown_holds_no_secret() {
         ),
         (build("tag: a, name: ((TOKEN))"), "`name`", shown),
         (
+            build("tag: a, buildkitd_config: \"x = '((TOKEN))'\""),
+            "`buildkitd_config`",
+            shown,
+        ),
+        (build("tag: a, labels: { ((TOKEN)): x }"), "a name in `labels`", shown),
+        (build("tag: a, env: { ((TOKEN)): x }"), "a name in `env`", shown),
+        (
             build("tag: a, env: { HTTPS_PROXY: 'http://u:((TOKEN))@proxy' }"),
             "`env`",
             "the engine shows a build's environment",
@@ -358,6 +365,29 @@ async fn a_secret_that_is_too_short_to_be_redacted_is_told_once() {
         .iter()
         .filter(|warning| warning.contains("the secret PIN is too short to be redacted"));
     assert_eq!(told.count(), 1, "{report:?}");
+}
+
+#[tokio::test]
+async fn a_made_up_value_that_is_too_short_is_told_though_its_step_is_the_last() {
+    let plan = step("", "echo ::add-mask::abc; echo ::add-mask::abd");
+    let (report, ..) = executed(&plan).await;
+    assert_eq!(report.status, Status::Succeeded);
+    let told = report
+        .warnings
+        .iter()
+        .filter(|warning| warning.contains("::add-mask::"));
+    assert_eq!(told.count(), 1, "{:?}", report.warnings);
+}
+
+#[tokio::test]
+async fn a_secret_that_is_cut_by_colours_is_not_whole_where_they_are_left_out() {
+    let script = r#"printf 'hun\e[31mter\e[m2-token'; exit 1"#;
+    let (report, ..) = executed(&step("env: { A: secret:TOKEN }", script)).await;
+    assert_eq!(report.status, Status::Failed);
+    assert_eq!(report.steps[0].log_tail, MARKER);
+    let harmless = step("env: { A: secret:TOKEN }", r#"printf 'a\e[31mb'; exit 1"#);
+    let (report, ..) = executed(&harmless).await;
+    assert_eq!(report.steps[0].log_tail, "a\u{1b}[31mb");
 }
 
 #[tokio::test]

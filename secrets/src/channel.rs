@@ -35,7 +35,7 @@ impl Channel {
             return self.pieces(job, pieces);
         }
         let (passed, announced) = self.announcements.push(bytes);
-        announced.iter().try_for_each(|value| job.announced(value))?;
+        announced.iter().try_for_each(|value| job.mask_made(value))?;
         self.plain(job, passed)
     }
 
@@ -92,7 +92,7 @@ impl Channel {
 
     pub(crate) fn finish(&mut self, job: &JobSecrets) -> Result<Bytes> {
         let (rest, announced) = self.announcements.finish();
-        announced.iter().try_for_each(|value| job.announced(value))?;
+        announced.iter().try_for_each(|value| job.mask_made(value))?;
         let mut out = match &mut self.progress {
             Some(progress) => {
                 let pieces = progress.finish(job)?;

@@ -133,6 +133,9 @@ impl ClientConfig {
                 auths.get(*key).or_else(|| of_host().map(|(_, auth)| auth))
             });
             let auth = |name: &str| of_key?.get(name).and_then(text).map(Zeroizing::new);
+            if auth("identitytoken").is_some() {
+                return Err(no_tokens(&self.path.display(), key));
+            }
             if let Some(encoded) = auth("auth") {
                 let pair = STANDARD
                     .decode(encoded.as_bytes())
@@ -217,13 +220,15 @@ impl ClientConfig {
             answer.map_err(|_| Error::new(ErrorKind::Io, format!("{program} answered something that is no JSON")))?;
         let field = |name: &str| answer.0.get(name).and_then(Value::as_str).unwrap_or_default();
         match field("Username") {
-            "<token>" => Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("{program} has an identity token for {server}, which is not supported"),
-            )),
+            "<token>" => Err(no_tokens(&program, server)),
             username => Ok(Some(Credentials::new(username, field("Secret")))),
         }
     }
+}
+
+fn no_tokens(of: &dyn fmt::Display, registry: &str) -> Error {
+    let message = format!("{of} has an identity token for {registry}, which is not supported");
+    Error::new(ErrorKind::Unsupported, message).with_hint("log in to the registry with a user name and a password")
 }
 
 /// What a configuration says of a registry.
@@ -256,6 +261,22 @@ mod tests {
         let path = dir.path().join("config.json");
         std::fs::write(&path, text).unwrap();
         ClientConfig::read(path)
+    }
+
+    #[tokio::test]
+    async fn an_identity_token_is_refused_and_not_taken_for_a_password() {
+        let dir = tempfile::tempdir().unwrap();
+        let pair = STANDARD.encode("00000000-0000-0000-0000-000000000000:");
+        for auth in [
+            format!(r#"{{"auth": "{pair}", "identitytoken": "ey-word"}}"#),
+            r#"{"identitytoken": "ey-word"}"#.to_owned(),
+        ] {
+            let config = config(&dir, &format!(r#"{{"auths": {{"r.example.com": {auth}}}}}"#)).unwrap();
+            let error = config.credentials("r.example.com", None).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
+            let said = format!("{error:?}");
+            assert!(said.contains("r.example.com") && !said.contains("ey-word"), "{said}");
+        }
     }
 
     #[tokio::test]

@@ -133,7 +133,7 @@ impl JobSecrets {
                 "the secret {reference} is too short to be redacted, less than four bytes: what prints it shows it"
             ));
         }
-        self.mask(value)
+        self.mask(value).map_err(|error| error.with("secret", reference))
     }
 
     /// What is to be said since this was asked last of secrets that were fetched, and of values that a task announced, which
@@ -175,14 +175,16 @@ impl JobSecrets {
         Ok(())
     }
 
-    /// The same of a value that a task announced.
-    pub(crate) fn announced(&self, value: &SecretValue) -> Result<()> {
+    /// The same of a value that a task made up: of one that is too short, a [warning](Self::warnings) tells.
+    ///
+    /// # Errors
+    /// As [`mask`](Self::mask).
+    pub fn mask_made(&self, value: &SecretValue) -> Result<()> {
         let mut short = lock(&self.0.short);
         if !short.announced && (1..SHORTEST).contains(&value.expose().trim_ascii().len()) {
             short.announced = true;
             short.untold.push(
-                "a value that was announced with ::add-mask:: is too short to be redacted, less than four bytes"
-                    .to_owned(),
+                "a value that a step made up (::add-mask::, reveal: false) is too short to be redacted, less than four bytes".to_owned(),
             );
         }
         drop(short);

@@ -75,8 +75,6 @@ interface SandboxOptions {
   platform?: string;
   /** For the image's registry; each may be `secret:KEY`. */
   registryAuth?: { username: string; password: string; insecure?: boolean };
-  /** `hidden` keeps variables that are secrets from the engine. */
-  secretEnv?: "hidden" | "engine";
   /** Secrets that stand in files: `{ "/run/token": "secret:TOKEN" }`. */
   secretFiles?: Record<string, string>;
   /** What it runs; it waits where not given. */

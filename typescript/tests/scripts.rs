@@ -192,6 +192,7 @@ async fn a_sandbox_runs_processes_until_it_is_closed() {
         await assert.rejects(sandbox.exec({ command: ["sh", "-c", "echo bad >&2; exit 4"] }), { code: 4, stderr: "bad\n" });
         await sandbox.close();
         await assert.rejects(sandbox.exec({ command: ["true"] }), /closed/);
+        await assert.rejects(runtime.startSandbox({ image: "busybox", secretEnv: "hidden" }), /hides variables from what a sandbox executes/);
         await runtime.startSandbox({ name: "open", image: "busybox" });
     "#)
     .await;

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use crate::log::redacted;
+
 /// Longest part of a line that is kept in memory before it is shown.
 pub(crate) const LONGEST_LINE: usize = 16 * 1024;
 
@@ -33,8 +35,10 @@ pub(crate) fn clean(line: &str, colours: bool) -> Cow<'_, str> {
     if coloured {
         // What one line switches on must not colour the next.
         shown.push_str("\x1b[0m");
+        return Cow::Owned(shown);
     }
-    Cow::Owned(shown)
+    // A secret that was cut by what is left out is whole now.
+    Cow::Owned(redacted(&shown))
 }
 
 /// The bytes of the control character or escape sequence that `text` starts with.

@@ -6,13 +6,16 @@ use std::path::Path;
 
 use orchestra_secrets::SecretValue;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr};
 use zeroize::Zeroizing;
 
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 
 /// Most bytes of a line that a terminal gives (`N_TTY_BUF_SIZE` of Linux, without its end): the rest is cut off.
 const LONGEST_LINE: usize = 4095;
+
+/// What a terminal has for Ctrl-C.
+const INTERRUPT: u8 = 3;
 
 /// What is pasted arrives as a whole; nobody types the next line so soon.
 const PASTE: Timespec = Timespec {
@@ -30,8 +33,10 @@ pub(crate) fn value(key: &str) -> Result<SecretValue, Failure> {
 
 /// All of a stream; a single line loses its line feed.
 pub(super) fn piped(from: impl Read) -> Result<SecretValue, Failure> {
-    let mut bytes = Vec::with_capacity(SecretValue::MAX + 2);
-    from.take(SecretValue::MAX as u64 + 2)
+    // A line's end, and a byte more than may be kept: what goes on behind the end is no single line.
+    let most = SecretValue::MAX + 3;
+    let mut bytes = Vec::with_capacity(most);
+    from.take(most as u64)
         .read_to_end(&mut bytes)
         .map_err(|error| Failure::bad_input(format!("read the secret from standard input: {error}")))?;
     Ok(SecretValue::from_input(bytes))
@@ -84,7 +89,9 @@ fn typed(prompt: &str) -> Result<SecretValue, Failure> {
     let failed = |error: std::io::Error| Failure::bad_input(format!("read the {prompt}: {error}"));
     let before = tcgetattr(&terminal).map_err(|error| failed(error.into()))?;
     let mut silent = before.clone();
-    silent.local_modes.remove(LocalModes::ECHO);
+    // Ctrl-C ends the line instead of the program, which would leave the terminal without echo.
+    silent.local_modes.remove(LocalModes::ECHO | LocalModes::ISIG);
+    silent.special_codes[SpecialCodeIndex::VEOL] = INTERRUPT;
     tcsetattr(&terminal, OptionalActions::Flush, &silent).map_err(|error| failed(error.into()))?;
     let quiet = Quiet(terminal.try_clone().map_err(failed)?, before);
     // Only now: what is typed in answer to it must be neither shown nor flushed.
@@ -92,6 +99,15 @@ fn typed(prompt: &str) -> Result<SecretValue, Failure> {
     let mut line = Zeroizing::new(Vec::with_capacity(SecretValue::MAX));
     let mut byte = [0];
     while line.len() < SecretValue::MAX && terminal.read(&mut byte).map_err(failed)? == 1 && byte[0] != b'\n' {
+        if byte[0] == INTERRUPT {
+            drop(quiet);
+            writeln!(terminal).map_err(failed)?;
+            return Err(Failure::text(
+                Exit::Interrupted,
+                format!("the {prompt} was not given"),
+                None,
+            ));
+        }
         line.push(byte[0]);
     }
     // Of a line without an end nothing is known before it may be read byte by byte.
@@ -113,4 +129,23 @@ fn typed(prompt: &str) -> Result<SecretValue, Failure> {
         );
     }
     Ok(SecretValue::new(line.as_slice()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_on_behind_a_line_as_long_as_may_be_is_not_lost() {
+        let longest = "x".repeat(SecretValue::MAX);
+        for (input, kept) in [
+            (longest.clone(), true),
+            (format!("{longest}\r\n"), true),
+            (format!("{longest}\r\nmore"), false),
+            (format!("{longest}\nmore"), false),
+        ] {
+            let value = piped(input.as_bytes()).unwrap_or_else(|_| panic!("it is read"));
+            assert_eq!(value.check("KEY").is_ok(), kept);
+        }
+    }
 }

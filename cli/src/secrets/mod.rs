@@ -161,9 +161,10 @@ pub(crate) fn open(config: &SecretsConfig, args: &SecretArgs, name: &str) -> Res
                 None => secrets,
             },
             (FILE, _) => match &config.file {
-                // A file that is not there yet has nothing, and needs no passphrase.
                 Some(file) if file.exists() => secrets.store(FILE, file_store(file, config.key_file.as_deref())?),
-                _ => secrets,
+                // One that is not there yet has nothing, and needs no passphrase.
+                Some(_) => secrets.store(FILE, MemoryStore::new()),
+                None => secrets,
             },
             (name, Some(command)) => {
                 let mut store = CommandStore::new(command.argv.clone())?;

@@ -20,7 +20,7 @@ use super::resource::{Versions, With};
 use super::state::Recorded;
 use super::tree::Scope;
 use super::{RunOptions, Status, StepReport};
-use crate::{Action, BuildPlan, JobPlan, Step, TaskImage};
+use crate::{Action, BuildPlan, JobPlan, Step, TaskImage, Version};
 
 /// Events of the engine, or of a build, that may wait for whoever receives the run's events.
 pub(super) const EVENTS: usize = 64;
@@ -313,10 +313,23 @@ impl<'a> JobRun<'a> {
         }
     }
 
-    /// Takes secrets out of what the plan itself may have said.
+    /// Takes secrets out of what the plan itself may have said, and of an output's end of which others may show the letters
+    /// alone: a secret that colours have cut into pieces is whole then.
     pub(super) fn redact(&self, report: &mut StepReport) {
+        let letters = |c: &char| !c.is_control() || "\n\t".contains(*c);
+        let plain: String = strip_ansi_escapes::strip_str(&report.log_tail)
+            .chars()
+            .filter(letters)
+            .collect();
+        let clean = self.redacted(plain.clone());
+        if clean != plain {
+            report.log_tail = clean;
+        }
         let texts = report.error.iter_mut().chain(&mut report.hint);
-        for text in texts.chain([&mut report.log_tail]) {
+        // A program's answer was read as JSON: what was no secret's form in there may be one now.
+        let version = report.version.iter_mut().flat_map(Version::values_mut);
+        let metadata = report.metadata.iter_mut().map(|metadata| &mut metadata.value);
+        for text in texts.chain([&mut report.log_tail]).chain(version).chain(metadata) {
             *text = self.redacted(std::mem::take(text));
         }
     }
@@ -494,6 +507,8 @@ impl<'a> JobRun<'a> {
         report.duration = began.elapsed();
         // What the driver says is clean; what the plan itself says may hold what was put into it.
         self.redact(&mut report);
+        // Of what it announced, and of secrets that only it asked for.
+        self.warn_of_short_secrets().await;
         (report, caches, whole)
     }
 

@@ -87,7 +87,7 @@ impl JobRun<'_> {
         report
     }
 
-    /// Redacts a text, and what of it is more than white space, from now on.
+    /// Redacts a text from now on.
     fn hide(&self, text: &str) -> Result<()> {
         let Some(secrets) = &self.secrets else {
             return Err(
@@ -95,11 +95,7 @@ impl JobRun<'_> {
                     .with_hint("remove it, or run with secrets"),
             );
         };
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-        [text.trim()]
-            .into_iter()
-            .chain(lines)
-            .try_for_each(|value| secrets.mask(&SecretValue::new(value)))
+        secrets.mask_made(&SecretValue::new(text.trim()))
     }
 
     /// The step as a whole.

@@ -275,7 +275,7 @@ fn options(reader: &Reader<'_>, fields: &Fields<'_, '_>) -> BuildOptions {
     if let Some(node) = fields.get("mirrors") {
         options.mirrors = mirrors(reader, node);
     }
-    options.buildkitd_config = fields.text("buildkitd_config").map(|text| text.value);
+    options.buildkitd_config = fields.shown("buildkitd_config").map(|text| text.value);
     options
 }
 
@@ -477,7 +477,7 @@ fn registry(reader: &Reader<'_>, node: &Node) -> Option<RegistryAuth> {
         hostname: fields.shown("hostname").map(|hostname| hostname.value),
         credentials: step::credentials(&fields),
         insecure: fields.flag("insecure").unwrap_or(false),
-        ca: fields.text("ca").map(|pem| pem.value),
+        ca: secret(&fields, "ca"),
         client: client(&fields),
     })
 }
@@ -490,7 +490,7 @@ fn client(fields: &Fields<'_, '_>) -> Option<(String, SecretString)> {
     }
     fields.required("client_cert", "client_cert: |")?;
     fields.required("client_key", "client_key: secret:REGISTRY_KEY")?;
-    let certificate = fields.text("client_cert")?.value;
+    let certificate = secret(fields, "client_cert")?;
     Some((certificate, secret(fields, "client_key")?.into()))
 }
 

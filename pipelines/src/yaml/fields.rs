@@ -241,7 +241,7 @@ fn read_texts(reader: &Reader<'_>, node: &Node, what: &str, holds_secrets: bool)
     };
     let mut map: BTreeMap<String, (String, Spot)> = BTreeMap::new();
     for (key, value) in entries {
-        let Some(name) = reader.text(key, &format!("a name in `{what}`")) else {
+        let Some(name) = reader.shown_text(key, &format!("a name in `{what}`")) else {
             continue;
         };
         if name.value.is_empty() || name.value.contains(['=', '\0', '\n']) {

@@ -187,7 +187,7 @@ fn find(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut end = 0;
     text.match_indices("((").filter_map(move |(at, _)| {
         let name = text[at + 2..].split_once("))")?.0;
-        let valid = |c: char| c.is_alphanumeric() || "-_./:@+\"".contains(c);
+        let valid = |c: char| c.is_alphanumeric() || "-_./:@\"".contains(c);
         let is_one = at >= end && !text[..at].ends_with('$') && !name.is_empty() && name.chars().all(valid);
         is_one.then(|| {
             end = at + name.len() + 4;
@@ -209,6 +209,7 @@ mod tests {
             ("$((i))", vec![]),
             ("$((1 + 2)) ((real))", vec!["real"]),
             ("f(g(x))", vec![]),
+            ("i=0; ((i++)); ((++i))", vec![]),
             ("(( a && b ))", vec![]),
             ("((", vec![]),
         ] {

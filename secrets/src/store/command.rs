@@ -70,7 +70,8 @@ impl CommandStore {
             .map_err(failed)?;
         let group = Group(child.id());
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let limit = SecretValue::MAX as u64 + 2;
+        // A line's end, and a byte more than may be kept: what goes on behind the end is no single line.
+        let limit = SecretValue::MAX as u64 + 3;
         // With room for all of it, so that it does not grow: what a growing vector leaves is not zeroed.
         let mut value = Zeroizing::new(Vec::with_capacity(SecretValue::MAX + 64));
         let mut said = Vec::new();

@@ -313,6 +313,13 @@ impl<'a, 'r> Host<'a, 'r> {
         let mut options = taken(args)?;
         let given = options.remove("name");
         let name = self.step_name(args, name_of(given.as_ref())?, "sandbox")?;
+        if options.get("secretEnv") == Some(&json!("hidden")) {
+            return Err(
+                Refused::new("`secretEnv: \"hidden\"` hides variables from what a sandbox executes too")
+                    .hint("give them to `exec`, in its `env`, which no engine keeps; or use `secretFiles`")
+                    .into(),
+            );
+        }
         options
             .entry("command")
             .or_insert_with(|| json!({ "path": "sh", "args": ["-c", exec::IDLE] }));

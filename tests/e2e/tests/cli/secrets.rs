@@ -279,12 +279,12 @@ fn a_secret_that_is_missing_is_told_with_its_place_and_nothing_is_made(fixture: 
 
 fn a_hidden_secret_is_not_in_what_the_engine_shows(fixture: &Fixture) {
     let id = run_id("hidden");
-    let script = "[ \"$TOKEN\" = \"$(cat /run/secrets/token)\" ] && [ \"$URL\" = \"https://ci:$TOKEN@git.test\" ] || exit 4; stat -c '%a %u' /run/secrets/token; \
+    let script = "[ \"$TOKEN\" = \"$(cat /run/secrets/token)\" ] && [ \"$TOKEN\" = \"$(cat /run/secrets/of/db/word)\" ] && [ \"$URL\" = \"https://ci:$TOKEN@git.test\" ] || exit 4; stat -c '%a %u' /run/secrets/token; \
         grep -c ' /run/secrets tmpfs ' /proc/mounts; cat; echo ready; sleep 60";
     let mut hidden = task(fixture, "hidden", script);
     hidden["env"] = json!({"TOKEN": "secret:TOKEN", "URL": "https://ci:((TOKEN))@git.test"});
     hidden["secret_env"] = json!("hidden");
-    hidden["secret_files"] = json!({"/run/secrets/token": "secret:TOKEN"});
+    hidden["secret_files"] = json!({"/run/secrets/token": "secret:TOKEN", "/run/secrets/of/db/word": "secret:TOKEN"});
     hidden["config"]["run"]["user"] = json!("1000:1000");
     let dir = Dir::with([("p.yml", plan([hidden])), ("value", VALUE.to_owned())]);
     let running = fixture

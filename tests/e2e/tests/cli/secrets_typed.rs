@@ -12,7 +12,8 @@ use crate::support::tests;
 
 tests![
     a_value_and_a_passphrase_are_typed_without_echo,
-    what_is_pasted_of_many_lines_is_refused_and_nothing_of_it_is_shown
+    what_is_pasted_of_many_lines_is_refused_and_nothing_of_it_is_shown,
+    a_terminal_has_its_echo_back_when_nothing_was_given,
 ];
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -26,9 +27,16 @@ struct Typed {
 
 impl Typed {
     fn start(fixture: &Fixture, dir: &Dir, arguments: &str) -> Self {
-        let command = format!("{} secrets --file secrets.db {arguments}", fixture.binary().display());
+        Self::run(dir, &Self::command(fixture, arguments))
+    }
+
+    fn command(fixture: &Fixture, arguments: &str) -> String {
+        format!("{} secrets --file secrets.db {arguments}", fixture.binary().display())
+    }
+
+    fn run(dir: &Dir, command: &str) -> Self {
         let mut child = Command::new("script")
-            .args(["--quiet", "--return", "--command", &command, "/dev/null"])
+            .args(["--quiet", "--return", "--command", command, "/dev/null"])
             .current_dir(dir.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -117,6 +125,21 @@ fn a_value_and_a_passphrase_are_typed_without_echo(fixture: &Fixture) {
     new.answer("passphrase of secrets.db: ", "better battery");
     let (code, seen) = new.end();
     assert!(code == 0 && seen.ends_with("typed-value"), "{seen}");
+}
+
+fn a_terminal_has_its_echo_back_when_nothing_was_given(fixture: &Fixture) {
+    let dir = Dir::with([("key", "a key that opens the file, long enough\n")]);
+    std::fs::set_permissions(dir.file("key"), std::fs::Permissions::from_mode(0o600)).expect("permissions");
+    let set = Typed::command(fixture, "--key-file key set A");
+    let mut typed = Typed::run(
+        &dir,
+        &format!("{set}; echo ended $?; stty -a | tr ' ;' '\\n\\n' | grep -w echo"),
+    );
+    // Ctrl-C, in the middle of a line.
+    typed.paste("value of A: ", "hunter2\x03");
+    let (_, seen) = typed.end();
+    assert!(seen.contains("ended 130") && !seen.contains("hunter2"), "{seen}");
+    assert!(seen.trim_end().ends_with("\necho"), "{seen}");
 }
 
 fn what_is_pasted_of_many_lines_is_refused_and_nothing_of_it_is_shown(fixture: &Fixture) {
