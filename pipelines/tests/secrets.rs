@@ -73,6 +73,24 @@ async fn parse(text: &str) -> Pipeline {
 fn engine() -> MemoryEngine {
     let engine = MemoryEngine::new();
     engine.add_image("busybox", MemoryImage::busybox()).unwrap();
+    // A resource's programs that write a secret as no form of it is looked for.
+    let answers = [
+        ("check", r#"[{"n": "hunter2\u002dtoken"}]"#),
+        (
+            "in",
+            r#"{"version": {"n": "hunter2\u002dtoken"}, "metadata": [{"name": "m", "value": "hunter2\u002dtoken"}]}"#,
+        ),
+    ];
+    let odd = answers
+        .into_iter()
+        .fold(MemoryImage::busybox(), |image, (program, answer)| {
+            image.with_program(&format!("/opt/resource/{program}"), move |process| async move {
+                while process.stdin.read_line().await.is_some() {}
+                process.stdout.write(answer).await;
+                0
+            })
+        });
+    engine.add_image("odd", odd).unwrap();
     engine
 }
 
@@ -249,6 +267,19 @@ async fn what_is_missing_is_told_with_its_place_and_where_it_was_looked_for_befo
     assert!(!format!("{invalid:?}").contains("hunter2"));
 }
 
+#[tokio::test]
+async fn a_certificate_that_is_no_secret_there_is_is_told_with_its_place() {
+    for keys in ["ca: secret:GONE", "client_cert: secret:GONE, client_key: secret:TOKEN"] {
+        let text = build(&format!("tag: r.example.com/a:1, registry: {{ {keys} }}"));
+        let invalid = Pipeline::parse_with("ci.yml", &text, &values().0).await.unwrap_err();
+        let said = format!("{invalid:?}");
+        assert!(
+            said.contains("ci.yml:5:") && said.contains("there is no secret GONE"),
+            "{said}"
+        );
+    }
+}
+
 /// A pipeline with one build of which these are the keys.
 fn build(keys: &str) -> String {
     format!(
@@ -365,6 +396,17 @@ async fn a_secret_that_is_too_short_to_be_redacted_is_told_once() {
         .iter()
         .filter(|warning| warning.contains("the secret PIN is too short to be redacted"));
     assert_eq!(told.count(), 1, "{report:?}");
+}
+
+#[tokio::test]
+async fn what_a_resource_tells_of_a_version_shows_no_secret() {
+    let text = "resource_types: [{ name: odd, type: registry-image, source: { repository: odd } }]\nresources: [{ name: r, type: odd, source: { token: ((TOKEN)) } }]\nplan: [{ get: r }]\n";
+    let (report, events, _) = executed(text).await;
+    assert_eq!(report.status, Status::Succeeded, "{report:#?}");
+    let step = &report.steps[0];
+    assert_eq!(step.version.as_ref().unwrap()["n"], MARKER);
+    assert_eq!(step.metadata[0].value, MARKER);
+    assert!(!events.contains("hunter2"), "{events}");
 }
 
 #[tokio::test]

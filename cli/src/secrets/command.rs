@@ -104,6 +104,13 @@ pub(crate) async fn run(args: SecretsArgs) -> Result<Exit, Failure> {
             .with_hint("give --file, or set `file` under [secrets] in the configuration")
     })?;
     let key_file = args.key_file.or(config.key_file);
+    let needs_file = !matches!(args.command, SecretsCommand::Set { .. } | SecretsCommand::List { .. });
+    if needs_file && !file.exists() {
+        return Err(
+            Failure::bad_input(format!("there is no file of secrets {}", file.display()))
+                .with_hint("`orchestra secrets set` makes it"),
+        );
+    }
     let store = || -> Result<SqliteStore, Failure> {
         match (&key_file, file.exists()) {
             (None, false) => Ok(SqliteStore::new(&file, SqliteKey::Passphrase(input::new_passphrase()?))),

@@ -58,6 +58,11 @@ fn secrets_are_kept_in_an_encrypted_file_from_run_to_run(fixture: &Fixture) {
         assert_eq!(refused.code, 2, "{refused}");
         assert!(!refused.all().contains("shown-value"), "{refused}");
     }
+    for command in [&["get", "TOKEN", "--reveal"][..], &["rm", "TOKEN"], &["rekey"]] {
+        let refused = secrets(&[command, &["--file", "typo.db"]].concat(), "");
+        assert_eq!(refused.code, 2, "{refused}");
+        assert_says(&refused, &["there is no file of secrets typo.db", "hint:"]);
+    }
     let refused = secrets(&["get", "TOKEN"], "");
     assert_eq!(refused.code, 2, "{refused}");
     assert_says(&refused, &["--reveal"]);
