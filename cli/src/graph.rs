@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use orchestra_pipelines::Pipeline;
+use orchestra_typescript::Script;
 
 use crate::args::{EngineArgs, GraphArgs, GraphFormat};
 use crate::config::Config;
@@ -10,6 +11,12 @@ use crate::exit::{Exit, Failure};
 use crate::secrets;
 
 pub(crate) async fn run(args: &GraphArgs) -> Result<Exit, Failure> {
+    if Script::is_one(&args.file) {
+        return Err(Failure::bad_input(
+            "the steps of a script are known when it runs: there is no plan to draw".to_owned(),
+        )
+        .with_hint("`orchestra run --report FILE` shows what it has run, on a timeline"));
+    }
     let engine = EngineArgs {
         config: args.config.clone(),
         ..EngineArgs::default()

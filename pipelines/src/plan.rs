@@ -153,9 +153,16 @@ pub struct Step {
     pub attempts: u32,
     /// What follows its end.
     pub hooks: Hooks,
+    /// Artifacts that it makes anew although there is one of that name, each with its volume's name.
+    pub(crate) volumes: BTreeMap<Name, Name>,
 }
 
 impl Step {
+    /// The name of the volume that an artifact is made in.
+    pub(crate) fn volume_of(&self, artifact: &Name) -> Name {
+        self.volumes.get(artifact).unwrap_or(artifact).clone()
+    }
+
     /// Its steps that hold no others, in the order of the file: itself, if it is one, and those of its hooks.
     fn collect<'s>(&'s self, leaves: &mut Vec<&'s Self>) {
         match &self.action {

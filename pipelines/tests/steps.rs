@@ -253,6 +253,99 @@ async fn no_more_steps_run_at_once_than_the_limit_says() {
 }
 
 #[tokio::test]
+async fn an_artifact_is_made_anew_and_a_name_stands_for_more_than_one_step() {
+    let task = |name: &str, io: &str, script: &str| {
+        format!("{{task: {name}, image: busybox, config: {{{io}, run: {{path: sh, args: [-c, '{script}']}}}}}}")
+    };
+    let makes = |word: &str| {
+        task(
+            "make",
+            "outputs: [{name: o}]",
+            &format!("test ! -e o/any && echo > o/any && echo > o/{word}"),
+        )
+    };
+    let shows = |word: &str| task("show", "inputs: [{name: o}]", &format!("test -e o/{word}"));
+    let changes = "inputs: [{name: o}], outputs: [{name: o}]";
+    let copies = "inputs: [{name: o, path: from}], outputs: [{name: o, path: to}]";
+    let renames = "inputs: [{name: o}], outputs: [{name: p, path: ./o}]";
+    let cases = [
+        // The last one that was made is what others get.
+        format!("{}, {}, {}, {}", makes("one"), shows("one"), makes("two"), shows("two")),
+        format!(
+            "{}, {}, {}",
+            makes("one"),
+            task("change", changes, "test -e o/one && echo > o/more"),
+            shows("more")
+        ),
+        format!(
+            "{}, {}, {}",
+            makes("one"),
+            task("copy", copies, "test -e from/one && test ! -e to/any && echo > to/new"),
+            shows("new")
+        ),
+        format!(
+            "{}, {}, {}",
+            makes("one"),
+            task("rename", renames, "test -e o/one && echo > o/p"),
+            task("show", "inputs: [{name: p}]", "test -e p/p")
+        ),
+        format!(
+            "{{across: [{{var: v, values: [1, 2]}}], do: [{}, {}]}}",
+            makes("((.:v))"),
+            shows("((.:v))")
+        ),
+        // A hook that stands twice.
+        format!(
+            "{{do: [{}], on_success: {}}}, {{do: [{}], on_success: {}}}",
+            makes("a"),
+            shows("a"),
+            makes("b"),
+            shows("b")
+        ),
+        // One that may be missing is made where it is.
+        format!(
+            "{}, {}",
+            task(
+                "make",
+                "inputs: [{name: o, optional: true}], outputs: [{name: o}]",
+                "echo > o/new"
+            ),
+            shows("new")
+        ),
+        // Of a file that is read when it runs.
+        format!(
+            "{}, {}, {{task: late, image: busybox, file: o/t.yml}}, {}",
+            makes("one"),
+            task(
+                "write",
+                changes,
+                "echo \"{outputs: [{name: o}], run: {path: sh, args: [-c, test ! -e o/any && echo >o/late]}}\" > o/t.yml"
+            ),
+            shows("late")
+        ),
+    ];
+    for plan in cases {
+        let report = run_with(&format!("plan: [{plan}]"), RunOptions::default()).await;
+        assert_eq!(report.status, Status::Succeeded, "{plan}\n{report:#?}");
+    }
+    let report = run_with(
+        &format!("plan: [{}, {}]", makes("a"), makes("b")),
+        RunOptions::default(),
+    )
+    .await;
+    assert_eq!(outcome(&report), "succeeded make:su make-2:su");
+}
+
+#[tokio::test]
+async fn a_variable_that_can_not_be_loaded_is_tried_again() {
+    let make = "{task: make, image: busybox, config: {outputs: [{name: o}], run: {path: 'true'}}}";
+    let plan = format!("plan: [{make}, {{load_var: v, file: o/x, attempts: 3, timeout: 1m}}]");
+    let report = run_with(&plan, RunOptions::default()).await;
+    assert_eq!(report.steps[1].attempt, Some(3), "{report:#?}");
+    assert_ne!(report.status, Status::Succeeded);
+}
+
+#[tokio::test]
 async fn the_example_of_all_steps_runs() {
     let engine = MemoryEngine::new();
     engine.add_image("busybox:stable", MemoryImage::busybox()).unwrap();
@@ -281,10 +374,6 @@ fn what_a_step_may_not_use_is_told_before_anything_runs() {
         (
             format!("[{{do: [{}], on_failure: {makes}}}, {uses}]", task("a", "caches: []")),
             "put both into one `do`",
-        ),
-        (
-            format!("[{{across: [{{var: v, values: [1, 2]}}], do: [{makes}]}}]"),
-            "let the name have a variable of the `across`",
         ),
         ("[{do: []}]".to_owned(), "has no step"),
         ("[{do: [], try: {}}]".to_owned(), "not both"),

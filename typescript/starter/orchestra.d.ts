@@ -68,6 +68,8 @@ interface SandboxOptions {
   limits?: Limits;
   privileged?: boolean;
   network?: "default" | "none" | "host";
+  /** How it is confined. A profile is `default`, `unconfined`, or one of the host's. */
+  security?: { seccomp?: string; apparmor?: string; noNewPrivileges?: boolean };
   user?: string;
   /** Relative to `/workspace`, or absolute. */
   workDir?: string;

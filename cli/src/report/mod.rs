@@ -313,6 +313,13 @@ impl Record {
                 for part in &mut step.parts {
                     part.end.get_or_insert(now);
                 }
+                // How long it took is known now, when it ended was told.
+                let created = step.parts.iter_mut().rfind(|part| part.kind == "create");
+                if let (Some(part), Some(timings)) = (created, report.timings) {
+                    part.start = part
+                        .start
+                        .saturating_sub(u64::try_from(timings.create.as_millis()).unwrap_or(0));
+                }
                 step.report = Some((**report).clone());
             }
             RunEventKind::Warning { message, .. } => self.warnings.push(message.clone()),
@@ -358,6 +365,7 @@ impl Record {
         match kind {
             EventKind::PullStarted { image } => _ = self.part(id, "pull", image.to_string(), now, None),
             EventKind::PullFinished { .. } => self.close(id, now, |part| part.kind == "pull"),
+            EventKind::ContainerReady { .. } => _ = self.part(id, "create", "create".to_owned(), now, Some(now)),
             EventKind::TaskStarted => _ = self.part(id, "run", "run".to_owned(), now, None),
             EventKind::TaskFinished { .. } | EventKind::TaskErrored { .. } => {
                 self.close(id, now, |part| part.kind == "run" && part.end.is_none());

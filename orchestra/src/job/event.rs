@@ -60,7 +60,7 @@ pub enum EventKind {
         /// Whether an earlier process of this run had made it.
         existed: bool,
     },
-    /// The task's process runs.
+    /// The task's process runs: it was started, or an earlier process of this run had started it.
     TaskStarted,
     /// The task is being ended: SIGTERM now, SIGKILL after the grace period.
     TaskStopping {

@@ -240,6 +240,8 @@ impl Life {
         let began = Instant::now();
         if state == ContainerState::Created {
             driver.start_container(id, io.stdin.take()).await?;
+        }
+        if state != ContainerState::Exited {
             self.tell(EventKind::TaskStarted).await;
         }
         let followed = self.follow(id, logs, &mut io.output, result).await;

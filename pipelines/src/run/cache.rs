@@ -174,7 +174,7 @@ fn volume_name(told_by: impl AsRef<[u8]>) -> Result<Name> {
 }
 
 /// A name of Orchestra's own, which no artifact has.
-pub(super) fn hashed(kind: &str, told_by: impl AsRef<[u8]>) -> Result<Name> {
+pub(crate) fn hashed(kind: &str, told_by: impl AsRef<[u8]>) -> Result<Name> {
     let digest = Sha256::digest(told_by);
     let hash: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     Name::new(format!("{kind}.{hash}"))

@@ -20,7 +20,7 @@ use super::resource::{Versions, With};
 use super::state::Recorded;
 use super::tree::Scope;
 use super::{RunOptions, Status, StepReport};
-use crate::{Action, BuildPlan, JobPlan, Step, TaskImage, Version};
+use crate::{Action, Artifact, BuildPlan, JobPlan, Step, TaskImage, Version};
 
 /// Events of the engine, or of a build, that may wait for whoever receives the run's events.
 pub(super) const EVENTS: usize = 64;
@@ -38,9 +38,9 @@ pub(super) fn listed(names: &[Name]) -> String {
 }
 
 /// What the volume of a version is called that a step gets: the artifact's own in the first try.
-pub(super) fn got(step: &Name, name: &Name, artifact: &Name) -> Result<Name> {
-    match name == step {
-        true => Ok(artifact.clone()),
+pub(super) fn got(step: &Step, name: &Name, artifact: &Name) -> Result<Name> {
+    match *name == step.name {
+        true => Ok(step.volume_of(artifact)),
         false => super::cache::hashed("put", name.as_str()),
     }
 }
@@ -402,12 +402,10 @@ impl<'a> JobRun<'a> {
         // What a step has made has to be there: who has removed all has ended the run.
         let made: Vec<(Name, Name)> = match &step.action {
             Action::Task(plan) => {
-                let outputs = plan.outputs.iter();
-                outputs
-                    .map(|output| (output.name.clone(), output.name.clone()))
-                    .collect()
+                let made = |output: &Artifact| (output.name.clone(), self.volume_for(step, &plan.inputs, output));
+                plan.outputs.iter().map(made).collect()
             }
-            Action::Get(plan) => vec![(plan.artifact.clone(), got(&step.name, name, &plan.artifact).ok()?)],
+            Action::Get(plan) => vec![(plan.artifact.clone(), got(step, name, &plan.artifact).ok()?)],
             Action::Put(plan) if plan.no_get => Vec::new(),
             Action::Put(plan) => {
                 let volume = super::cache::hashed("put", name.as_str()).ok()?;

@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use orchestra::{Error, ErrorKind, Labels, Name, Result, VolumePath};
 use orchestra_secrets::{Reference, SecretValue};
 
+use super::cache::hashed;
 use super::job::JobRun;
 use super::tree::Scope;
 use super::{Status, StepReport};
 use crate::values::Fetched;
 use crate::yaml::Value;
 use crate::yaml::late::value_of;
-use crate::{LatePlan, LoadVarPlan, Step, Variables};
+use crate::{Action, LatePlan, LoadVarPlan, Step, Variables};
 
 /// A task's file, or a variable's: what a person writes is far smaller.
 const MAX_FILE: u64 = 1 << 20;
@@ -46,6 +47,14 @@ impl Locals {
     }
 }
 
+/// A file that was not read in time.
+fn late(limit: std::time::Duration) -> Error {
+    Error::new(
+        ErrorKind::DeadlineExceeded,
+        format!("the file was not read within {limit:?}"),
+    )
+}
+
 impl JobRun<'_> {
     /// A file of an artifact, as text.
     async fn text_of(&self, artifact: &Name, path: &VolumePath, scope: &Scope) -> Result<String> {
@@ -67,7 +76,7 @@ impl JobRun<'_> {
     pub(super) async fn load_var(&self, step: &Step, plan: &LoadVarPlan, scope: &Scope) -> StepReport {
         let mut report = StepReport::new(&self.plan.name, &step.name, step.kind(), Status::Succeeded);
         let name = format!("{}/{}", plan.artifact, plan.file);
-        let loaded = async {
+        let load = async || {
             let text = self.text_of(&plan.artifact, &plan.file, scope).await?;
             if plan.hidden {
                 self.hide(&text)?;
@@ -81,8 +90,25 @@ impl JobRun<'_> {
             scope.variables.set(&plan.variable, value);
             Ok(())
         };
-        if let Err(error) = loaded.await {
-            super::step::failed(&mut report, &error);
+        for attempt in 1..=step.attempts {
+            let loaded = match step.timeout {
+                Some(limit) => tokio::time::timeout(limit, load())
+                    .await
+                    .unwrap_or_else(|_| Err(late(limit))),
+                None => load().await,
+            };
+            report.attempt = Some(attempt);
+            match loaded {
+                Ok(()) => {
+                    report.status = Status::Succeeded;
+                    (report.error, report.hint) = (None, None);
+                    break;
+                }
+                Err(error) => super::step::failed(&mut report, &error),
+            }
+            if scope.cancel.is_cancelled() {
+                break;
+            }
         }
         report
     }
@@ -109,8 +135,17 @@ impl JobRun<'_> {
         }
         let fetched = self.fetch(std::mem::take(&mut placed.wanted)).await?;
         let whole = placed.read(&fetched).map_err(Error::invalid)?;
+        let mut volumes = step.volumes.clone();
+        if let Action::Task(plan) = &whole.action {
+            // What a file says that was read only now.
+            for output in plan.outputs.iter().filter(|output| self.artifact(&output.name).is_ok()) {
+                let own = hashed("out", format!("{}/{}", step.name, output.name))?;
+                volumes.entry(output.name.clone()).or_insert(own);
+            }
+        }
         Ok(Step {
             name: step.name.clone(),
+            volumes,
             ..whole
         })
     }

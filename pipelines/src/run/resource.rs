@@ -123,7 +123,7 @@ impl JobRun<'_> {
                 }
             }
         };
-        let volume = got(&step.name, name, &plan.artifact)?;
+        let volume = got(step, name, &plan.artifact)?;
         self.fetch_version(call("in")?, version, &plan.params, &plan.artifact, volume)
             .await
     }
@@ -136,15 +136,26 @@ impl JobRun<'_> {
             .into_iter()
             .filter(|(name, _)| plan.sees(name))
             .collect();
-        let names: Vec<(Name, Labels)> = seen.iter().map(|(_, volume)| (volume.clone(), Labels::new())).collect();
-        let volumes = self.volumes(&names).await?;
-        for ((artifact, _), volume) in seen.iter().zip(volumes) {
-            out.mounts.push(Mount {
-                volume,
-                target: Resource::directory_of(artifact)?,
-                read_only: false,
-            });
+        let mut places = Vec::new();
+        for (artifact, volume) in seen {
+            places.push((volume, Resource::directory_of(&artifact)?));
         }
+        if places.is_empty() {
+            // The directory is there though nothing is in it.
+            let nothing = hashed("put", format!("{name}/nothing"))?;
+            places.push((nothing, ContainerPath::new(Resource::DIRECTORY)?));
+        }
+        let names: Vec<(Name, Labels)> = places
+            .iter()
+            .map(|(volume, _)| (volume.clone(), Labels::new()))
+            .collect();
+        let volumes = self.volumes(&names).await?;
+        out.mounts
+            .extend(volumes.into_iter().zip(places).map(|(volume, (_, target))| Mount {
+                volume,
+                target,
+                read_only: false,
+            }));
         out.arguments = vec![Resource::DIRECTORY.to_owned()];
         let source = self.json(&plan.resource.source).await?;
         out.input = json!({ "source": source, "params": self.params(&plan.params).await? });
@@ -201,7 +212,7 @@ impl JobRun<'_> {
 
     /// The newest version there is.
     async fn newest(&self, mut check: Call<'_>) -> Result<Version> {
-        check.input = json!({ "source": self.json(&check.resource.source).await?, "version": null });
+        check.input = json!({ "source": self.json(&check.resource.source).await? });
         let resource = check.resource;
         let versions: Vec<Version> = self.answer(check).await?;
         versions.into_iter().next_back().ok_or_else(|| {
@@ -261,6 +272,7 @@ impl JobRun<'_> {
             .stdin(stream::once(input))
             .output(self.errors_of(step, tail));
         task = self.registry(task, &resource.image);
+        task.spec.env.0.extend(self.build_metadata());
         if let Some(timeout) = step.timeout {
             task = task.timeout(timeout);
         }
@@ -284,6 +296,20 @@ impl JobRun<'_> {
             Error::new(ErrorKind::TaskFailed, message)
                 .with_hint("its answer goes to standard output, as JSON, and its log to standard error")
         })
+    }
+
+    /// What Concourse tells the programs of a resource type of the build. There is no page of it that they could name.
+    fn build_metadata(&self) -> [(String, String); 6] {
+        let run = self.job.id().as_str();
+        [
+            ("BUILD_ID", run),
+            ("BUILD_NAME", run),
+            ("BUILD_JOB_NAME", self.plan.name.as_str()),
+            ("BUILD_PIPELINE_NAME", self.pipeline),
+            ("BUILD_TEAM_NAME", "main"),
+            ("ATC_EXTERNAL_URL", ""),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
     }
 
     async fn params(&self, params: &Json) -> Result<Value> {

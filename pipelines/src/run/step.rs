@@ -148,8 +148,7 @@ impl JobRun<'_> {
         caches: &[CachePlan],
         used: &mut Vec<Name>,
     ) -> Result<Vec<(VolumeId, ContainerPath)>> {
-        let mut artifacts = Vec::new();
-        let mut names = Vec::new();
+        let (mut artifacts, mut names, mut made) = (Vec::new(), Vec::new(), Vec::new());
         for input in inputs {
             match self.artifact(&input.name) {
                 Ok(volume) => {
@@ -161,10 +160,15 @@ impl JobRun<'_> {
             }
         }
         for output in outputs {
-            self.make(&output.name, output.name.clone());
-            artifacts.push(output);
-            names.push((output.name.clone(), Labels::new()));
+            let volume = self.volume_for(step, inputs, output);
+            if !names.iter().any(|(name, _)| *name == volume) {
+                artifacts.push(output);
+                names.push((volume.clone(), Labels::new()));
+            }
+            made.push((&output.name, volume));
         }
+        made.into_iter()
+            .for_each(|(artifact, volume)| self.make(artifact, volume));
         let mut volumes = self.volumes(&names).await?;
         let wanted = self.caches(step, &artifacts, caches).await?;
         used.extend(wanted.iter().map(|(name, _)| name.clone()));
@@ -172,6 +176,14 @@ impl JobRun<'_> {
         let paths = artifacts.iter().map(|artifact| &artifact.path);
         let paths = paths.chain(caches.iter().map(|cache| &cache.path)).cloned();
         Ok(volumes.into_iter().zip(paths).collect())
+    }
+
+    /// The volume of an output: that of the input that stands at the same place, or one of its own.
+    pub(super) fn volume_for(&self, step: &Step, inputs: &[Artifact], output: &Artifact) -> Name {
+        let place = |artifact: &Artifact| artifact.path.resolve(Task::WORKING_DIR);
+        let there = inputs.iter().find(|input| place(input) == place(output));
+        let there = there.and_then(|input| self.artifact(&input.name).ok());
+        there.unwrap_or_else(|| step.volume_of(&output.name))
     }
 
     /// Runs a `build_image` step.

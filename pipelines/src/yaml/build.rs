@@ -207,6 +207,7 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
             timeout,
             attempts: attempts.unwrap_or(1),
             hooks: Hooks::default(),
+            volumes: BTreeMap::new(),
         });
     }
     Some(read)

@@ -1,5 +1,7 @@
 //! `load_var` steps.
 
+use std::collections::BTreeMap;
+
 use orchestra::{Name, VolumePath};
 
 use super::fields::{Fields, Known};
@@ -56,6 +58,7 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
         timeout,
         attempts: attempts.unwrap_or(1),
         hooks: Hooks::default(),
+        volumes: BTreeMap::new(),
     });
     Some(read)
 }

@@ -266,6 +266,7 @@ pub(super) fn get(reader: &Reader<'_>, node: &Node) -> Option<Read> {
         timeout,
         attempts: attempts.unwrap_or(1),
         hooks: Hooks::default(),
+        volumes: BTreeMap::new(),
     });
     Some(read)
 }
@@ -312,6 +313,7 @@ pub(super) fn put(reader: &Reader<'_>, node: &Node) -> Option<Read> {
         timeout,
         attempts: attempts.unwrap_or(1),
         hooks: Hooks::default(),
+        volumes: BTreeMap::new(),
     });
     Some(read)
 }

@@ -251,6 +251,8 @@ step! {
         privileged: Option<Flag>,
         /// `default`, `none` or `host`.
         network: Option<Text>,
+        /// Whether it has no network, as `network: none`.
+        hermetic: Option<Flag>,
         /// Its environment; wins over the `config`'s.
         params: Option<Texts>,
         /// Another name of `params`.

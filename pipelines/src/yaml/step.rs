@@ -61,10 +61,10 @@ fn reserved(name: &str) -> Option<&'static str> {
     if name.ends_with("._build") {
         return Some("use a name that does not end with `._build`");
     }
-    let taken = ["cache.", "runner-", "put."]
+    let taken = ["cache.", "runner-", "put.", "out."]
         .iter()
         .any(|prefix| name.starts_with(prefix));
-    taken.then_some("use a name that starts neither with `cache.` or `put.` nor with `runner-`")
+    taken.then_some("use a name that starts neither with `cache.`, `put.` or `out.` nor with `runner-`")
 }
 
 /// Upper bound of `attempts`: a task that fails a hundred times will not succeed.

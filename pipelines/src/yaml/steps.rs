@@ -10,6 +10,7 @@ use super::reader::{Reader, closest, list};
 use super::step::{self, Read};
 use super::tree::{At, Node, Spot, Value};
 use super::{across, build, late, load_var, resource, task};
+use crate::run::cache::hashed;
 use crate::{Action, Hooks, LatePlan, Parallel, Step, StepKind};
 
 /// The keys that steps start with.
@@ -149,6 +150,7 @@ impl Tree {
             timeout: self.timeout,
             attempts: self.attempts,
             hooks,
+            volumes: BTreeMap::new(),
         })
     }
 
@@ -285,6 +287,7 @@ fn late_step(reader: &Reader<'_>, node: Node, kind: StepKind, read: &Read) -> Op
         attempts: known.map_or(1, |step| step.attempts),
         action: Action::Late(Box::new(LatePlan::new(reader, kind, node))),
         hooks: Hooks::default(),
+        volumes: BTreeMap::new(),
     })
 }
 
@@ -420,33 +423,23 @@ fn no_kind(reader: &Reader<'_>, spot: &Spot, keys: &[(&str, &Spot)]) {
     }
 }
 
-/// Gives names to builds that have none, numbers those that an `across` makes of one step, and refuses other steps of one
-/// name: containers are called after their steps.
+/// Gives names to builds that have none, and numbers steps of one name: containers are called after their steps. So are the
+/// volumes of artifacts that are made more than once, the first one's after the artifact.
 pub(super) fn names(reader: &Reader<'_>, whole: &mut Tree) {
     let mut leaves = Vec::new();
     whole.leaves_mut(&mut leaves);
-    let mut taken: BTreeMap<Name, Spot> = BTreeMap::new();
+    let mut taken: BTreeSet<Name> = BTreeSet::new();
     let mut unnamed = Vec::new();
     for (at, read) in leaves.iter().enumerate() {
         let Some(At { value, spot }) = &read.name else {
-            unnamed.push(at);
+            unnamed.push((at, read.spot.clone()));
             continue;
         };
-        match taken.get(value) {
-            // The same place in the file: there is one step, of which an `across` makes several.
-            Some(first) if first == spot => unnamed.push(at),
-            Some(first) => {
-                let places = [(spot, "again here"), (first, "first here")];
-                reader.conflict(
-                    places,
-                    format!("two steps are called `{value}`"),
-                    "rename one of them: a step's name is unique in its job",
-                );
-            }
-            None => _ = taken.insert(value.clone(), spot.clone()),
+        if !taken.insert(value.clone()) {
+            unnamed.push((at, spot.clone()));
         }
     }
-    for at in unnamed {
+    for (at, spot) in unnamed {
         let Some(read) = leaves.get_mut(at) else { continue };
         let Some(step) = &mut read.step else { continue };
         let numbered = (2..).map(|number| Name::new(format!("{}-{number}", step.name)));
@@ -455,21 +448,44 @@ pub(super) fn names(reader: &Reader<'_>, whole: &mut Tree) {
             .chain(numbered)
             .take_while(Result::is_ok)
             .flatten()
-            .find(|name| !taken.contains_key(name));
+            .find(|name| !taken.contains(name));
         match free {
             Some(name) => {
-                taken.insert(name.clone(), read.spot.clone());
+                taken.insert(name.clone());
                 step.name = name;
             }
             None => {
                 let help = "give it a shorter name".to_owned();
-                reader.report(&read.spot, "", "the step's name is too long to be numbered", help);
+                reader.report(&spot, "", "the step's name is too long to be numbered", help);
             }
+        }
+    }
+    volumes(leaves);
+}
+
+/// Gives volumes to artifacts that are made although there is one of that name.
+fn volumes(leaves: Vec<&mut Read>) {
+    let mut made: BTreeMap<Name, Name> = BTreeMap::new();
+    for read in leaves {
+        let Some(step) = &mut read.step else { continue };
+        for At { value: artifact, .. } in &read.outputs {
+            let own = hashed("out", format!("{}/{artifact}", step.name));
+            let volume = match made.get(artifact) {
+                // Several of one step fill one volume; what is put has one that is called after its container.
+                Some(volume) if read.replaces => volume.clone(),
+                None if read.inputs.iter().all(|input| input.value != *artifact) => artifact.clone(),
+                // It has a name of any length's hash.
+                _ => own.unwrap_or_else(|_| artifact.clone()),
+            };
+            if volume != *artifact {
+                step.volumes.insert(artifact.clone(), volume.clone());
+            }
+            made.insert(artifact.clone(), volume);
         }
     }
 }
 
-/// Follows artifacts through the steps: each is made once, before it is used, and not by a step that runs beside.
+/// Follows artifacts through the steps: each is made before it is used, and not by a step that runs beside.
 pub(super) fn artifacts(reader: &Reader<'_>, whole: &Tree) {
     let mut all = Vec::new();
     whole.leaves(&mut all);
@@ -544,23 +560,6 @@ impl<'t> Flow<'_, 't> {
             }
             if !made.artifacts.contains_key(name) && self.known {
                 self.missing(name, spot, made);
-            }
-        }
-        for At { value: name, spot } in &read.outputs {
-            if let Some(input) = inputs.get(name) {
-                let message = format!("`{name}` is both an input and an output of one step");
-                let help = "an artifact is made once: give the output another name (its `path` may stay)";
-                reader.conflict([(spot, "the output"), (input, "the input")], message, help);
-            } else if read.replaces {
-                continue;
-            } else if let Some(first) = self.outputs.get(name) {
-                let message = format!("two outputs are called `{name}`");
-                let help = if *first == spot {
-                    "an artifact is made once: let the name have a variable of the `across`, as in `out-((.:version))`"
-                } else {
-                    "an artifact is made once, by one step: rename one of them (its `path` may stay)"
-                };
-                reader.conflict([(spot, "again here"), (first, "first here")], message, help);
             }
         }
         self.known &= read.complete;

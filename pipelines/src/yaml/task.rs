@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use orchestra::{ContainerPath, Cpus, Env, ImageRef, Limits, Name, Platform, Profile, Security, User};
+use orchestra::{
+    ContainerPath, Cpus, Env, ImageRef, Limits, Name, NetworkMode, Platform, Profile, Security, Task, User,
+};
 
 use super::fields::{Fields, Known, texts};
 use super::reader::Reader;
@@ -13,7 +15,6 @@ use super::{late, load_var};
 use crate::{Action, Artifact, Assertion, Hooks, LatePlan, Step, StepKind, TaskImage, TaskPlan, units};
 
 pub(super) const STEP: Known = Known {
-    later: &["hermetic"],
     without_meaning: &["tags"],
     misplaced: &["run", "inputs", "outputs", "caches", "platform", "image_resource"],
     belongs: "under `config`",
@@ -34,6 +35,7 @@ pub(super) const STEP: Known = Known {
         "timeout",
         "attempts",
         "network",
+        "hermetic",
         "params",
         "env",
         "secret_env",
@@ -149,7 +151,11 @@ pub(super) fn read_with(reader: &Reader<'_>, node: &Node, file: Option<(&Reader<
     let Some(config) = config else { return Some(read) };
     let mut inputs = step::inputs(config.reader, config.items("inputs"));
     let caches = step::caches(&config, &inputs, false);
-    let mounts = inputs.iter().chain(&outputs).map(|at| (&at.value.path, &at.spot));
+    // An output that stands where an input does is what the task makes of that.
+    let place = |at: &At<Artifact>| at.value.path.resolve(Task::WORKING_DIR);
+    let in_place = |output: &&At<Artifact>| inputs.iter().any(|input| place(input) == place(output));
+    let outside = outputs.iter().filter(|output| !in_place(output));
+    let mounts = inputs.iter().chain(outside).map(|at| (&at.value.path, &at.spot));
     step::mounts(
         config.reader,
         mounts.chain(caches.iter().map(|at| (&at.value.path, &at.spot))),
@@ -165,11 +171,13 @@ pub(super) fn read_with(reader: &Reader<'_>, node: &Node, file: Option<(&Reader<
     // The step's values win, so that one config can serve several steps.
     let env: BTreeMap<_, _> = params(&config).into_iter().chain(params(&fields)).collect();
     let platform = platform(&config);
-    let limits = limits(&fields).or_else(|| limits(&config)).unwrap_or_default();
+    let (mut limits, of_config) = (limits(&fields), limits(&config));
+    limits.cpus = limits.cpus.or(of_config.cpus);
+    limits.memory = limits.memory.or(of_config.memory);
     let security = security(&fields);
     let assert = assert(&fields);
     let privileged = fields.flag("privileged").unwrap_or(false);
-    let network = step::network(&fields);
+    let network = network(&fields);
     let (secret_env, secret_files) = (step::secret_env(&fields), step::secret_files(&fields));
     if unknown {
         later(reader, node, &fields, &mut read, (timeout, attempts));
@@ -208,6 +216,7 @@ pub(super) fn read_with(reader: &Reader<'_>, node: &Node, file: Option<(&Reader<
             timeout,
             attempts: attempts.unwrap_or(1),
             hooks: Hooks::default(),
+            volumes: BTreeMap::new(),
         });
     }
     Some(read)
@@ -245,8 +254,27 @@ fn later(
             timeout,
             attempts: attempts.unwrap_or(1),
             hooks: Hooks::default(),
+            volumes: BTreeMap::new(),
         });
     }
+}
+
+/// `network`, or `hermetic`, which is Concourse's word for none.
+fn network(fields: &Fields<'_, '_>) -> NetworkMode {
+    let network = step::network(fields);
+    if !fields.flag("hermetic").unwrap_or(false) {
+        return network;
+    }
+    if let (Some(key), Some(other)) = (fields.key("hermetic"), fields.key("network"))
+        && network != NetworkMode::None
+    {
+        let places = [(key, "this one"), (other, "and this one")];
+        let message = "a task that is `hermetic` has no network";
+        fields
+            .reader
+            .conflict(places, message.to_owned(), "keep one of the two");
+    }
+    NetworkMode::None
 }
 
 fn security(fields: &Fields<'_, '_>) -> Security {
@@ -437,10 +465,12 @@ fn platform(config: &Fields<'_, '_>) -> Option<Platform> {
     platform.map(|platform| platform.value)
 }
 
-fn limits(config: &Fields<'_, '_>) -> Option<Limits> {
+fn limits(config: &Fields<'_, '_>) -> Limits {
     let mut limits = Limits::default();
-    let node = config.either("limits", "container_limits")?;
-    let fields = config.reader.fields(node, "`limits`", LIMITS)?;
+    let node = config.either("limits", "container_limits");
+    let Some(fields) = node.and_then(|node| config.reader.fields(node, "`limits`", LIMITS)) else {
+        return limits;
+    };
     if let Some(cpu) = fields.either("cpu", "cpus") {
         let shares =
             matches!(&cpu.value, Value::Number(text) if text.parse::<f64>().is_ok_and(|number| number >= 128.0));
@@ -456,5 +486,5 @@ fn limits(config: &Fields<'_, '_>) -> Option<Limits> {
         }
     }
     limits.memory = fields.read("memory", "size", units::size);
-    Some(limits)
+    limits
 }

@@ -93,6 +93,9 @@ pub(super) fn task(name: &str, mut options: Object) -> Result<Written> {
             config.insert(key.to_owned(), snake_object(value));
         }
     }
+    if let Some(security) = options.remove("security") {
+        step.insert("security".to_owned(), snake_object(security));
+    }
     for (key, value) in options {
         step.insert(snake(&key), value);
     }
