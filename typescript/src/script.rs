@@ -6,7 +6,7 @@ use std::time::Duration;
 use orchestra::{Name, SharedDriver};
 use orchestra_pipelines::{Ended, Invalid, Program, RunOptions, RunReport, Status, run_program};
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::{self, Channels, Finish, Settings};
@@ -118,13 +118,19 @@ impl Script {
             // When this future is dropped, the thread ends too.
             let stop = CancellationToken::new();
             let _stops = stop.clone().drop_guard();
-            let channels = Channels { asks, says, told };
+            let (until, computes) = watch::channel(None);
+            let channels = Channels {
+                asks,
+                says,
+                told,
+                until,
+            };
             let finished = match engine::start(self.graph.clone(), settings, channels, stop) {
                 Ok(finished) => finished,
                 Err(error) => return Ended::with(Status::Errored, format!("start the script's thread: {error}"), None),
             };
             let host = Host::new(session, &shared, tell, script.fetch.clone());
-            let finish = host.serve(asked, said, finished).await;
+            let finish = host.serve(asked, said, finished, computes).await;
             ended(finish, &script)
         })
         .await

@@ -19,6 +19,21 @@ fn limited() -> ScriptOptions {
 }
 
 #[tokio::test]
+async fn no_more_is_asked_for_at_once_than_has_room() {
+    let body = "
+        const v = await volumes.create();
+        const large = async () => { await v.writeFiles({ a: 'x'.repeat(68e6) }); };
+        await assert.rejects(large(), /more than 64 MiB is asked for at once/);
+        await assert.rejects(v.writeFiles({ a: 'x'.repeat(40e6) }), /larger than 33554432 bytes/);
+        await v.writeFiles({ a: 'x'.repeat(30e6) });
+    ";
+    let mut options = ScriptOptions::default();
+    options.memory = 512 << 20;
+    let ran = run_on(&engine(), &wrapped(body), options, |_| ()).await;
+    assert_eq!(ran.report.status, Status::Succeeded, "{}", ran.error());
+}
+
+#[tokio::test]
 async fn an_endless_loop_is_ended_and_its_job_is_cleaned_up() {
     let loops = [
         "for (;;) {}",
@@ -26,6 +41,8 @@ async fn an_endless_loop_is_ended_and_its_job_is_cleaned_up() {
         "for (;;) { try { for (;;) {} } catch {} finally { continue; } }",
         "const spin = () => void Promise.resolve().then(spin); spin(); await new Promise(() => {});",
         "/(a+)+$/.test('a'.repeat(40) + 'b');",
+        // One step of the interpreter's, of many seconds.
+        "'a'.repeat(8e5).includes('a'.repeat(4e5) + 'b');",
         "setTimeout(() => { for (;;) {} }, 1); await new Promise(() => {});",
     ];
     for code in loops {

@@ -3,13 +3,14 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use orchestra::OutputStream;
 use rquickjs::function::Opt;
 use rquickjs::{Ctx, Exception, Function, Object, Persistent, Promise, Runtime, Value};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
 use super::clock::Clock;
@@ -18,6 +19,8 @@ use super::{Ask, Told};
 
 /// More is a loop that has run away.
 const MAX_ASKS: usize = 10_000;
+/// Bytes of what is asked for and is not done yet: beyond the script's own memory they are kept more than once.
+const MAX_ASKED: usize = 64 << 20;
 const MAX_TIMERS: usize = 10_000;
 /// A timer that is set for longer never fires anyhow.
 const MAX_DELAY: f64 = 366.0 * 24.0 * 3600.0 * 1000.0;
@@ -33,6 +36,8 @@ struct Waiting {
 
 pub(super) struct Bridge {
     asks: mpsc::UnboundedSender<Ask>,
+    /// Bytes that may be asked for.
+    room: Arc<Semaphore>,
     says: mpsc::Sender<(OutputStream, Bytes)>,
     clock: Rc<Clock>,
     modules: Rc<Modules>,
@@ -52,6 +57,7 @@ impl Bridge {
     ) -> Self {
         Self {
             asks,
+            room: Arc::new(Semaphore::new(MAX_ASKED)),
             says,
             clock,
             modules,
@@ -127,6 +133,14 @@ impl Bridge {
         if self.waiting.borrow().len() >= MAX_ASKS {
             return Err(Exception::throw_range(ctx, "there is too much to be done at once"));
         }
+        let bytes = u32::try_from(args.len()).unwrap_or(u32::MAX);
+        let Ok(share) = Arc::clone(&self.room).try_acquire_many_owned(bytes) else {
+            let message = format!(
+                "more than {} MiB is asked for at once: await some of it first",
+                MAX_ASKED >> 20
+            );
+            return Err(Exception::throw_range(ctx, &message));
+        };
         let (promise, resolve, reject) = Promise::new(ctx)?;
         let id = self.id();
         let wants_output = output.is_some();
@@ -141,6 +155,7 @@ impl Bridge {
             op,
             args,
             wants_output,
+            share,
         };
         self.asks
             .send(ask)

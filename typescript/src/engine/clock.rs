@@ -1,8 +1,10 @@
 //! How long a script computes. Waiting, for containers or for its own output to be read, does not count.
 
 use std::cell::Cell;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// How often the time is looked at: the interpreter asks some hundred thousand times a second.
@@ -15,29 +17,36 @@ pub(super) struct Clock {
     since: Cell<Option<Instant>>,
     asked: Cell<u32>,
     over: Cell<bool>,
+    /// Until when it may compute, while it does: the interpreter asks for nothing within a function of its own.
+    until: watch::Sender<Option<Instant>>,
     /// Ends a script that computes on although it was told to end.
     stop: CancellationToken,
 }
 
 impl Clock {
-    pub(super) fn new(limit: Duration, stop: CancellationToken) -> Self {
+    pub(super) fn new(limit: Duration, until: watch::Sender<Option<Instant>>, stop: CancellationToken) -> Self {
         Self {
             limit,
             used: Cell::default(),
             since: Cell::default(),
             asked: Cell::default(),
             over: Cell::default(),
+            until,
             stop,
         }
     }
 
     pub(super) fn start(&self) {
-        self.since.set(Some(Instant::now()));
+        let now = Instant::now();
+        self.since.set(Some(now));
+        self.until
+            .send_replace(now.checked_add(self.limit.saturating_sub(self.used.get())));
     }
 
     pub(super) fn stop(&self) {
         if let Some(since) = self.since.take() {
             self.used.set(self.used.get() + since.elapsed());
+            self.until.send_replace(None);
         }
     }
 

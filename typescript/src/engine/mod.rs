@@ -16,7 +16,8 @@ use bytes::Bytes;
 use orchestra::OutputStream;
 use rquickjs::{CaughtError, Context, Ctx, Function, Persistent, Promise, Runtime, Value};
 use serde::Deserialize;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::bridge::Bridge;
@@ -40,6 +41,8 @@ pub(crate) struct Ask {
     /// JSON.
     pub(crate) args: String,
     pub(crate) wants_output: bool,
+    /// Its part of what all may have that is under way.
+    pub(crate) share: OwnedSemaphorePermit,
 }
 
 /// What a script is told.
@@ -105,6 +108,8 @@ pub(crate) struct Channels {
     pub(crate) asks: mpsc::UnboundedSender<Ask>,
     pub(crate) says: mpsc::Sender<(OutputStream, Bytes)>,
     pub(crate) told: mpsc::Receiver<Told>,
+    /// Until when it may compute, while it does.
+    pub(crate) until: watch::Sender<Option<Instant>>,
 }
 
 /// Starts the thread. When `stop` is cancelled, it ends at once.
@@ -134,12 +139,17 @@ fn run(graph: &Graph, settings: Settings, channels: Channels, stop: Cancellation
     runtime.set_max_stack_size(SCRIPT_STACK);
     let modules = Modules::new(graph);
     runtime.set_loader(Known(Rc::clone(&modules)), Known(Rc::clone(&modules)));
-    let clock = Rc::new(Clock::new(settings.time, stop.clone()));
+    let Channels {
+        asks,
+        says,
+        told,
+        until,
+    } = channels;
+    let clock = Rc::new(Clock::new(settings.time, until, stop.clone()));
     let watched = Rc::clone(&clock);
     runtime.set_interrupt_handler(Some(Box::new(move || watched.must_end())));
     let context = Context::full(&runtime).map_err(broken)?;
     let entry = graph.modules.get(&graph.entry).map(|module| module.name.clone());
-    let Channels { asks, says, told } = channels;
     let bridge = Rc::new(Bridge::new(asks, says, Rc::clone(&clock), modules));
     bridge.track(&runtime);
     let begun = context.with(|ctx| begin(&ctx, &bridge, &settings, &entry.unwrap_or_default()));

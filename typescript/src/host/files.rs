@@ -87,6 +87,13 @@ impl Host<'_, '_> {
             written.mode = mode.unwrap_or(0o644);
             files.push(written);
         }
+        let total: u64 = files.iter().map(|file| file.content.len() as u64).sum();
+        if total > TOTAL_LIMIT {
+            let message = format!("the files are larger than {TOTAL_LIMIT} bytes together");
+            return Err(Refused::new(message)
+                .hint("write fewer files at once, or have a task make them")
+                .into());
+        }
         let tar = tar_of_files(&files).await?;
         let driver = self.session.job().driver();
         driver

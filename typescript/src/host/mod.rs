@@ -8,6 +8,7 @@ mod tap;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -16,7 +17,8 @@ use orchestra::{Error, ErrorKind, LogChunk, LogStream, Name, OutputStream};
 use orchestra_pipelines::{Action, Problem, RunOptions, Sandbox, Session, SingleStep, Status, StepOutcome};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use self::fetch::FetchPolicy;
@@ -110,6 +112,30 @@ pub(crate) struct Host<'a, 'r> {
     sandboxes: Mutex<HashMap<u64, Sandbox>>,
 }
 
+/// How long after its time a script may compute on: the interpreter ends it between two of its own steps. Functions of its
+/// library, a search in a long text for example, are one step.
+const SLACK: Duration = Duration::from_secs(3);
+
+/// Returns when a script computes on long after its time.
+async fn overdue(mut computes: watch::Receiver<Option<Instant>>) {
+    loop {
+        let until = *computes.borrow_and_update();
+        let changed = async {
+            // Without a sender the thread has ended.
+            if computes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        match until {
+            Some(until) => tokio::select! {
+                () = tokio::time::sleep_until(until + SLACK) => return,
+                () = changed => {}
+            },
+            None => changed.await,
+        }
+    }
+}
+
 fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -139,7 +165,9 @@ impl<'a, 'r> Host<'a, 'r> {
         mut asks: mpsc::UnboundedReceiver<Ask>,
         says: mpsc::Receiver<(OutputStream, bytes::Bytes)>,
         mut finished: tokio::sync::oneshot::Receiver<Finish>,
+        computes: watch::Receiver<Option<Instant>>,
     ) -> Finish {
+        let mut overdue = std::pin::pin!(overdue(computes));
         let mut running: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
         let mut told = false;
         let ended = CancellationToken::new();
@@ -155,6 +183,8 @@ impl<'a, 'r> Host<'a, 'r> {
                 Some(chunk) = said.next() => self.say(chunk).await,
                 Some(ask) = asks.recv() => running.push(self.handle(ask)),
                 Some(()) = running.next(), if !running.is_empty() => {}
+                // Its thread is left to itself: nothing ends it in there.
+                () = &mut overdue => break Finish::TooLong,
                 finish = &mut finished => break finish.unwrap_or_else(|_| Finish::Broken("the interpreter failed".to_owned())),
             }
         };
@@ -187,9 +217,11 @@ impl<'a, 'r> Host<'a, 'r> {
     /// Begins what is asked for. Names are given here, in the order of asking, so that they are the same in each run.
     fn handle(&self, ask: Ask) -> BoxFuture<'_, ()> {
         let id = ask.id;
-        let work = self.work(ask);
+        let (work, share) = self.work(ask);
         Box::pin(async move {
-            let result = match work.await {
+            let done = work.await;
+            drop(share);
+            let result = match done {
                 Ok(value) => Ok(value.to_string()),
                 Err(failure) => Err(serde_json::to_string(&failure).unwrap_or_default()),
             };
@@ -198,14 +230,15 @@ impl<'a, 'r> Host<'a, 'r> {
         })
     }
 
-    fn work(&self, ask: Ask) -> BoxFuture<'_, Answer> {
-        match self.prepare(ask) {
+    fn work(&self, ask: Ask) -> (BoxFuture<'_, Answer>, OwnedSemaphorePermit) {
+        let work = match self.prepare(&ask) {
             Ok(work) => work,
-            Err(failure) => Box::pin(async move { Err(failure) }),
-        }
+            Err(failure) => Box::pin(async move { Err(failure) }) as BoxFuture<'_, Answer>,
+        };
+        (work, ask.share)
     }
 
-    fn prepare(&self, ask: Ask) -> Result<BoxFuture<'_, Answer>, Failure> {
+    fn prepare(&self, ask: &Ask) -> Result<BoxFuture<'_, Answer>, Failure> {
         if self.session.cancel().is_cancelled() {
             return Err(Error::new(ErrorKind::Cancelled, "the run was cancelled").into());
         }
