@@ -1,5 +1,6 @@
 //! `orchestra run`: a pipeline from its file to its summary.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -29,10 +30,9 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit, Failure> {
     let job = args.job.map(|job| front.job(&job)).transpose()?;
     let reports = Reports::new(args.report.as_deref(), args.junit.as_deref(), || front.svg())?;
     let run_id = args.run_id.as_ref();
-    let state = match (&front, run_id) {
-        (Front::Yaml(pipeline), Some(id)) => StateFile::of(id, args.resume, pipeline)?,
-        // A script's own steps are what carries on: the engine knows which of them have ended.
-        _ => None,
+    let state = match run_id {
+        Some(id) => StateFile::of(id, args.resume, &front.digest())?,
+        None => None,
     };
     let driver = drivers::connect(&config, Some(secrets.clone())).await?;
 
@@ -55,7 +55,9 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit, Failure> {
 
     let mut options = RunOptions::default();
     options.run_id = args.run_id;
-    options.state = state.as_ref().map(|file| file.state.clone());
+    // A script is told what its tasks wrote: the engine knows that, of those that have ended too.
+    let is_script = matches!(front, Front::Script(_));
+    options.state = state.as_ref().filter(|_| !is_script).map(|file| file.state.clone());
     options.keep = args.keep;
     options.job = job;
     options.cancel = cancel;
@@ -128,6 +130,14 @@ impl Front {
         match self {
             Self::Yaml(pipeline) => &pipeline.name,
             Self::Script(script) => script.name(),
+        }
+    }
+
+    /// What tells it from another one.
+    fn digest(&self) -> Cow<'_, str> {
+        match self {
+            Self::Yaml(pipeline) => pipeline.digest().into(),
+            Self::Script(script) => script.digest().into(),
         }
     }
 

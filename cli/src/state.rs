@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use orchestra::JobId;
-use orchestra_pipelines::{Pipeline, RunState};
+use orchestra_pipelines::RunState;
 
 use crate::exit::Failure;
 
@@ -19,7 +19,7 @@ impl StateFile {
     ///
     /// # Errors
     /// If there is no such run to carry on with.
-    pub(crate) fn of(run: &JobId, resume: bool, pipeline: &Pipeline) -> Result<Option<Self>, Failure> {
+    pub(crate) fn of(run: &JobId, resume: bool, digest: &str) -> Result<Option<Self>, Failure> {
         let Some(folder) = folder() else {
             let none = "there is no folder for the state of runs: neither XDG_STATE_HOME nor HOME is set";
             return if resume {
@@ -30,7 +30,7 @@ impl StateFile {
         };
         let path = folder.join(format!("{run}.sqlite"));
         // A run of this id that was broken off is carried on with also where nobody says that it is one.
-        let open = || RunState::open(&path, run, pipeline);
+        let open = || RunState::open(&path, run, digest);
         if resume {
             let state = open()?;
             return Ok(Some(Self { path, state }));
@@ -39,7 +39,7 @@ impl StateFile {
             .map_err(|error| error.to_string())
             .and_then(|()| {
                 open()
-                    .or_else(|_| RunState::create(&path, run, pipeline))
+                    .or_else(|_| RunState::create(&path, run, digest))
                     .map_err(|error| error.to_string())
             });
         Ok(match begun {

@@ -38,6 +38,12 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
+    /// What tells its text from another one, in hexadecimal digits, for [`RunState`](crate::RunState).
+    #[must_use]
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
     /// What is right in its text, and yet should be known, in the order of the file: keys of Concourse's that change nothing
     /// in a run of one's own.
     #[must_use]

@@ -40,7 +40,7 @@ fn a_step_that_has_succeeded_is_not_run_again_though_its_container_is_gone() {
     let first = runtime();
     first.block_on(async {
         let (events, mut received) = mpsc::channel(1);
-        let mut options = options(RunState::create(&file, &id, &pipeline).unwrap());
+        let mut options = options(RunState::create(&file, &id, pipeline.digest()).unwrap());
         options.events = Some(events);
         let driver = engine.driver();
         let mut running = Box::pin(run(&pipeline, driver, options));
@@ -64,14 +64,14 @@ fn a_step_that_has_succeeded_is_not_run_again_though_its_container_is_gone() {
         driver.remove_container(&container).await.unwrap();
 
         let other = Pipeline::parse("ci.yml", &format!("{TEXT}\n# changed\n")).unwrap();
-        let changed = RunState::open(&file, &id, &other).unwrap_err();
+        let changed = RunState::open(&file, &id, other.digest()).unwrap_err();
         assert!(changed.to_string().contains("has changed since"), "{changed}");
-        let none = RunState::open(&dir.path().join("none"), &id, &pipeline).unwrap_err();
+        let none = RunState::open(&dir.path().join("none"), &id, pipeline.digest()).unwrap_err();
         assert!(none.to_string().contains("there is no run nightly"), "{none}");
-        let strange = RunState::open(&file, &JobId::new("other").unwrap(), &pipeline).unwrap_err();
+        let strange = RunState::open(&file, &JobId::new("other").unwrap(), pipeline.digest()).unwrap_err();
         assert!(strange.to_string().contains("is not of the run other"), "{strange}");
 
-        let state = RunState::open(&file, &id, &pipeline).unwrap();
+        let state = RunState::open(&file, &id, pipeline.digest()).unwrap();
         let report = run(&pipeline, engine.driver(), options(state)).await;
         assert_eq!(report.status, Status::Succeeded, "{report:#?}");
         let names: Vec<&str> = report.steps.iter().map(|step| step.name.as_str()).collect();

@@ -6,6 +6,7 @@ use std::time::Duration;
 use orchestra::{Name, SharedDriver};
 use orchestra_pipelines::{Ended, Invalid, Program, RunOptions, RunReport, Status, run_program};
 use serde_json::json;
+use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -85,6 +86,19 @@ impl Script {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What tells its code from another one, that of all its files, in hexadecimal digits.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        let mut digest = Sha256::new();
+        for module in self.graph.modules.values() {
+            for part in [module.name.as_bytes(), module.code.as_bytes()] {
+                digest.update((part.len() as u64).to_be_bytes());
+                digest.update(part);
+            }
+        }
+        digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// How many files it is made of.

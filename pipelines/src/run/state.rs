@@ -15,7 +15,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
 use super::{BuiltImage, Metadata, Status, StepReport};
-use crate::{Pipeline, StepKind, Version};
+use crate::{StepKind, Version};
 
 /// The layout of the file; one that is older or newer is refused.
 const LAYOUT: i64 = 2;
@@ -60,7 +60,7 @@ impl RunState {
     ///
     /// # Errors
     /// [`ErrorKind::Io`] if it can't be written.
-    pub fn create(path: &Path, run: &JobId, pipeline: &Pipeline) -> Result<Self> {
+    pub fn create(path: &Path, run: &JobId, digest: &str) -> Result<Self> {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Error::io(format!("replace {}", path.display()), error));
@@ -71,7 +71,7 @@ impl RunState {
         let begin = || {
             connection.pragma_update(None, "user_version", LAYOUT)?;
             connection.execute_batch(TABLES)?;
-            let values = params![run.as_str(), pipeline.digest];
+            let values = params![run.as_str(), digest];
             connection.execute("INSERT INTO run VALUES (?1, ?2)", values)
         };
         begin().map_err(|error| failed("create", error))?;
@@ -82,7 +82,7 @@ impl RunState {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if there is none, if it is another run's, or if the pipeline has changed since.
-    pub fn open(path: &Path, run: &JobId, pipeline: &Pipeline) -> Result<Self> {
+    pub fn open(path: &Path, run: &JobId, digest: &str) -> Result<Self> {
         if !path.exists() {
             let message = format!(
                 "there is no run {run} to carry on with: {} does not exist",
@@ -104,12 +104,9 @@ impl RunState {
             .optional()
             .map_err(|error| failed("read", error))?;
         match found {
-            Some((id, digest)) if id == run.as_str() && digest == pipeline.digest => {
-                Ok(Self(Arc::new(Mutex::new(connection))))
-            }
+            Some((id, found)) if id == run.as_str() && found == digest => Ok(Self(Arc::new(Mutex::new(connection)))),
             Some((id, _)) if id == run.as_str() => Err(Error::invalid(format!(
-                "{} has changed since the run {run} was begun",
-                pipeline.name
+                "the pipeline has changed since the run {run} was begun"
             ))
             .with_hint("carry on with the file as it was, or begin a new run")),
             _ => Err(Error::invalid(format!("{} is not of the run {run}", path.display()))),

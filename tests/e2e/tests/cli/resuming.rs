@@ -14,6 +14,7 @@ tests![
     a_killed_build_is_collected,
     a_run_that_was_killed_is_carried_on,
     a_run_is_resumed_by_its_state_and_by_no_other,
+    a_script_is_carried_on_with_what_it_had_done,
     what_is_kept_stays_until_it_is_collected,
 ];
 
@@ -156,7 +157,7 @@ fn a_run_is_resumed_by_its_state_and_by_no_other(fixture: &Fixture) {
     dir.write("p.yml", [text.as_slice(), b" "].concat());
     let changed = run(&["--resume"]).run();
     assert_eq!(changed.code, 2, "{changed}");
-    assert_says(&changed, &["p.yml has changed since the run"]);
+    assert_says(&changed, &["the pipeline has changed since the run"]);
     dir.write("p.yml", text);
 
     let finished = run(&["--resume"]).run();
@@ -164,6 +165,57 @@ fn a_run_is_resumed_by_its_state_and_by_no_other(fixture: &Fixture) {
     assert_says(&finished, &["long | begun", "long | ended once"]);
     assert_gone(fixture, &id, &finished);
     assert!(!file.exists(), "a run that has ended can't be carried on with");
+}
+
+fn a_script_is_carried_on_with_what_it_had_done(fixture: &Fixture) {
+    let _alone = dead_runs();
+    let id = run_id("script");
+    let state = Dir::with([("x", "")]);
+    // What has ended is not run again, what runs is waited for, and a sandbox is the one that it was.
+    let script = r#"
+const pipeline = async () => {
+    const marks = await volumes.create({ name: "marks" });
+    const sh = (script: string) => ["sh", "-c", script];
+    const first = await runtime.run({ name: "first", image: IMAGE, command: sh("echo x >> marks/n; echo said once"), mounts: { marks } });
+    assert.equal(first.stdout, "said once\n");
+    const box = await runtime.startSandbox({ image: IMAGE });
+    const beats = await box.exec({ command: sh("echo x >> /tmp/beats; wc -l < /tmp/beats") });
+    const long = runtime.run({ name: "long", image: IMAGE, command: sh("echo begun; sleep 4; echo ended"), mounts: { marks } });
+    console.log("beats", beats.stdout.trim());
+    assert.equal((await long).stdout, "begun\nended\n");
+    await box.close();
+    const { n } = await marks.readFiles(["n"]);
+    assert.equal(n, "x\n");
+};
+export { pipeline };
+"#;
+    let dir = Dir::with([("p.ts", script.replace("IMAGE", &format!("{:?}", fixture.image)))]);
+    let run = |more: &[&str]| {
+        let args = ["run", "p.ts", "--run-id", &id];
+        let command = fixture.orchestra(args.iter().chain(more)).dir(dir.path());
+        command.env("XDG_STATE_HOME", state.path())
+    };
+    let unknown = run(&["--resume"]).run();
+    assert_eq!(unknown.code, 2, "{unknown}");
+    assert_says(&unknown, &["there is no run", "hint: "]);
+    let running = run(&[]).start();
+    let _ = running.line_with("long | begun");
+    running.signal("KILL");
+    assert_says(&running.finish(), &["beats 1"]);
+
+    let text = std::fs::read(dir.file("p.ts")).expect("the script");
+    dir.write("p.ts", [text.as_slice(), b"console.log('new');"].concat());
+    let changed = run(&["--resume"]).run();
+    assert_eq!(changed.code, 2, "{changed}");
+    assert_says(&changed, &["the pipeline has changed since the run"]);
+    dir.write("p.ts", text);
+
+    let finished = run(&["--resume"]).run();
+    assert_eq!(finished.code, 0, "{finished}");
+    // What a sandbox executes is not remembered.
+    assert_says(&finished, &["beats 2", "long | ended"]);
+    assert_gone(fixture, &id, &finished);
+    assert!(!state.file(&format!("orchestra/runs/{id}.sqlite")).exists());
 }
 
 fn what_is_kept_stays_until_it_is_collected(fixture: &Fixture) {
