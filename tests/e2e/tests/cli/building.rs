@@ -25,7 +25,50 @@ tests![
     privileges_that_the_configuration_forbids_are_refused_before_anything_is_made,
     builds_are_rootless_by_themselves_where_the_host_can_do_that,
     a_further_target_of_a_build_with_a_cache_is_an_artifact,
+    the_pages_pipelines_run_word_for_word,
 ];
+
+/// The pipelines of the page on image builds.
+const PAGE: &str = r#"plan:
+  - task: checkout
+    config:
+      platform: linux
+      image_resource: { type: registry-image, source: { repository: alpine } }
+      outputs: [{ name: source }]
+      run: { path: sh, args: ["-c", "git clone $REPO source"] }
+  - build_image:
+      name: build-app
+      context: source
+      dockerfile: source/Dockerfile
+      tag: registry.example.com/myapp:latest
+      push: true
+      build_args:
+        GO_VERSION: "1.26"
+      target: production
+      platforms: [linux/amd64]
+      inputs:
+        - name: source
+      caches:
+        - path: /var/lib/buildkit
+      registry:
+        hostname: registry.example.com
+        username: secret:REGISTRY_USER
+        password: secret:REGISTRY_PASSWORD
+        insecure: false
+  - task: smoke-test
+    image: registry.example.com/myapp:latest
+    config:
+      platform: linux
+      run: { path: /myapp, args: [--version] }
+"#;
+const CACHED: &str = r#"
+- build_image:
+    context: source
+    tag: registry.example.com/myapp:latest
+    push: true
+    caches:
+      - path: /var/lib/buildkit
+"#;
 
 /// The engine's test image, pushed once to the registry, where BuildKit can pull it.
 pub(crate) fn base_image(fixture: &Fixture) -> String {
@@ -388,5 +431,62 @@ fn a_further_target_of_a_build_with_a_cache_is_an_artifact(fixture: &Fixture) {
         assert_eq!(finished.code, 0, "{finished}");
         assert_says(&finished, &["of it", what]);
         assert_gone(fixture, &id, &finished);
+    }
+}
+
+fn the_pages_pipelines_run_word_for_word(fixture: &Fixture) {
+    // In the place of a repository that is cloned.
+    let dockerfile = r#"FROM scratch AS production
+COPY busybox /bin/busybox
+ARG GO_VERSION=none
+RUN ["/bin/busybox", "sh", "-c", "/bin/busybox --install -s /bin && echo '#!/bin/sh' > /myapp && echo echo myapp, go $GO_VERSION, called with '$1' >> /myapp && chmod +x /myapp"]
+FROM production AS unwanted
+RUN ["/bin/busybox", "false"]
+FROM production
+"#;
+    let dir = Dir::with([("x", "")]);
+    let clone = format!("cp /bin/busybox source && cat > source/Dockerfile <<'END'\n{dockerfile}END\n");
+    let (repository, tag) = fixture.image.rsplit_once(':').expect("a tag");
+    let page = PAGE
+        .replace("repository: alpine", &format!("repository: {repository}, tag: {tag}"))
+        .replace(r#""git clone $REPO source""#, &json!(clone).to_string());
+    let checkout = page.split("  - build_image").next().expect("its first step");
+    let cached = format!(
+        "{checkout}{}",
+        CACHED
+            .trim()
+            .lines()
+            .map(|line| format!("  {line}\n"))
+            .collect::<String>()
+    );
+    let store = format!("file://{}", dir.file("caches").display());
+    let run = |text: &str, host: &str, said: &[&str]| {
+        dir.write("p.yml", text.replace("registry.example.com", host));
+        let user = format!("REGISTRY_USER={}", fixture.credentials.user);
+        let finished = fixture
+            .orchestra(["run", "p.yml", "--secret", &user, "--secret", "REGISTRY_PASSWORD=-"])
+            .dir(dir.path())
+            .env("ORCHESTRA_IMAGE_BUILD__IMAGE", &fixture.buildkit_image)
+            // A registry on loopback is reached from the host's network alone.
+            .env("ORCHESTRA_IMAGE_BUILD__NETWORK", "host")
+            .env("ORCHESTRA_CACHES__STORE", &store)
+            .input(format!("{}\n", fixture.credentials.password))
+            .run();
+        fixture.engine.remove_image(&format!("{host}/myapp:latest")).ok();
+        assert_eq!(finished.code, 0, "{finished}");
+        assert_says(&finished, said);
+        assert!(!finished.all().contains(&fixture.credentials.password), "{finished}");
+        finished
+    };
+    run(
+        &page,
+        &fixture.registry_auth,
+        &["smoke-test | myapp, go 1.26, called with --version"],
+    );
+    for is_cached in [false, true] {
+        let finished = run(&cached, &fixture.registry, &["build-myapp"]);
+        // The step with the argument; the one before it is of the first page's build.
+        assert_eq!(finished.all().contains("| #5 CACHED"), is_cached, "{finished}");
+        registry::digest(&fixture.registry, "myapp", "latest", None).expect("it is served");
     }
 }
