@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use orchestra_conformance::memory::{MemoryEngine, MemoryImage};
-use orchestra_pipelines::{Pipeline, RunOptions, RunReport, Status, run};
+use orchestra_pipelines::{Pipeline, RunEventKind, RunOptions, RunReport, Status, run};
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
 /// A type that counts: each `put` makes the next version, whose content is a file.
 #[derive(Clone, Default)]
@@ -53,6 +54,12 @@ impl Counter {
                             process.write_file(&file, n.clone()).unwrap();
                             json!({ "version": { "n": n }, "metadata": [{ "name": "who", "value": "counter" }] })
                         }
+                        _ if input["params"]["nothing"] == true => {
+                            let there = process
+                                .list_dir(&process.args[1])
+                                .unwrap_or_else(|_| vec!["none".to_owned()]);
+                            json!({ "version": { "n": format!("{there:?}") } })
+                        }
                         _ => {
                             let file = input["params"]["file"].as_str().unwrap();
                             let made = process.read_file(&format!("{}/{file}", process.args[1])).unwrap();
@@ -87,11 +94,15 @@ resources:
 ";
 
 async fn run_text(counter: &Counter, text: &str) -> RunReport {
+    run_with(counter, text, RunOptions::default()).await
+}
+
+async fn run_with(counter: &Counter, text: &str, options: RunOptions) -> RunReport {
     let engine = MemoryEngine::new();
     engine.add_image("busybox", MemoryImage::busybox()).unwrap();
     engine.add_image("counter", counter.image()).unwrap();
     let pipeline = Pipeline::parse("ci.yml", text).unwrap_or_else(|invalid| panic!("{text}\n{invalid:#}"));
-    let report = run(&pipeline, engine.driver(), RunOptions::default()).await;
+    let report = run(&pipeline, engine.driver(), options).await;
     assert!(engine.driver().list(None).await.unwrap().is_empty(), "{text}");
     report
 }
@@ -226,6 +237,50 @@ async fn jobs_are_a_graph_where_versions_have_to_pass() {
     assert_eq!(of("right"), [Status::Succeeded; 2]);
     assert_eq!(of("left"), [Status::Succeeded, Status::Failed]);
     assert_eq!(of("last"), [Status::Skipped; 2]);
+}
+
+#[tokio::test]
+async fn what_is_put_of_nothing_has_its_directory_and_a_check_knows_no_version() {
+    let counter = counter(&["1"]);
+    let text = format!("{HEAD}plan: [{{ put: number, inputs: [], no_get: true, params: {{ nothing: true }} }}]\n");
+    let report = run_text(&counter, &text).await;
+    assert_eq!(report.steps[0].version, version("[]"), "{report:#?}");
+    run_text(&counter, &format!("{HEAD}plan: [{{ get: number }}]\n")).await;
+    assert!(counter.asked("check")[0].get("version").is_none());
+}
+
+#[tokio::test]
+async fn jobs_of_one_serial_group_do_not_run_at_once() {
+    let job = |name: &str, groups: &str| {
+        let sleeps = task("t", "sleep 0.2");
+        format!(
+            "- {{ name: {name}, serial_groups: [{groups}], plan: [{{ get: number, passed: [first] }}, {sleeps}] }}\n"
+        )
+    };
+    let most_at_once = async |left: &str, right: &str| {
+        let first = "- { name: first, plan: [{ get: number }] }\n";
+        let text = format!("{HEAD}jobs:\n{first}{}{}", job("left", left), job("right", right));
+        let (events, mut received) = mpsc::channel(64);
+        let mut options = RunOptions::default();
+        options.events = Some(events);
+        let most = tokio::spawn(async move {
+            let (mut running, mut most) = (0_usize, 0);
+            while let Some(event) = received.recv().await {
+                match event.kind {
+                    RunEventKind::StepStarted { step, .. } if step.as_str() == "t" => running += 1,
+                    RunEventKind::StepFinished { report } if report.name.as_str() == "t" => running -= 1,
+                    _ => {}
+                }
+                most = most.max(running);
+            }
+            most
+        });
+        let report = run_with(&counter(&["1"]), &text, options).await;
+        assert_eq!(report.status, Status::Succeeded, "{report:#?}");
+        most.await.unwrap()
+    };
+    assert_eq!(most_at_once("a", "b").await, 2);
+    assert_eq!(most_at_once("a, c", "c, b").await, 1);
 }
 
 #[test]

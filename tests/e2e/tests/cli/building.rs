@@ -485,8 +485,9 @@ FROM production
     );
     for is_cached in [false, true] {
         let finished = run(&cached, &fixture.registry, &["build-myapp"]);
-        // The step with the argument; the one before it is of the first page's build.
-        assert_eq!(finished.all().contains("| #5 CACHED"), is_cached, "{finished}");
+        // One step of the two is as in the build of the first page.
+        let steps = finished.all().matches(" CACHED").count();
+        assert_eq!(steps, if is_cached { 2 } else { 1 }, "{finished}");
         registry::digest(&fixture.registry, "myapp", "latest", None).expect("it is served");
     }
 }

@@ -14,6 +14,7 @@ tests![
     the_hello_example_runs,
     the_jobs_example_runs,
     the_example_of_steps_within_steps_runs,
+    the_example_of_hooks_runs,
     the_example_of_late_steps_runs,
     the_example_of_resources_runs,
     the_example_of_an_image_that_is_an_artifact_runs,
@@ -75,6 +76,18 @@ fn the_example_of_steps_within_steps_runs(fixture: &Fixture) {
     ];
     assert_says(&finished, &said);
     assert!(!finished.all().contains("one is missing"), "{finished}");
+    assert_gone(fixture, &id, &finished);
+}
+
+fn the_example_of_hooks_runs(fixture: &Fixture) {
+    let id = run_id("hooks");
+    let finished = fixture.orchestra(["run", "examples/hooks.yml", "--run-id", &id]).run();
+    assert_eq!(finished.code, 0, "{finished}");
+    let said = ["show | more", "show | ***REDACTED***", "errored | it could not be run"];
+    assert_says(&finished, &said);
+    for unsaid in ["made-up-word", "its program failed", "it was interrupted"] {
+        assert!(!finished.all().contains(unsaid), "{finished}");
+    }
     assert_gone(fixture, &id, &finished);
 }
 
