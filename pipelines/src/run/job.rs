@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use futures_util::future::try_join_all;
 use orchestra::{
-    Captured, ContainerId, Credentials, Error, EventKind, ImageRef, Job, JobId, Labels, Name, OutputSink, Result,
-    SharedDriver, VolumeId, VolumePath, file_from_tar, import_archive,
+    Captured, ContainerId, Credentials, Error, ErrorKind, EventKind, ImageRef, Job, JobId, Labels, Name, OutputSink,
+    Result, SharedDriver, VolumeId, VolumePath, file_from_tar, import_archive,
 };
 use orchestra_image_build::SharedBuilders;
 use orchestra_secrets::{JobSecrets, Reference, SecretValue};
@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::cache::CacheUse;
 use super::event::{RunEventKind, Teller};
 use super::resource::{Versions, With};
+use super::rootfs::RootFs;
 use super::state::Recorded;
 use super::tree::Scope;
 use super::{RunOptions, Status, StepReport};
@@ -578,14 +579,23 @@ impl<'a> JobRun<'a> {
         for volume in &volumes {
             let open = async || {
                 let tar = self.driver.read_volume(volume, std::slice::from_ref(&archive)).await?;
-                file_from_tar(tar, &archive).await.map_err(|error| {
-                    let help = format!("an artifact that is an image holds it as `{ARCHIVE}`, an OCI layout or what `build_image` writes");
-                    error.with_hint(help)
-                })
+                file_from_tar(tar, &archive).await
             };
-            self.watch(import_archive(&*self.driver, &reference, open))
-                .await
-                .map_err(|error| error.with("artifact", &artifact))?;
+            let load = async {
+                match import_archive(&*self.driver, &reference, open).await {
+                    Err(error) if error.kind() == ErrorKind::PathNotFound => {
+                        let image = RootFs::of(&*self.driver, &self.job, volume).await?;
+                        import_archive(&*self.driver, &reference, || image.archive()).await
+                    }
+                    loaded => loaded,
+                }
+            };
+            self.watch(load).await.map_err(|error| match error.kind() {
+                ErrorKind::PathNotFound => error.with("artifact", &artifact).with_hint(format!(
+                    "an artifact that is an image holds it as `{ARCHIVE}`, an OCI layout or what `build_image` writes, or its files in `rootfs/`"
+                )),
+                _ => error.with("artifact", &artifact),
+            })?;
         }
         loaded.insert(volume, reference.clone());
         Ok(TaskImage::new(reference))

@@ -11,6 +11,7 @@ mod late;
 mod output;
 mod report;
 mod resource;
+mod rootfs;
 mod schedule;
 mod session;
 mod state;

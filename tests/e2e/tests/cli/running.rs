@@ -117,7 +117,13 @@ fn the_example_of_an_image_that_is_an_artifact_runs(fixture: &Fixture) {
         .orchestra(["run", "examples/image-artifact.yml", "--run-id", &id])
         .run();
     assert_eq!(finished.code, 0, "{finished}");
-    assert_says(&finished, &["run-it | Hello from an artifact"]);
+    assert_says(
+        &finished,
+        &[
+            "run-it | Hello from an artifact",
+            "run-files | Hello from files as 1000",
+        ],
+    );
     assert_gone(fixture, &id, &finished);
     // What was loaded of the artifact is gone; under its tag the engine has the image by the build's own promise.
     let image = "localhost/orchestra-example:artifact";
