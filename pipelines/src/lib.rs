@@ -59,18 +59,18 @@
 //!
 //! | `task: NAME` | |
 //! | --- | --- |
-//! | `image` | wins over the `config`'s; the name of an artifact that was made stands for its `image.tar` |
+//! | `image` | wins over the `config`'s; the name of an artifact that was made stands for its `image.tar`, or for the files in its `rootfs/` with the `metadata.json` beside it |
 //! | `file`, `vars` | the `config` is in a file of an artifact, `source/ci/task.yml`, and is read when the step runs; `((name))` in it is one of `vars`, or a secret |
 //! | `input_mapping`, `output_mapping` | what the pipeline calls an artifact that the `config` calls otherwise |
-//! | `privileged`, `network` | `network` is `default`, `none` or `host` |
+//! | `privileged`, `network`, `hermetic` | `network` is `default`, `none` or `host`; `hermetic: true` is `none` |
 //! | `security` | `seccomp` and `apparmor`: `default`, `unconfined` or a profile; `no_new_privileges` |
-//! | `limits` | as the `config`'s, over which they win |
+//! | `limits` | as the `config`'s, over which each of them wins |
 //! | `parallelism` | how many of it run at once, called `NAME-1` and so on; `CI_TASK_INDEX` (from 1) and `CI_TASK_COUNT` tell them apart |
 //! | `assert` | `code`, and texts that are in `stdout` and `stderr`: it fails if one does not hold. A code other than 0 is a failure also where it is what was expected |
 //! | `params`, `env` | one by either name; wins over the `config`'s |
 //! | `config.platform` | `linux`, or with a processor: `linux/arm64` |
 //! | `config.image`, `config.image_resource` | one of them; `source` has `repository`, `tag`, `digest`, `username`, `password`, `insecure` |
-//! | `config.inputs`, `config.outputs` | `name` and `path`, which is the name where not given. An artifact is made once, by one output. An `optional` input may be missing |
+//! | `config.inputs`, `config.outputs` | `name` and `path`, which is the name where not given. An output at an input's `path` is what the task makes of that; one that is made again is new, and the last is what later steps get. An `optional` input may be missing |
 //! | `config.caches` | see below |
 //! | `config.run` | `path`, `args`, `dir` (relative to the working directory), `user` |
 //! | `config.params`, `config.env` | text; a number is passed on as it is written |
@@ -92,7 +92,8 @@
 //! `resources` have `name`, `type`, `source` and `version`, `resource_types` have `name`, `type: registry-image`, `source` and
 //! `privileged`. Types that are not listed are Concourse's own, whose images are `concourse/TYPE-resource`. Their programs get JSON
 //! on standard input, with secrets in their places, and speak
-//! [Concourse's protocol](https://concourse-ci.org/implementing-resource-types.html).
+//! [Concourse's protocol](https://concourse-ci.org/implementing-resource-types.html). Of the build they are told `BUILD_ID` and
+//! `BUILD_NAME`, which are the run's id, `BUILD_JOB_NAME` and `BUILD_PIPELINE_NAME`.
 //!
 //! | `build_image:` | |
 //! | --- | --- |

@@ -32,7 +32,8 @@ pub(crate) struct How {
     pub(crate) lead: bool,
     /// The base64 digit behind it, which holds bits of the value's last byte.
     pub(crate) tail: bool,
-    /// It counts only if it begins a line, with BuildKit's margin or without; its last byte, which ends the line, does not belong to the value.
+    /// It counts only if it begins a line, with BuildKit's margin or without; its last byte, which ends the line, does not
+    /// belong to the value.
     pub(crate) line: bool,
     /// It may go on in the next line, wherever that begins: tools wrap what they encode.
     pub(crate) wraps: bool,
