@@ -52,7 +52,7 @@ fn run(program: &Path, argv: &[&str], input: &[u8]) -> Output {
 fn it_gives_variables_and_files_to_the_program_and_leaves_it_the_rest_of_the_input() {
     let dir = tempfile::tempdir().unwrap();
     let Some(program) = program() else { return };
-    let file = dir.path().join("secret");
+    let file = dir.path().join("of/db/secret");
     let path = file.to_str().unwrap();
     let mut input = frame(&[(b'e', "TOKEN", b"hunter2\nline"), (b'f', path, b"\0bytes")]);
     input.extend_from_slice(b"rest\nof it");
@@ -71,14 +71,15 @@ fn it_gives_variables_and_files_to_the_program_and_leaves_it_the_rest_of_the_inp
 fn what_can_not_be_done_has_its_code_and_says_no_secret() {
     let Some(program) = program() else { return };
     let secret = frame(&[(b'e', "TOKEN", b"hunter2")]);
-    let unwritable = frame(&[(b'f', "/no/such/dir/file", b"hunter2")]);
+    // No directory can be made there.
+    let unwritable = frame(&[(b'f', "/dev/null/dir/file", b"hunter2")]);
     for (argv, input, code, why) in [
         (&["/no/such/program"][..], secret.as_slice(), 127, "/no/such/program"),
         (&["/"], &secret, 126, "ermission denied"),
         (&[], &secret, 125, "no program"),
         (&["true"], &secret[..9], 125, "read the secrets"),
         (&["true"], &[0xff; 8], 125, "too large"),
-        (&["true"], &unwritable, 125, "/no/such/dir/file"),
+        (&["true"], &unwritable, 125, "/dev/null/dir/file"),
     ] {
         let output = run(program, argv, input);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

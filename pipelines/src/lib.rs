@@ -93,7 +93,7 @@
 //! `privileged`. Types that are not listed are Concourse's own, whose images are `concourse/TYPE-resource`. Their programs get JSON
 //! on standard input, with secrets in their places, and speak
 //! [Concourse's protocol](https://concourse-ci.org/implementing-resource-types.html). Of the build they are told `BUILD_ID` and
-//! `BUILD_NAME`, which are the run's id, `BUILD_JOB_NAME` and `BUILD_PIPELINE_NAME`.
+//! `BUILD_NAME`, which are the id of the run's job, `BUILD_JOB_NAME` and `BUILD_PIPELINE_NAME`.
 //!
 //! | `build_image:` | |
 //! | --- | --- |

@@ -15,6 +15,7 @@ use orchestra::{
 use orchestra_image_build::{BuildOptions, OutputFormat, RegistryAuth};
 use orchestra_secrets::{Reference, SecretKey, SecretValue};
 
+use crate::run::cache::hashed;
 use crate::{CachePlan, GetPlan, LatePlan, PutPlan};
 
 /// A whole pipeline: jobs in the order they run.
@@ -159,14 +160,19 @@ pub struct Step {
     pub attempts: u32,
     /// What follows its end.
     pub hooks: Hooks,
-    /// Artifacts that it makes anew although there is one of that name, each with its volume's name.
+    /// The artifacts that the text says it makes, each with its volume's name.
     pub(crate) volumes: BTreeMap<Name, Name>,
+    /// What the volumes of others are called after, of which is known when it runs: the step, or the first of those that are
+    /// one step several times. `None` for a step of no plan.
+    pub(crate) base: Option<Name>,
 }
 
 impl Step {
     /// The name of the volume that an artifact is made in.
     pub(crate) fn volume_of(&self, artifact: &Name) -> Name {
-        self.volumes.get(artifact).unwrap_or(artifact).clone()
+        let known = self.volumes.get(artifact).cloned();
+        let own = || hashed("out", format!("{}/{artifact}", self.base.as_ref()?)).ok();
+        known.or_else(own).unwrap_or_else(|| artifact.clone())
     }
 
     /// Its steps that hold no others, in the order of the file: itself, if it is one, and those of its hooks.

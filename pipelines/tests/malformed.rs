@@ -1,4 +1,5 @@
-//! 300 files that are no pipelines: each ends in an error with a place, after little work, and none in a panic.
+//! 300 files that are no pipelines: each ends in an error with a place, after little work and in little memory, and none in a
+//! panic.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -102,6 +103,13 @@ fn worked() -> Duration {
     Duration::from_nanos(told.split(' ').next().unwrap().parse().unwrap())
 }
 
+/// KiB of memory: what this process has, or had at most, `VmRSS` and `VmHWM` of `proc_pid_status(5)`. It runs one test alone.
+fn memory(of: &str) -> u64 {
+    let told = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = told.lines().find(|line| line.starts_with(of)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
 #[test]
 fn three_hundred_malformed_files_end_in_an_error_with_a_place() {
     let mut files: Vec<String> = bombs();
@@ -114,6 +122,9 @@ fn three_hundred_malformed_files_end_in_an_error_with_a_place() {
     assert!(files.len() >= 300, "{}", files.len());
     for file in &files {
         let before = worked();
+        // What it had at most counts from here.
+        std::fs::write("/proc/self/clear_refs", "5").unwrap();
+        let had = memory("VmRSS:");
         let shown: String = file.chars().take(200).collect();
         let Err(invalid) = Pipeline::parse("bad.yml", file) else {
             panic!("this is valid: {shown}")
@@ -123,5 +134,7 @@ fn three_hundred_malformed_files_end_in_an_error_with_a_place() {
         assert!(invalid.problems().len() <= 51, "{shown}");
         let took = worked() - before;
         assert!(took < Duration::from_secs(10), "{took:?}: {shown}");
+        let grew = memory("VmHWM:").saturating_sub(had);
+        assert!(grew < 128 << 10, "{grew} KiB: {shown}");
     }
 }

@@ -371,6 +371,7 @@ fn steps_that_do_not_fit_together_are_refused_with_both_places() {
         |name: &str, config: &str| format!("- {{task: {name}, image: a, config: {{run: {{path: sh}}, {config}}}}}\n");
     let plan = |steps: &[String]| format!("plan:\n{}", steps.concat());
     let cases = [
+        (plan(&[task("a", "outputs: [{name: o}, {name: o, path: p}]")]), "two outputs of one step are called `o`", (2, 2)),
         (plan(&[task("a", "outputs: [{name: o}, {name: p, path: ./o}]")]), "two mounts stand at /workspace/o", (2, 2)),
         (plan(&[task("a", "outputs: [{name: o}], caches: [{path: /workspace/o}]")]), "two mounts stand at /workspace/o", (2, 2)),
         (plan(&[task("a", "inputs: [{name: o}]"), task("b", "outputs: [{name: o}]")]), "no earlier step makes the artifact `o`", (2, 3)),

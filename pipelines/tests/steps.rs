@@ -312,6 +312,43 @@ async fn an_artifact_is_made_anew_and_a_name_stands_for_more_than_one_step() {
             ),
             shows("new")
         ),
+        // What runs beside it is not seen: each uses what it made itself.
+        format!(
+            "{{across: [{{var: v, values: [1, 2, 3], max_in_flight: all}}], do: [{}, {}, {}]}}",
+            makes("((.:v))"),
+            task("wait", "inputs: [{name: o}]", "sleep 0.1"),
+            shows("((.:v))")
+        ),
+        // Each of several has the input at its place and fills the one output.
+        format!(
+            "{}, {{task: part, image: busybox, parallelism: 3, config: {{{copies}, run: {{path: sh, args: [-c, 'test -e from/one && echo > to/part']}}}}}}, {}",
+            makes("one"),
+            shows("part")
+        ),
+        // Also of a file, and what another step makes under the name then is new.
+        format!(
+            "{}, {{task: part, image: busybox, file: src/t.yml, parallelism: 2}}, {}, {}, {}, {}",
+            task(
+                "write",
+                "outputs: [{name: src}]",
+                "echo \"{outputs: [{name: o}], run: {path: sh, args: [-c, echo >o/late]}}\" > src/t.yml"
+            ),
+            shows("late"),
+            makes("one"),
+            shows("one"),
+            task("gone", "inputs: [{name: o}]", "test ! -e o/late")
+        ),
+        // A try that is not the first has its own input again, or that which the one before has made.
+        format!(
+            "{}, {{do: [{}], attempts: 2}}, {}",
+            makes("one"),
+            task(
+                "copy",
+                copies,
+                "if test -e to/tried; then echo > to/new; else echo > to/tried; exit 1; fi"
+            ),
+            shows("new")
+        ),
         // Of a file that is read when it runs.
         format!(
             "{}, {}, {{task: late, image: busybox, file: o/t.yml}}, {}",

@@ -92,8 +92,10 @@ impl Script {
     #[must_use]
     pub fn digest(&self) -> String {
         let mut digest = Sha256::new();
-        for module in self.graph.modules.values() {
-            for part in [module.name.as_bytes(), module.code.as_bytes()] {
+        let root = self.graph.entry.parent().unwrap_or(Path::new("/"));
+        for (path, module) in &self.graph.modules {
+            let path = path.strip_prefix(root).unwrap_or(path).as_os_str();
+            for part in [path.as_encoded_bytes(), module.code.as_bytes()] {
                 digest.update((part.len() as u64).to_be_bytes());
                 digest.update(part);
             }

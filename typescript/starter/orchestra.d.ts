@@ -85,6 +85,8 @@ interface SandboxOptions {
 
 interface RunOptions extends SandboxOptions {
   command: Command;
+  /** `hidden` keeps variables that are secrets from the engine. */
+  secretEnv?: "hidden" | "engine";
   /** Of each attempt. */
   timeout?: Duration;
   /** How often it is tried until it succeeds. */

@@ -19,8 +19,8 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     reader.read_line(&mut first)?;
     while reader.read_line(&mut headers)? > 2 {}
     let of = |name: &str| {
-        let lines = headers.lines().filter_map(|line| line.split_once(": "));
-        let found = lines.filter(|(known, _)| known.eq_ignore_ascii_case(name)).last();
+        let mut lines = headers.lines().filter_map(|line| line.split_once(": "));
+        let found = lines.find(|(known, _)| known.eq_ignore_ascii_case(name));
         found.map_or_else(String::new, |(_, value)| value.to_owned())
     };
     let mut body = vec![0; of("content-length").parse().unwrap_or(0)];

@@ -35,7 +35,6 @@ pub(crate) fn clean(line: &str, colours: bool) -> Cow<'_, str> {
     if coloured {
         // What one line switches on must not colour the next.
         shown.push_str("\x1b[0m");
-        return Cow::Owned(shown);
     }
     // A secret that was cut by what is left out is whole now.
     Cow::Owned(redacted(&shown))

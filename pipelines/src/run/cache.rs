@@ -181,11 +181,11 @@ pub(crate) fn hashed(kind: &str, told_by: impl AsRef<[u8]>) -> Result<Name> {
 }
 
 impl super::job::JobRun<'_> {
-    /// The caches of a step, each with its volume's name and labels. The volumes of `artifacts` are there.
+    /// The caches of a step, each with its volume's name and labels. The volumes of `artifacts` are there, under these names.
     pub(super) async fn caches(
         &self,
         step: &Step,
-        artifacts: &[&Artifact],
+        artifacts: &[(&Artifact, Name)],
         caches: &[CachePlan],
     ) -> Result<Vec<(Name, Labels)>> {
         let mut found = Vec::new();
@@ -228,7 +228,7 @@ impl super::job::JobRun<'_> {
         Ok(found)
     }
 
-    async fn cache_spec(&self, step: &Step, artifacts: &[&Artifact], cache: &CachePlan) -> Result<CacheSpec> {
+    async fn cache_spec(&self, step: &Step, artifacts: &[(&Artifact, Name)], cache: &CachePlan) -> Result<CacheSpec> {
         let mut checksums = HashMap::new();
         for file in cache.files() {
             if !checksums.contains_key(file) {
@@ -247,12 +247,11 @@ impl super::job::JobRun<'_> {
     }
 
     /// The checksum of a file of an artifact.
-    async fn checksum(&self, artifacts: &[&Artifact], file: &ContainerPath) -> Result<String> {
-        let (artifact, path) = artifacts
+    async fn checksum(&self, artifacts: &[(&Artifact, Name)], file: &ContainerPath) -> Result<String> {
+        let (volume, path) = artifacts
             .iter()
-            .find_map(|artifact| Some((*artifact, within(artifact, file)?)))
+            .find_map(|(artifact, volume)| Some((volume.clone(), within(artifact, file)?)))
             .ok_or_else(|| Error::invalid(format!("{file} is in none of the step's inputs")))?;
-        let volume = self.artifact(&artifact.name)?;
         let volumes = self.volumes(&[(volume, Labels::new())]).await?;
         let Some(volume) = volumes.first().cloned() else {
             return Err(Error::invalid(format!("{file} is in none of the step's inputs")));

@@ -1,6 +1,6 @@
 //! One job of a run.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -14,11 +14,13 @@ use orchestra_image_build::SharedBuilders;
 use orchestra_secrets::{JobSecrets, Reference, SecretValue};
 use tokio::sync::{mpsc, oneshot};
 
+use super::artifacts::Artifacts;
 use super::cache::CacheUse;
 use super::event::{RunEventKind, Teller};
 use super::resource::{Versions, With};
 use super::rootfs::RootFs;
 use super::state::Recorded;
+use super::step::in_place;
 use super::tree::Scope;
 use super::{RunOptions, Status, StepReport};
 use crate::{Action, Artifact, BuildPlan, JobPlan, Step, TaskImage, Version};
@@ -70,10 +72,8 @@ pub(super) struct JobRun<'a> {
     aliases: Aliases,
     /// One lock: two steps that need a volume at once make it once.
     volumes: tokio::sync::Mutex<HashMap<Name, VolumeId>>,
-    /// The artifacts that there are, and what their volumes are called.
-    made: Mutex<BTreeMap<Name, Name>>,
     /// Images of artifacts, as the engine has them.
-    loaded: tokio::sync::Mutex<HashMap<Name, ImageRef>>,
+    loaded: tokio::sync::Mutex<Loaded>,
     /// Steps in the order in which they began.
     executed: Mutex<Vec<Name>>,
     /// What an earlier process of this run has done.
@@ -92,6 +92,15 @@ pub(super) struct JobRun<'a> {
 
 /// Who waits for a task to run, and its container once there is one.
 type Started = Arc<Mutex<HashMap<Name, (Option<ContainerId>, oneshot::Sender<ContainerId>)>>>;
+
+/// Images of artifacts that were loaded into the engine.
+#[derive(Default)]
+struct Loaded {
+    /// By the volume.
+    images: HashMap<Name, ImageRef>,
+    /// Those of volumes that another step has written to since.
+    outdated: Vec<ImageRef>,
+}
 
 /// What came of a job.
 pub(super) struct JobOutcome {
@@ -257,7 +266,6 @@ impl<'a> JobRun<'a> {
             flush,
             aliases,
             volumes: tokio::sync::Mutex::default(),
-            made: Mutex::default(),
             loaded: tokio::sync::Mutex::default(),
             executed: Mutex::default(),
             recorded: None,
@@ -389,7 +397,7 @@ impl<'a> JobRun<'a> {
     }
 
     /// The report of a step that an earlier process has run, whose container is gone.
-    fn ended_before(&self, step: &Step, name: &Name) -> Option<StepReport> {
+    fn ended_before(&self, step: &Step, name: &Name, scope: &Scope) -> Option<StepReport> {
         let recorded = self.recorded.as_ref()?;
         let prefix = format!("orchestra.{}.", self.job.id());
         let is_its = |id: &str| {
@@ -403,7 +411,13 @@ impl<'a> JobRun<'a> {
         // What a step has made has to be there: who has removed all has ended the run.
         let made: Vec<(Name, Name)> = match &step.action {
             Action::Task(plan) => {
-                let made = |output: &Artifact| (output.name.clone(), self.volume_for(step, &plan.inputs, output));
+                let made = |output: &Artifact| {
+                    let there = in_place(&plan.inputs, output, scope);
+                    (
+                        output.name.clone(),
+                        there.unwrap_or_else(|| step.volume_of(&output.name)),
+                    )
+                };
                 plan.outputs.iter().map(made).collect()
             }
             Action::Get(plan) => vec![(plan.artifact.clone(), got(step, name, &plan.artifact).ok()?)],
@@ -420,7 +434,7 @@ impl<'a> JobRun<'a> {
             return None;
         }
         for (artifact, volume) in made {
-            self.make(&artifact, volume);
+            scope.artifacts.make(&artifact, &volume);
         }
         Some(report)
     }
@@ -490,10 +504,11 @@ impl<'a> JobRun<'a> {
         let mut report = match (&whole, named) {
             (Ok(whole), Ok(name)) => {
                 let step = whole.as_ref().unwrap_or(step);
-                match self.ended_before(step, &name) {
+                match self.ended_before(step, &name, scope) {
                     Some(report) => report,
                     None => {
-                        let report = self.action(step, name.clone(), scope, &mut caches).await;
+                        let mut report = self.action(step, name.clone(), scope, &mut caches).await;
+                        self.redact(&mut report);
                         self.remember(step, &name, &report).await;
                         report
                     }
@@ -535,44 +550,22 @@ impl<'a> JobRun<'a> {
         locked(&self.aliases).insert(container.clone(), step.clone());
     }
 
-    /// An artifact is there from now on, in the volume of this name.
-    pub(super) fn make(&self, artifact: &Name, volume: Name) {
-        locked(&self.made).insert(artifact.clone(), volume);
-    }
-
-    /// All artifacts that there are, and what their volumes are called.
-    pub(super) fn artifacts(&self) -> Vec<(Name, Name)> {
-        let made = locked(&self.made);
-        made.iter()
-            .map(|(name, volume)| (name.clone(), volume.clone()))
-            .collect()
-    }
-
-    /// What the volume of an artifact is called.
-    pub(super) fn artifact(&self, name: &Name) -> Result<Name> {
-        let volume = locked(&self.made).get(name).cloned();
-        volume.ok_or_else(|| {
-            let made: Vec<Name> = locked(&self.made).keys().cloned().collect();
-            Error::invalid(format!("no step has made the artifact `{name}`"))
-                .with_hint(format!("the steps that were run have made {}", listed(&made)))
-        })
-    }
-
     /// The image of a task; one that is in an artifact is loaded into the engine first, once.
-    pub(super) async fn image(&self, image: &TaskImage) -> Result<TaskImage> {
+    pub(super) async fn image(&self, image: &TaskImage, artifacts: &Artifacts) -> Result<TaskImage> {
         let artifact = Name::new(image.reference.as_str()).ok();
         let Some((artifact, volume)) = artifact
             .filter(|_| image.may_be_artifact)
-            .and_then(|name| Some((name.clone(), self.artifact(&name).ok()?)))
+            .and_then(|name| Some((name.clone(), artifacts.volume(&name).ok()?)))
         else {
             return Ok(image.clone());
         };
         let mut loaded = self.loaded.lock().await;
-        if let Some(reference) = loaded.get(&volume) {
+        if let Some(reference) = loaded.images.get(&volume) {
             return Ok(TaskImage::new(reference.clone()));
         }
         let volumes = self.volumes(&[(volume.clone(), Labels::new())]).await?;
-        let told_by = format!("{}\0{volume}", self.job.id());
+        // As often as it is loaded: an engine keeps what a tag was taken from.
+        let told_by = format!("{}\0{volume}\0{}", self.job.id(), loaded.outdated.len());
         let tag = super::cache::hashed("image", told_by)?;
         let reference = ImageRef::new(format!("localhost/orchestra-artifact:{tag}"))?;
         let archive = VolumePath::new(ARCHIVE)?;
@@ -597,8 +590,16 @@ impl<'a> JobRun<'a> {
                 _ => error.with("artifact", &artifact),
             })?;
         }
-        loaded.insert(volume, reference.clone());
+        loaded.images.insert(volume, reference.clone());
         Ok(TaskImage::new(reference))
+    }
+
+    /// Has an artifact's image loaded anew when it is asked for next: a step writes to its volume.
+    pub(super) async fn outdate(&self, volume: Name) {
+        let mut loaded = self.loaded.lock().await;
+        if let Some(image) = loaded.images.remove(&volume) {
+            loaded.outdated.push(image);
+        }
     }
 
     /// What the step's container is called: another one in each try, as one that is kept would be taken for this try's.
@@ -628,7 +629,8 @@ impl<'a> JobRun<'a> {
             self.warn(message).await;
         }
         if !self.options.keep {
-            for reference in self.loaded.lock().await.values() {
+            let loaded = self.loaded.lock().await;
+            for reference in loaded.images.values().chain(&loaded.outdated) {
                 if let Err(error) = self.driver.remove_image(reference).await {
                     self.warn(format!(
                         "the image {reference} of an artifact could not be removed: {error}"

@@ -6,14 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use orchestra::{Error, ErrorKind, Labels, Name, Result, VolumePath};
 use orchestra_secrets::{Reference, SecretValue};
 
-use super::cache::hashed;
 use super::job::JobRun;
 use super::tree::Scope;
 use super::{Status, StepReport};
 use crate::values::Fetched;
 use crate::yaml::Value;
 use crate::yaml::late::value_of;
-use crate::{Action, LatePlan, LoadVarPlan, Step, Variables};
+use crate::{LatePlan, LoadVarPlan, Step, Variables};
 
 /// A task's file, or a variable's: what a person writes is far smaller.
 const MAX_FILE: u64 = 1 << 20;
@@ -49,16 +48,13 @@ impl Locals {
 
 /// A file that was not read in time.
 fn late(limit: std::time::Duration) -> Error {
-    Error::new(
-        ErrorKind::DeadlineExceeded,
-        format!("the file was not read within {limit:?}"),
-    )
+    Error::new(ErrorKind::TaskFailed, format!("the file was not read within {limit:?}"))
 }
 
 impl JobRun<'_> {
     /// A file of an artifact, as text.
     async fn text_of(&self, artifact: &Name, path: &VolumePath, scope: &Scope) -> Result<String> {
-        let volume = self.artifact(artifact)?;
+        let volume = scope.artifacts.volume(artifact)?;
         let volumes = self.volumes(&[(volume, Labels::new())]).await?;
         let volume = volumes
             .first()
@@ -135,17 +131,10 @@ impl JobRun<'_> {
         }
         let fetched = self.fetch(std::mem::take(&mut placed.wanted)).await?;
         let whole = placed.read(&fetched).map_err(Error::invalid)?;
-        let mut volumes = step.volumes.clone();
-        if let Action::Task(plan) = &whole.action {
-            // What a file says that was read only now.
-            for output in plan.outputs.iter().filter(|output| self.artifact(&output.name).is_ok()) {
-                let own = hashed("out", format!("{}/{}", step.name, output.name))?;
-                volumes.entry(output.name.clone()).or_insert(own);
-            }
-        }
         Ok(Step {
             name: step.name.clone(),
-            volumes,
+            volumes: step.volumes.clone(),
+            base: step.base.clone(),
             ..whole
         })
     }

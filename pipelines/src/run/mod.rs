@@ -4,6 +4,7 @@
 //! that job's tasks. All that a run keeps is in the engine, under names that follow from the run's id and the plan:
 //! that is how another process carries on with it.
 
+mod artifacts;
 pub(crate) mod cache;
 mod event;
 mod job;

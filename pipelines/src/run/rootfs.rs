@@ -18,8 +18,9 @@ const MAX_METADATA: u64 = 1 << 20;
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Metadata {
-    env: Vec<String>,
-    user: String,
+    /// `null` of an image without any, as Go writes it.
+    env: Option<Vec<String>>,
+    user: Option<String>,
 }
 
 /// What is to be known of the image before its layer streams by: digests come before content.
@@ -54,7 +55,7 @@ impl<'a> RootFs<'a> {
         let config = json!({
             "architecture": platform.architecture,
             "os": platform.os,
-            "config": { "Env": metadata.env, "User": metadata.user },
+            "config": { "Env": metadata.env.unwrap_or_default(), "User": metadata.user.unwrap_or_default() },
             "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
         });
         Ok(Self {

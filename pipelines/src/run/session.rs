@@ -3,7 +3,7 @@
 //! A program is one job. It makes volumes and runs steps as it comes to them, as many at once as it likes; what it says is
 //! the output of a step of its own, [`StepKind::Script`], whose end is the run's.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use orchestra_secrets::JobSecrets;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use super::artifacts::Artifacts;
 use super::cache::CacheUse;
 use super::event::{Data, RunEventKind, Teller};
 use super::job::JobRun;
@@ -92,6 +93,7 @@ pub struct StepOutcome {
 /// A program's run.
 pub struct Session<'a> {
     run: JobRun<'a>,
+    artifacts: Arc<Artifacts>,
     reports: Mutex<Vec<StepReport>>,
 }
 
@@ -150,6 +152,7 @@ where
     run.begun = true;
     let mut session = Session {
         run,
+        artifacts: Arc::default(),
         reports: Mutex::default(),
     };
     let mut report = session.whole(run_id, body).await;
@@ -257,6 +260,7 @@ impl Session<'_> {
             tries: String::new(),
             tried_again: true,
             variables: Default::default(),
+            artifacts: self.artifacts.clone(),
         }
     }
 
@@ -282,12 +286,11 @@ impl Session<'_> {
             return Err(Error::invalid("a sandbox is made of a task"));
         };
         self.run.warn_of_short_secrets().await;
-        let (run, mut used) = (&self.run, Vec::new());
-        let mounts = run.mounts(step, &plan.inputs, &plan.outputs, &plan.caches, &mut used);
+        let (run, scope, mut used) = (&self.run, self.scope(), Vec::new());
+        let mounts = run.mounts(step, &plan.inputs, &plan.outputs, &plan.caches, &scope, &mut used);
         let mounts = mounts.await?;
-        let task = self
-            .run
-            .describe(step, plan, step.name.clone(), mounts, &Tail::new())
+        let task = run
+            .describe(step, plan, step.name.clone(), mounts, &scope, &Tail::new())
             .await?;
         let (job, name, kind) = (self.run.plan.name.clone(), step.name.clone(), step.kind());
         self.tell(RunEventKind::StepStarted { job, step: name, kind }).await;
@@ -356,7 +359,7 @@ impl Session<'_> {
     /// Whatever [`Job::create_volume`] fails with.
     pub async fn volume(&self, name: &Name) -> Result<VolumeId> {
         let volume = self.first(&[(name.clone(), Labels::new())]).await?;
-        self.run.make(name, name.clone());
+        self.artifacts.make(name, name);
         Ok(volume)
     }
 
@@ -376,12 +379,15 @@ impl Session<'_> {
             Action::Task(plan) => (&plan.inputs, &plan.caches),
             _ => (&[], &[]),
         };
-        let artifacts: Vec<&Artifact> = artifacts.iter().collect();
-        let wanted = self.run.caches(&single.step, &artifacts, caches).await?;
+        let mut places = Vec::new();
+        for artifact in artifacts {
+            places.push((artifact, self.artifacts.volume(&artifact.name)?));
+        }
+        let wanted = self.run.caches(&single.step, &places, caches).await?;
         self.first(&wanted).await?;
         let none = || Error::invalid("there is no cache");
         let (name, _) = wanted.into_iter().next().ok_or_else(none)?;
-        self.run.make(&name, name.clone());
+        self.artifacts.make(&name, &name);
         Ok(name)
     }
 

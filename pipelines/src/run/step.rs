@@ -27,8 +27,9 @@ impl JobRun<'_> {
     ) -> StepReport {
         let tail = Tail::new();
         let mut report = StepReport::new(&self.plan.name, &step.name, step.kind(), Status::Errored);
-        let task = match self.mounts(step, &plan.inputs, &plan.outputs, &plan.caches, used).await {
-            Ok(mounts) => self.describe(step, plan, name, mounts, &tail).await,
+        let mounts = self.mounts(step, &plan.inputs, &plan.outputs, &plan.caches, scope, used);
+        let task = match mounts.await {
+            Ok(mounts) => self.describe(step, plan, name, mounts, scope, &tail).await,
             Err(error) => Err(error),
         };
         let result = match task {
@@ -60,9 +61,10 @@ impl JobRun<'_> {
         plan: &TaskPlan,
         name: Name,
         mounts: Vec<(VolumeId, ContainerPath)>,
+        scope: &Scope,
         tail: &Tail,
     ) -> Result<Task> {
-        let image = self.image(&plan.image).await?;
+        let image = self.image(&plan.image, &scope.artifacts).await?;
         let mut task = Task::with_image(name, image.reference.clone())
             .command(plan.command.iter().cloned())
             .privileged(plan.privileged)
@@ -146,44 +148,43 @@ impl JobRun<'_> {
         inputs: &'p [Artifact],
         outputs: impl IntoIterator<Item = &'p Artifact>,
         caches: &[CachePlan],
+        scope: &Scope,
         used: &mut Vec<Name>,
     ) -> Result<Vec<(VolumeId, ContainerPath)>> {
-        let (mut artifacts, mut names, mut made) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut artifacts, mut made) = (Vec::new(), Vec::new());
         for input in inputs {
-            match self.artifact(&input.name) {
-                Ok(volume) => {
-                    artifacts.push(input);
-                    names.push((volume, Labels::new()));
-                }
+            match scope.artifacts.volume(&input.name) {
+                Ok(volume) => artifacts.push((input, volume)),
                 Err(_) if input.optional => {}
                 Err(error) => return Err(error),
             }
         }
         for output in outputs {
-            let volume = self.volume_for(step, inputs, output);
-            if !names.iter().any(|(name, _)| *name == volume) {
-                artifacts.push(output);
-                names.push((volume.clone(), Labels::new()));
-            }
+            let volume = match in_place(inputs, output, scope) {
+                Some(volume) => volume,
+                None => {
+                    let volume = step.volume_of(&output.name);
+                    artifacts.push((output, volume.clone()));
+                    volume
+                }
+            };
             made.push((&output.name, volume));
         }
-        made.into_iter()
-            .for_each(|(artifact, volume)| self.make(artifact, volume));
+        let names: Vec<(Name, Labels)> = artifacts
+            .iter()
+            .map(|(_, volume)| (volume.clone(), Labels::new()))
+            .collect();
         let mut volumes = self.volumes(&names).await?;
         let wanted = self.caches(step, &artifacts, caches).await?;
         used.extend(wanted.iter().map(|(name, _)| name.clone()));
         volumes.extend(self.volumes(&wanted).await?);
-        let paths = artifacts.iter().map(|artifact| &artifact.path);
+        for (artifact, volume) in made {
+            scope.artifacts.make(artifact, &volume);
+            self.outdate(volume).await;
+        }
+        let paths = artifacts.iter().map(|(artifact, _)| &artifact.path);
         let paths = paths.chain(caches.iter().map(|cache| &cache.path)).cloned();
         Ok(volumes.into_iter().zip(paths).collect())
-    }
-
-    /// The volume of an output: that of the input that stands at the same place, or one of its own.
-    pub(super) fn volume_for(&self, step: &Step, inputs: &[Artifact], output: &Artifact) -> Name {
-        let place = |artifact: &Artifact| artifact.path.resolve(Task::WORKING_DIR);
-        let there = inputs.iter().find(|input| place(input) == place(output));
-        let there = there.and_then(|input| self.artifact(&input.name).ok());
-        there.unwrap_or_else(|| step.volume_of(&output.name))
     }
 
     /// Runs a `build_image` step.
@@ -200,7 +201,10 @@ impl JobRun<'_> {
         let outputs = plan.outputs.iter().map(|(artifact, _)| artifact);
         let targets = plan.additional_targets.iter().map(|(_, artifact, _)| artifact);
         let outputs = outputs.chain(targets);
-        let result = match self.mounts(step, &plan.inputs, outputs, &plan.caches, used).await {
+        let result = match self
+            .mounts(step, &plan.inputs, outputs, &plan.caches, scope, used)
+            .await
+        {
             Ok(mounts) => {
                 let volumes = mounts.into_iter().map(|(volume, _)| volume);
                 let build = plan.image_build(name, volumes);
@@ -386,4 +390,11 @@ fn build_failed(report: &mut StepReport, error: &BuildError, tail: &Tail) {
         .into_iter()
         .find(|text| !text.trim().is_empty());
     report.log_tail = said.cloned().unwrap_or_else(|| tail.lines());
+}
+
+/// The volume of the input that stands where an output does, which then is what the step makes of that.
+pub(super) fn in_place(inputs: &[Artifact], output: &Artifact, scope: &Scope) -> Option<Name> {
+    let place = |artifact: &Artifact| artifact.path.resolve(Task::WORKING_DIR);
+    let input = inputs.iter().find(|input| place(input) == place(output))?;
+    scope.artifacts.volume(&input.name).ok()
 }

@@ -18,6 +18,7 @@ use futures_util::stream;
 use tokio_util::sync::CancellationToken;
 
 use super::Status;
+use super::artifacts::Artifacts;
 use super::job::JobRun;
 use super::late::Locals;
 use crate::{Action, Hooks, Parallel, Step};
@@ -33,6 +34,8 @@ pub(super) struct Scope {
     pub(super) tried_again: bool,
     /// What `load_var` steps have set.
     pub(super) variables: Arc<Locals>,
+    /// What steps have made.
+    pub(super) artifacts: Arc<Artifacts>,
 }
 
 impl Scope {
@@ -55,6 +58,7 @@ impl Scope {
             tries,
             tried_again: self.tried_again || of > 1,
             variables: self.variables.clone(),
+            artifacts: self.artifacts.clone(),
         }
     }
 }
@@ -67,6 +71,7 @@ impl JobRun<'_> {
             tries: String::new(),
             tried_again: false,
             variables: Arc::default(),
+            artifacts: Arc::default(),
         };
         let status = self.sequence(&self.plan.plan, &scope).await;
         self.hooks(&self.plan.hooks, status, &scope).await
@@ -142,6 +147,7 @@ impl JobRun<'_> {
         };
         let begin = |step| {
             let mut scope = within.clone();
+            scope.artifacts = Artifacts::within(&scope.artifacts);
             if parallel.own_variables {
                 scope.variables = Locals::within(&scope.variables);
             }

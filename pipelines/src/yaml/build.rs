@@ -142,6 +142,7 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
             spot: (*spot).clone(),
         })
         .collect();
+    step::unique(reader, &read.outputs);
     read.complete = made.len() == fields.items("outputs").len() + fields.items("additional_targets").len();
     let caches = step::caches(&fields, &inputs, true);
     let mounts = inputs.iter().map(|at| (&at.value.path, &at.spot));
@@ -208,6 +209,7 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
             attempts: attempts.unwrap_or(1),
             hooks: Hooks::default(),
             volumes: BTreeMap::new(),
+            base: None,
         });
     }
     Some(read)

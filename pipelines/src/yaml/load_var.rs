@@ -59,6 +59,7 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
         attempts: attempts.unwrap_or(1),
         hooks: Hooks::default(),
         volumes: BTreeMap::new(),
+        base: None,
     });
     Some(read)
 }

@@ -267,6 +267,7 @@ pub(super) fn get(reader: &Reader<'_>, node: &Node) -> Option<Read> {
         attempts: attempts.unwrap_or(1),
         hooks: Hooks::default(),
         volumes: BTreeMap::new(),
+        base: None,
     });
     Some(read)
 }
@@ -314,6 +315,7 @@ pub(super) fn put(reader: &Reader<'_>, node: &Node) -> Option<Read> {
         attempts: attempts.unwrap_or(1),
         hooks: Hooks::default(),
         volumes: BTreeMap::new(),
+        base: None,
     });
     Some(read)
 }

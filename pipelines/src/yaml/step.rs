@@ -98,6 +98,18 @@ pub(super) fn artifacts(reader: &Reader<'_>, items: &[Node], what: &'static str)
     items.iter().filter_map(read).collect()
 }
 
+/// Refuses outputs of one step that have one name.
+pub(super) fn unique(reader: &Reader<'_>, outputs: &[At<Name>]) {
+    let mut known: BTreeMap<&Name, &Spot> = BTreeMap::new();
+    for At { value: name, spot } in outputs {
+        if let Some(first) = known.insert(name, spot) {
+            let places = [(spot, "again here"), (first, "first here")];
+            let message = format!("two outputs of one step are called `{name}`");
+            reader.conflict(places, message, "rename one of them (its `path` may stay)");
+        }
+    }
+}
+
 /// Inputs of a task.
 pub(super) fn inputs(reader: &Reader<'_>, items: &[Node]) -> Vec<At<Artifact>> {
     const KEYS: Known = Known::of(&["name", "path", "optional"]);

@@ -10,7 +10,6 @@ use super::reader::{Reader, closest, list};
 use super::step::{self, Read};
 use super::tree::{At, Node, Spot, Value};
 use super::{across, build, late, load_var, resource, task};
-use crate::run::cache::hashed;
 use crate::{Action, Hooks, LatePlan, Parallel, Step, StepKind};
 
 /// The keys that steps start with.
@@ -151,6 +150,7 @@ impl Tree {
             attempts: self.attempts,
             hooks,
             volumes: BTreeMap::new(),
+            base: None,
         })
     }
 
@@ -288,6 +288,7 @@ fn late_step(reader: &Reader<'_>, node: Node, kind: StepKind, read: &Read) -> Op
         action: Action::Late(Box::new(LatePlan::new(reader, kind, node))),
         hooks: Hooks::default(),
         volumes: BTreeMap::new(),
+        base: None,
     })
 }
 
@@ -463,25 +464,25 @@ pub(super) fn names(reader: &Reader<'_>, whole: &mut Tree) {
     volumes(leaves);
 }
 
-/// Gives volumes to artifacts that are made although there is one of that name.
+/// Says what the volumes of artifacts are called: as they are, or after their step where there is one of that name already.
 fn volumes(leaves: Vec<&mut Read>) {
-    let mut made: BTreeMap<Name, Name> = BTreeMap::new();
+    let mut made = BTreeSet::new();
+    let mut first = (None, BTreeMap::new());
     for read in leaves {
         let Some(step) = &mut read.step else { continue };
-        for At { value: artifact, .. } in &read.outputs {
-            let own = hashed("out", format!("{}/{artifact}", step.name));
-            let volume = match made.get(artifact) {
-                // Several of one step fill one volume; what is put has one that is called after its container.
-                Some(volume) if read.replaces => volume.clone(),
-                None if read.inputs.iter().all(|input| input.value != *artifact) => artifact.clone(),
-                // It has a name of any length's hash.
-                _ => own.unwrap_or_else(|_| artifact.clone()),
-            };
-            if volume != *artifact {
-                step.volumes.insert(artifact.clone(), volume.clone());
-            }
-            made.insert(artifact.clone(), volume);
+        if read.replaces && !matches!(step.action, Action::Put(_)) {
+            // One of those that are one step several times, which fill the same volumes.
+            (step.base, step.volumes) = first.clone();
+            continue;
         }
+        step.base = Some(step.name.clone());
+        for At { value: artifact, .. } in &read.outputs {
+            let is_input = read.inputs.iter().any(|input| input.value == *artifact);
+            if made.insert(artifact.clone()) && !is_input {
+                step.volumes.insert(artifact.clone(), artifact.clone());
+            }
+        }
+        first = (step.base.clone(), step.volumes.clone());
     }
 }
 

@@ -149,6 +149,7 @@ pub(super) fn read_with(reader: &Reader<'_>, node: &Node, file: Option<(&Reader<
         ..Read::new(spot)
     };
     let Some(config) = config else { return Some(read) };
+    step::unique(config.reader, &read.outputs);
     let mut inputs = step::inputs(config.reader, config.items("inputs"));
     let caches = step::caches(&config, &inputs, false);
     // An output that stands where an input does is what the task makes of that.
@@ -217,6 +218,7 @@ pub(super) fn read_with(reader: &Reader<'_>, node: &Node, file: Option<(&Reader<
             attempts: attempts.unwrap_or(1),
             hooks: Hooks::default(),
             volumes: BTreeMap::new(),
+            base: None,
         });
     }
     Some(read)
@@ -255,6 +257,7 @@ fn later(
             attempts: attempts.unwrap_or(1),
             hooks: Hooks::default(),
             volumes: BTreeMap::new(),
+            base: None,
         });
     }
 }

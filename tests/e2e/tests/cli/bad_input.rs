@@ -22,7 +22,6 @@ tests![
     a_registry_that_refuses_the_password,
     names_that_could_mean_something_else,
     an_input_that_no_step_makes,
-    one_name_for_an_input_and_an_output,
     one_name_for_two_outputs,
     a_pipeline_that_is_no_file_or_no_text,
     arguments_that_do_not_exist,
@@ -234,23 +233,13 @@ fn an_input_that_no_step_makes(fixture: &Fixture) {
     assert_says(&finished, &["sauce", "source"]);
 }
 
-fn one_name_for_an_input_and_an_output(fixture: &Fixture) {
-    let first = producer(fixture, "words", "echo not run > words/x");
-    let mut second = producer(fixture, "words", "echo not run");
-    second["task"] = json!("again");
-    second["config"]["inputs"] = json!([{"name": "words"}]);
-    let finished = run(fixture, [first, second], &[]);
+fn one_name_for_two_outputs(fixture: &Fixture) {
+    let mut second = task(fixture, "second", "true");
+    second["config"]["outputs"] = json!([{"name": "words"}, {"name": "words", "path": "other"}]);
+    let finished = run(fixture, [producer(fixture, "words", "echo not run"), second], &[]);
     assert_eq!(finished.code, 2, "{finished}");
     assert_says(&finished, &["p.yml:1:", "`words`"]);
     assert!(!finished.all().contains("starts"), "{finished}");
-}
-
-fn one_name_for_two_outputs(fixture: &Fixture) {
-    let mut second = task(fixture, "second", "true");
-    second["config"]["outputs"] = json!([{"name": "words"}]);
-    let finished = run(fixture, [producer(fixture, "words", "true"), second], &[]);
-    assert_eq!(finished.code, 2, "{finished}");
-    assert_says(&finished, &["words"]);
 }
 
 fn a_pipeline_that_is_no_file_or_no_text(fixture: &Fixture) {

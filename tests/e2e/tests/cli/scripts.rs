@@ -15,6 +15,7 @@ tests![
     a_script_that_never_ends_is_ended_and_leaves_nothing,
     a_script_that_is_interrupted_leaves_nothing,
     a_script_reaches_allowed_hosts_alone,
+    the_example_of_requests_runs,
     init_writes_a_starter_that_runs,
     one_job_of_a_script_can_be_run,
 ];
@@ -277,6 +278,23 @@ fn a_script_reaches_allowed_hosts_alone(fixture: &Fixture) {
     let finished = fixture.orchestra(["run", "p.ts"]).dir(dir.path()).run();
     assert_eq!(finished.code, 0, "{finished}");
     assert_says(&finished, &["p | reached"]);
+}
+
+fn the_example_of_requests_runs(fixture: &Fixture) {
+    let host = &fixture.registry;
+    let text =
+        std::fs::read_to_string(Fixture::repository().join("examples/typescript/fetch.ts")).expect("the example");
+    let dir = Dir::with([(
+        "fetch.ts",
+        text.replace("https://api.example.com", &format!("http://{host}")),
+    )]);
+    let refused = fixture.orchestra(["run", "fetch.ts"]).dir(dir.path()).run();
+    assert_eq!(refused.code, 1, "{refused}");
+    assert_says(&refused, &["is not allowed: none is", "fetch_allow"]);
+    dir.write("orchestra.toml", format!("[script]\nfetch_allow = [{host:?}]\n"));
+    let finished = fixture.orchestra(["run", "fetch.ts"]).dir(dir.path()).run();
+    assert_eq!(finished.code, 0, "{finished}");
+    assert_says(&finished, &["fetch | the server answers 200"]);
 }
 
 fn init_writes_a_starter_that_runs(fixture: &Fixture) {
