@@ -66,7 +66,9 @@ impl FetchPolicy {
             hosts => format!("allowed are {}", hosts.join(", ")),
         };
         Refused::new(format!("fetch: the host {host} is not allowed: {allowed}"))
-            .hint("let the one who runs the pipeline add it to `fetch_allow` under [script] in orchestra.toml")
+            .hint(format!(
+                "let the one who runs the pipeline have `fetch_allow = [{host:?}]` under [script] in orchestra.toml"
+            ))
             .into()
     }
 
