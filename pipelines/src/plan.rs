@@ -168,6 +168,21 @@ pub struct Step {
 }
 
 impl Step {
+    /// The artifacts that it makes.
+    pub(crate) fn outputs(&self) -> Vec<&Name> {
+        match &self.action {
+            Action::Task(plan) => plan.outputs.iter().map(|output| &output.name).collect(),
+            Action::BuildImage(plan) => {
+                let outputs = plan.outputs.iter().map(|(output, _)| output);
+                let targets = plan.additional_targets.iter().map(|(_, output, _)| output);
+                outputs.chain(targets).map(|output| &output.name).collect()
+            }
+            Action::Get(plan) => vec![&plan.artifact],
+            Action::Put(plan) => vec![&plan.artifact],
+            _ => Vec::new(),
+        }
+    }
+
     /// The name of the volume that an artifact is made in.
     pub(crate) fn volume_of(&self, artifact: &Name) -> Name {
         let known = self.volumes.get(artifact).cloned();

@@ -338,14 +338,14 @@ async fn an_artifact_is_made_anew_and_a_name_stands_for_more_than_one_step() {
             shows("one"),
             task("gone", "inputs: [{name: o}]", "test ! -e o/late")
         ),
-        // A try that is not the first has its own input again, or that which the one before has made.
+        // A try that is not the first has its input again.
         format!(
             "{}, {{do: [{}], attempts: 2}}, {}",
             makes("one"),
             task(
                 "copy",
                 copies,
-                "if test -e to/tried; then echo > to/new; else echo > to/tried; exit 1; fi"
+                "test -e from/one || exit 2; if test -e to/tried; then echo > to/new; else echo > to/tried; exit 1; fi"
             ),
             shows("new")
         ),
@@ -365,6 +365,20 @@ async fn an_artifact_is_made_anew_and_a_name_stands_for_more_than_one_step() {
         let report = run_with(&format!("plan: [{plan}]"), RunOptions::default()).await;
         assert_eq!(report.status, Status::Succeeded, "{plan}\n{report:#?}");
     }
+    // Told at its place in the file that it is of.
+    let write = task(
+        "write",
+        "outputs: [{name: src}]",
+        "echo \"{outputs: [{name: a}, {name: b}], run: {path: sh}}\" > src/t.yml",
+    );
+    let two =
+        format!("plan: [{write}, {{task: late, image: busybox, file: src/t.yml, output_mapping: {{a: x, b: x}}}}]");
+    let report = run_with(&two, RunOptions::default()).await;
+    let error = report.steps[1].error.clone().unwrap_or_default();
+    assert!(
+        error.contains("src/t.yml:1:") && error.contains("two outputs of one step are called `x`"),
+        "{report:#?}"
+    );
     let report = run_with(
         &format!("plan: [{}, {}]", makes("a"), makes("b")),
         RunOptions::default(),

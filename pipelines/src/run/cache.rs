@@ -18,7 +18,7 @@ use super::RunOptions;
 use super::event::{RunEventKind, Teller};
 use super::job::EVENTS;
 use crate::cache::{CachePlan, checksum};
-use crate::{Artifact, Step};
+use crate::{Action, Artifact, Step};
 
 /// Where caches are kept from run to run, and how.
 #[derive(Clone, Debug)]
@@ -272,6 +272,11 @@ impl super::job::JobRun<'_> {
     /// Lets caches go whose last user in this job was this step. They are persisted while later steps run.
     pub(super) async fn release(&self, step: &Step, names: &[Name]) {
         let leaves = self.plan.leaves();
+        // Which caches such a step has is known when it runs.
+        let is_late = |other: &&Step| matches!(other.action, Action::Late(_)) && self.is_pending(other);
+        if leaves.iter().any(is_late) {
+            return;
+        }
         for (cache, name) in step.caches().iter().zip(names) {
             let identity = cache.identity(&step.name);
             let shares = |other: &&Step| {

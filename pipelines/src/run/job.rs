@@ -73,7 +73,9 @@ pub(super) struct JobRun<'a> {
     /// One lock: two steps that need a volume at once make it once.
     volumes: tokio::sync::Mutex<HashMap<Name, VolumeId>>,
     /// Images of artifacts, as the engine has them.
-    loaded: tokio::sync::Mutex<Loaded>,
+    loaded: tokio::sync::Mutex<HashMap<(Name, u32), ImageRef>>,
+    /// How often each volume was written to by steps, as far as they say.
+    written: Mutex<HashMap<Name, u32>>,
     /// Steps in the order in which they began.
     executed: Mutex<Vec<Name>>,
     /// What an earlier process of this run has done.
@@ -92,15 +94,6 @@ pub(super) struct JobRun<'a> {
 
 /// Who waits for a task to run, and its container once there is one.
 type Started = Arc<Mutex<HashMap<Name, (Option<ContainerId>, oneshot::Sender<ContainerId>)>>>;
-
-/// Images of artifacts that were loaded into the engine.
-#[derive(Default)]
-struct Loaded {
-    /// By the volume.
-    images: HashMap<Name, ImageRef>,
-    /// Those of volumes that another step has written to since.
-    outdated: Vec<ImageRef>,
-}
 
 /// What came of a job.
 pub(super) struct JobOutcome {
@@ -267,6 +260,7 @@ impl<'a> JobRun<'a> {
             aliases,
             volumes: tokio::sync::Mutex::default(),
             loaded: tokio::sync::Mutex::default(),
+            written: Mutex::default(),
             executed: Mutex::default(),
             recorded: None,
             pushed: Mutex::default(),
@@ -408,6 +402,9 @@ impl<'a> JobRun<'a> {
             })
         };
         let report = recorded.ended(&step.name, name, step.kind(), is_its)?;
+        // The programs of a resource are run under another name in each attempt.
+        let tried = report.attempt.filter(|attempt| *attempt > 1);
+        let tried = tried.map_or_else(|| Ok(name.clone()), |attempt| Name::new(format!("{name}.{attempt}")));
         // What a step has made has to be there: who has removed all has ended the run.
         let made: Vec<(Name, Name)> = match &step.action {
             Action::Task(plan) => {
@@ -420,10 +417,10 @@ impl<'a> JobRun<'a> {
                 };
                 plan.outputs.iter().map(made).collect()
             }
-            Action::Get(plan) => vec![(plan.artifact.clone(), got(step, name, &plan.artifact).ok()?)],
+            Action::Get(plan) => vec![(plan.artifact.clone(), got(step, &tried.ok()?, &plan.artifact).ok()?)],
             Action::Put(plan) if plan.no_get => Vec::new(),
             Action::Put(plan) => {
-                let volume = super::cache::hashed("put", name.as_str()).ok()?;
+                let volume = super::cache::hashed("put", tried.ok()?.as_str()).ok()?;
                 vec![(plan.artifact.clone(), volume)]
             }
             // Whether the engine still has an image that was built is not known: a build has its own cache.
@@ -521,6 +518,7 @@ impl<'a> JobRun<'a> {
         report.duration = began.elapsed();
         // What the driver says is clean; what the plan itself says may hold what was put into it.
         self.redact(&mut report);
+        self.outdate(whole.as_ref().unwrap_or(step), scope);
         // Of what it announced, and of secrets that only it asked for.
         self.warn_of_short_secrets().await;
         (report, caches, whole)
@@ -560,12 +558,13 @@ impl<'a> JobRun<'a> {
             return Ok(image.clone());
         };
         let mut loaded = self.loaded.lock().await;
-        if let Some(reference) = loaded.images.get(&volume) {
+        let times = locked(&self.written).get(&volume).copied().unwrap_or_default();
+        if let Some(reference) = loaded.get(&(volume.clone(), times)) {
             return Ok(TaskImage::new(reference.clone()));
         }
         let volumes = self.volumes(&[(volume.clone(), Labels::new())]).await?;
-        // As often as it is loaded: an engine keeps what a tag was taken from.
-        let told_by = format!("{}\0{volume}\0{}", self.job.id(), loaded.outdated.len());
+        // One for each content: an engine keeps what a tag was taken from.
+        let told_by = format!("{}\0{volume}\0{times}", self.job.id());
         let tag = super::cache::hashed("image", told_by)?;
         let reference = ImageRef::new(format!("localhost/orchestra-artifact:{tag}"))?;
         let archive = VolumePath::new(ARCHIVE)?;
@@ -590,16 +589,18 @@ impl<'a> JobRun<'a> {
                 _ => error.with("artifact", &artifact),
             })?;
         }
-        loaded.images.insert(volume, reference.clone());
+        loaded.insert((volume, times), reference.clone());
         Ok(TaskImage::new(reference))
     }
 
-    /// Has an artifact's image loaded anew when it is asked for next: a step writes to its volume.
-    pub(super) async fn outdate(&self, volume: Name) {
-        let mut loaded = self.loaded.lock().await;
-        if let Some(image) = loaded.images.remove(&volume) {
-            loaded.outdated.push(image);
-        }
+    /// Has images of what a step has made loaded anew when they are asked for next.
+    fn outdate(&self, step: &Step, scope: &Scope) {
+        let mut written = locked(&self.written);
+        let volumes = step
+            .outputs()
+            .into_iter()
+            .filter_map(|artifact| scope.artifacts.volume(artifact).ok());
+        volumes.for_each(|volume| *written.entry(volume).or_default() += 1);
     }
 
     /// What the step's container is called: another one in each try, as one that is kept would be taken for this try's.
@@ -629,8 +630,7 @@ impl<'a> JobRun<'a> {
             self.warn(message).await;
         }
         if !self.options.keep {
-            let loaded = self.loaded.lock().await;
-            for reference in loaded.images.values().chain(&loaded.outdated) {
+            for reference in self.loaded.lock().await.values() {
                 if let Err(error) = self.driver.remove_image(reference).await {
                     self.warn(format!(
                         "the image {reference} of an artifact could not be removed: {error}"

@@ -152,14 +152,16 @@ impl RunState {
         .map(|_| ())
     }
 
-    /// Notes which version of a resource the run has.
-    pub(super) async fn take(&self, resource: &Name, version: &Version) -> Result<()> {
-        let (resource, version) = (resource.to_string(), serde_json::json!(version).to_string());
-        self.with("write", move |connection| {
-            connection.execute(
+    /// Notes which version of a resource the run has, or that it is not known here.
+    pub(super) async fn take(&self, resource: &Name, version: Option<&Version>) -> Result<()> {
+        let resource = resource.to_string();
+        let version = version.map(|version| serde_json::json!(version).to_string());
+        self.with("write", move |connection| match version {
+            Some(version) => connection.execute(
                 "INSERT OR REPLACE INTO version VALUES (?1, ?2)",
                 params![resource, version],
-            )
+            ),
+            None => connection.execute("DELETE FROM version WHERE resource = ?1", params![resource]),
         })
         .await
         .map(|_| ())

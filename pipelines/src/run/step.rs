@@ -178,10 +178,8 @@ impl JobRun<'_> {
         let wanted = self.caches(step, &artifacts, caches).await?;
         used.extend(wanted.iter().map(|(name, _)| name.clone()));
         volumes.extend(self.volumes(&wanted).await?);
-        for (artifact, volume) in made {
-            scope.artifacts.make(artifact, &volume);
-            self.outdate(volume).await;
-        }
+        made.iter()
+            .for_each(|(artifact, volume)| scope.artifacts.make(artifact, volume));
         let paths = artifacts.iter().map(|(artifact, _)| &artifact.path);
         let paths = paths.chain(caches.iter().map(|cache| &cache.path)).cloned();
         Ok(volumes.into_iter().zip(paths).collect())

@@ -90,8 +90,13 @@ impl JobRun<'_> {
 
     async fn tries(&self, step: &Step, scope: &Scope) -> Status {
         let mut status = Status::Succeeded;
+        let before = scope.artifacts.within();
         for number in 1..=step.attempts {
-            status = self.once(step, scope.of_try(number, step.attempts)).await;
+            let mut of_try = scope.of_try(number, step.attempts);
+            of_try.artifacts = before.within();
+            let artifacts = of_try.artifacts.clone();
+            status = self.once(step, of_try).await;
+            scope.artifacts.join(&artifacts);
             if scope.cancel.is_cancelled() || matches!(status, Status::Succeeded | Status::Aborted) {
                 break;
             }
@@ -145,9 +150,10 @@ impl JobRun<'_> {
             cancel: scope.cancel.child_token(),
             ..scope.clone()
         };
-        let begin = |step| {
+        let parts: Vec<Arc<Artifacts>> = parallel.steps.iter().map(|_| scope.artifacts.within()).collect();
+        let begin = |(step, artifacts): (_, &Arc<Artifacts>)| {
             let mut scope = within.clone();
-            scope.artifacts = Artifacts::within(&scope.artifacts);
+            scope.artifacts = artifacts.clone();
             if parallel.own_variables {
                 scope.variables = Locals::within(&scope.variables);
             }
@@ -163,8 +169,9 @@ impl JobRun<'_> {
                 status
             }
         };
-        let running: Vec<_> = parallel.steps.iter().map(begin).collect();
+        let running: Vec<_> = parallel.steps.iter().zip(&parts).map(begin).collect();
         let ended: Vec<Status> = stream::iter(running).buffer_unordered(parallel.limit).collect().await;
+        parts.iter().for_each(|part| scope.artifacts.join(part));
         // What `fail_fast` has aborted is not why it ended.
         let order = match scope.cancel.is_cancelled() {
             true => [Status::Aborted, Status::Errored, Status::Failed],

@@ -142,7 +142,7 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
             spot: (*spot).clone(),
         })
         .collect();
-    step::unique(reader, &read.outputs);
+    step::unique(reader, read.outputs.iter().map(|at| (&at.value, &at.spot)));
     read.complete = made.len() == fields.items("outputs").len() + fields.items("additional_targets").len();
     let caches = step::caches(&fields, &inputs, true);
     let mounts = inputs.iter().map(|at| (&at.value.path, &at.spot));

@@ -99,9 +99,9 @@ pub(super) fn artifacts(reader: &Reader<'_>, items: &[Node], what: &'static str)
 }
 
 /// Refuses outputs of one step that have one name.
-pub(super) fn unique(reader: &Reader<'_>, outputs: &[At<Name>]) {
+pub(super) fn unique<'n>(reader: &Reader<'_>, outputs: impl Iterator<Item = (&'n Name, &'n Spot)>) {
     let mut known: BTreeMap<&Name, &Spot> = BTreeMap::new();
-    for At { value: name, spot } in outputs {
+    for (name, spot) in outputs {
         if let Some(first) = known.insert(name, spot) {
             let places = [(spot, "again here"), (first, "first here")];
             let message = format!("two outputs of one step are called `{name}`");

@@ -10,7 +10,7 @@ use orchestra::{
 use super::fields::{Fields, Known, texts};
 use super::reader::Reader;
 use super::step::{self, Read};
-use super::tree::{At, Node, Value};
+use super::tree::{At, Node, Spot, Value};
 use super::{late, load_var};
 use crate::{Action, Artifact, Assertion, Hooks, LatePlan, Step, StepKind, TaskImage, TaskPlan, units};
 
@@ -133,6 +133,8 @@ pub(super) fn read_with(reader: &Reader<'_>, node: &Node, file: Option<(&Reader<
     let mut outputs = config.as_ref().map_or_else(Vec::new, |config| {
         step::artifacts(config.reader, config.items("outputs"), "an output")
     });
+    // In the task's own text, which may be another file than what maps them.
+    let places: Vec<Spot> = outputs.iter().map(|output| output.spot.clone()).collect();
     if has_config {
         step::mapped(&fields, "output_mapping", "output", &mut outputs);
     }
@@ -149,14 +151,19 @@ pub(super) fn read_with(reader: &Reader<'_>, node: &Node, file: Option<(&Reader<
         ..Read::new(spot)
     };
     let Some(config) = config else { return Some(read) };
-    step::unique(config.reader, &read.outputs);
+    let placed = outputs.iter().zip(&places);
+    step::unique(
+        config.reader,
+        placed.clone().map(|(output, spot)| (&output.value.name, spot)),
+    );
     let mut inputs = step::inputs(config.reader, config.items("inputs"));
     let caches = step::caches(&config, &inputs, false);
     // An output that stands where an input does is what the task makes of that.
     let place = |at: &At<Artifact>| at.value.path.resolve(Task::WORKING_DIR);
-    let in_place = |output: &&At<Artifact>| inputs.iter().any(|input| place(input) == place(output));
-    let outside = outputs.iter().filter(|output| !in_place(output));
-    let mounts = inputs.iter().chain(outside).map(|at| (&at.value.path, &at.spot));
+    let in_place = |output: &At<Artifact>| inputs.iter().any(|input| place(input) == place(output));
+    let outside = placed.filter(|(output, _)| !in_place(output));
+    let outside = outside.map(|(output, spot)| (&output.value.path, spot));
+    let mounts = inputs.iter().map(|at| (&at.value.path, &at.spot)).chain(outside);
     step::mounts(
         config.reader,
         mounts.chain(caches.iter().map(|at| (&at.value.path, &at.spot))),

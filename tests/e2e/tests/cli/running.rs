@@ -15,6 +15,7 @@ tests![
     the_jobs_example_runs,
     the_example_of_steps_within_steps_runs,
     the_example_of_hooks_runs,
+    an_image_is_loaded_anew_when_its_artifact_has_changed,
     the_example_of_late_steps_runs,
     the_example_of_resources_runs,
     the_example_of_an_image_that_is_an_artifact_runs,
@@ -128,6 +129,20 @@ fn the_example_of_an_image_that_is_an_artifact_runs(fixture: &Fixture) {
     // What was loaded of the artifact is gone; under its tag the engine has the image by the build's own promise.
     let image = "localhost/orchestra-example:artifact";
     fixture.engine.remove_image(image).expect("the built image is removed");
+}
+
+fn an_image_is_loaded_anew_when_its_artifact_has_changed(fixture: &Fixture) {
+    let id = run_id("changed");
+    let mut change = task(fixture, "change", "echo of another day > files/rootfs/greeting");
+    change["config"]["inputs"] = json!([{"name": "files"}]);
+    change["config"]["outputs"] = json!([{"name": "files"}]);
+    let show = |name: &str| json!({"task": name, "image": "files", "network": "none", "config": {"run": {"path": "/busybox", "args": ["cat", "/greeting"]}}});
+    let make = "mkdir files/rootfs && cp /bin/busybox files/rootfs && echo of one day > files/rootfs/greeting";
+    let steps = [producer(fixture, "files", make), show("one"), change, show("two")];
+    let finished = run(fixture, steps, &["--run-id", &id]);
+    assert_eq!(finished.code, 0, "{finished}");
+    assert_says(&finished, &["one | of one day", "two | of another day"]);
+    assert_gone(fixture, &id, &finished);
 }
 
 /// Whether the engine has this capability, by its own account.
