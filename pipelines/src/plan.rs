@@ -178,7 +178,7 @@ impl Step {
                 outputs.chain(targets).map(|output| &output.name).collect()
             }
             Action::Get(plan) => vec![&plan.artifact],
-            Action::Put(plan) => vec![&plan.artifact],
+            Action::Put(plan) if !plan.no_get => vec![&plan.artifact],
             _ => Vec::new(),
         }
     }

@@ -567,8 +567,11 @@ impl<'a> JobRun<'a> {
         let told_by = format!("{}\0{volume}\0{times}", self.job.id());
         let tag = super::cache::hashed("image", told_by)?;
         let reference = ImageRef::new(format!("localhost/orchestra-artifact:{tag}"))?;
+        // What an earlier process of the run has loaded is what its steps have run in.
+        let carries_on = self.recorded.as_ref().is_some_and(|recorded| !recorded.left.is_empty());
+        let is_there = carries_on && self.watch(self.driver.image_exists(&reference)).await?;
         let archive = VolumePath::new(ARCHIVE)?;
-        for volume in &volumes {
+        for volume in volumes.iter().filter(|_| !is_there) {
             let open = async || {
                 let tar = self.driver.read_volume(volume, std::slice::from_ref(&archive)).await?;
                 file_from_tar(tar, &archive).await
