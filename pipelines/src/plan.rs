@@ -408,7 +408,8 @@ pub struct TaskImage {
     pub credentials: Option<Credentials>,
     /// Whether its registry may be spoken to by plain HTTP.
     pub insecure: bool,
-    /// Whether an artifact of that name, if an earlier step made one, is meant: the image is its `image.tar`, or its files in `rootfs/`.
+    /// Whether an artifact of that name, if an earlier step made one, is meant: the image is its `image.tar`, or its files in
+    /// `rootfs/`.
     pub may_be_artifact: bool,
 }
 

@@ -25,44 +25,16 @@ fn build(step: &Step) -> &BuildPlan {
     }
 }
 
-/// The user's own page, but for its secrets.
-const PAGE: &str = r#"
-plan:
-  - task: checkout
-    config:
-      platform: linux
-      image_resource: { type: registry-image, source: { repository: alpine } }
-      outputs: [{ name: source }]
-      run: { path: sh, args: ["-c", "git clone $REPO source"] }
-  - build_image:
-      name: build-app
-      context: source
-      dockerfile: source/Dockerfile
-      tag: registry.example.com/myapp:latest
-      push: true
-      build_args:
-        GO_VERSION: "1.26"
-      target: production
-      platforms: [linux/amd64]
-      inputs:
-        - name: source
-      caches:
-        - path: /var/lib/buildkit
-      registry:
-        hostname: registry.example.com
-        username: robot
-        password: hunter2
-        insecure: false
-  - task: smoke-test
-    image: registry.example.com/myapp:latest
-    config:
-      platform: linux
-      run: { path: /myapp, args: [--version] }
-"#;
+/// The user's own page.
+const PAGE: &str = include_str!("page.yml");
 
 #[test]
 fn the_page_of_image_build_runs_unchanged() {
-    let steps = steps(PAGE);
+    // But for its secrets.
+    let page = PAGE
+        .replace("secret:REGISTRY_USER", "robot")
+        .replace("secret:REGISTRY_PASSWORD", "hunter2");
+    let steps = steps(&page);
     assert_eq!(
         steps.iter().map(|step| step.name.as_str()).collect::<Vec<_>>(),
         ["checkout", "build-app", "smoke-test"]

@@ -498,15 +498,15 @@ impl<'a> JobRun<'a> {
             _ => Ok(None),
         };
         let named = self.own_name(step, scope);
+        let mut ran = None;
         let mut report = match (&whole, named) {
             (Ok(whole), Ok(name)) => {
                 let step = whole.as_ref().unwrap_or(step);
                 match self.ended_before(step, &name, scope) {
                     Some(report) => report,
                     None => {
-                        let mut report = self.action(step, name.clone(), scope, &mut caches).await;
-                        self.redact(&mut report);
-                        self.remember(step, &name, &report).await;
+                        let report = self.action(step, name.clone(), scope, &mut caches).await;
+                        ran = Some(name);
                         report
                     }
                 }
@@ -515,10 +515,14 @@ impl<'a> JobRun<'a> {
             (_, Err(error)) => self.not_run(step, &error),
         };
         let whole = whole.unwrap_or_default();
+        let step = whole.as_ref().unwrap_or(step);
         report.duration = began.elapsed();
         // What the driver says is clean; what the plan itself says may hold what was put into it.
         self.redact(&mut report);
-        self.outdate(whole.as_ref().unwrap_or(step), scope);
+        if let Some(name) = ran {
+            self.remember(step, &name, &report).await;
+        }
+        self.outdate(step, scope);
         // Of what it announced, and of secrets that only it asked for.
         self.warn_of_short_secrets().await;
         (report, caches, whole)

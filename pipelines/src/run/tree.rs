@@ -47,7 +47,8 @@ impl Scope {
         }
     }
 
-    fn of_try(&self, number: u32, of: u32) -> Self {
+    /// `artifacts` are those that there were before the first try.
+    fn of_try(&self, number: u32, of: u32, artifacts: &Artifacts) -> Self {
         let tries = match (number, self.tries.as_str()) {
             (1, outer) => outer.to_owned(),
             (_, "") => format!("try{number}"),
@@ -58,7 +59,7 @@ impl Scope {
             tries,
             tried_again: self.tried_again || of > 1,
             variables: self.variables.clone(),
-            artifacts: self.artifacts.clone(),
+            artifacts: artifacts.within(),
         }
     }
 }
@@ -92,8 +93,7 @@ impl JobRun<'_> {
         let mut status = Status::Succeeded;
         let before = scope.artifacts.within();
         for number in 1..=step.attempts {
-            let mut of_try = scope.of_try(number, step.attempts);
-            of_try.artifacts = before.within();
+            let of_try = scope.of_try(number, step.attempts, &before);
             let artifacts = of_try.artifacts.clone();
             status = self.once(step, of_try).await;
             scope.artifacts.join(&artifacts);

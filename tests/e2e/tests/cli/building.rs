@@ -29,38 +29,7 @@ tests![
 ];
 
 /// The pipelines of the page on image builds.
-const PAGE: &str = r#"plan:
-  - task: checkout
-    config:
-      platform: linux
-      image_resource: { type: registry-image, source: { repository: alpine } }
-      outputs: [{ name: source }]
-      run: { path: sh, args: ["-c", "git clone $REPO source"] }
-  - build_image:
-      name: build-app
-      context: source
-      dockerfile: source/Dockerfile
-      tag: registry.example.com/myapp:latest
-      push: true
-      build_args:
-        GO_VERSION: "1.26"
-      target: production
-      platforms: [linux/amd64]
-      inputs:
-        - name: source
-      caches:
-        - path: /var/lib/buildkit
-      registry:
-        hostname: registry.example.com
-        username: secret:REGISTRY_USER
-        password: secret:REGISTRY_PASSWORD
-        insecure: false
-  - task: smoke-test
-    image: registry.example.com/myapp:latest
-    config:
-      platform: linux
-      run: { path: /myapp, args: [--version] }
-"#;
+const PAGE: &str = include_str!("../../../../pipelines/tests/page.yml");
 const CACHED: &str = r#"
 - build_image:
     context: source
