@@ -115,7 +115,8 @@ impl FetchPolicy {
                 attempt.error(format!("it redirects to {host}, which is not allowed"))
             }
         });
-        let client = Client::builder().redirect(redirects).build();
+        // A redirect would go over the connection that answered it, which its server may be closing: a connection each.
+        let client = Client::builder().redirect(redirects).pool_max_idle_per_host(0).build();
         let client = client.map_err(|error| trouble(format!("fetch: {}", chain(&error))))?;
         let method = args
             .get("method")
