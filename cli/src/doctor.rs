@@ -114,6 +114,10 @@ fn why<'a>(info: &'a DriverInfo, capability: &str) -> &'a str {
         "exact_volumes" => {
             "the engine's archive calls lose some of a file; Orchestra's helper carries all of it instead"
         }
+        "volume_directories" => {
+            "the engine is on another machine, has its files out of this user's sight or runs without root: what is in a \
+             volume goes through the engine"
+        }
         "any_file" => {
             "without root the kernel gives no devices, no `trusted.*` attributes, and only the user's own ids"
         }

@@ -55,6 +55,9 @@ pub struct Capabilities {
     /// [`Driver::write_volume`](crate::Driver::write_volume) and [`Driver::read_volume`](crate::Driver::read_volume) keep
     /// everything that the kernel keeps of a file. Where it lacks, `orchestra-volumes` does it above the driver.
     pub exact_volumes: bool,
+    /// [`Driver::volume_directory`](crate::Driver::volume_directory) tells where a volume's files are on this machine: they
+    /// need not go through the engine.
+    pub volume_directories: bool,
     /// A volume takes any file: owners of all numbers, devices, `trusted.*` attributes. An engine without root takes what the
     /// kernel lets its user namespace have.
     pub any_file: bool,
@@ -90,6 +93,7 @@ impl Capabilities {
         exec: true,
         import_image: true,
         exact_volumes: true,
+        volume_directories: true,
         any_file: true,
         insecure_pull: true,
         out_of_memory: true,
@@ -118,6 +122,7 @@ impl Capabilities {
         exec: false,
         import_image: false,
         exact_volumes: false,
+        volume_directories: false,
         any_file: false,
         insecure_pull: false,
         out_of_memory: false,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -180,6 +181,18 @@ pub trait Driver: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// # Errors
     /// [`VolumeNotFound`](crate::ErrorKind::VolumeNotFound), [`PathNotFound`](crate::ErrorKind::PathNotFound), from the call or from the stream.
     async fn read_volume(&self, id: &VolumeId, paths: &[VolumePath]) -> Result<ByteStream>;
+
+    /// Where a volume's files are on this machine: the directory that containers have mounted. `None` where the driver can't
+    /// show that it is this very volume, because the engine is on another machine, in a mount namespace of its own, or behind a
+    /// socket that leads elsewhere. It is for whoever moves whole trees; this process may still lack the right to read there.
+    ///
+    /// # Behavior
+    /// - Needs [`volume_directories`](Capabilities::volume_directories); without it the answer is `None`.
+    /// - What is written there is in the volume, and the other way round, with the same owners.
+    ///
+    /// # Errors
+    /// [`VolumeNotFound`](crate::ErrorKind::VolumeNotFound).
+    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<PathBuf>>;
 
     /// Removes a volume.
     ///

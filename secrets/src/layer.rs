@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -198,6 +199,14 @@ impl Driver for SecretsLayer {
             .await
             .map_err(|error| job.redact_error(error))?;
         Ok(stream.map_err(move |error| job.redact_error(error)).boxed())
+    }
+
+    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<PathBuf>> {
+        let job = self.of_volume(id);
+        self.inner
+            .volume_directory(id)
+            .await
+            .map_err(|error| job.redact_error(error))
     }
 
     async fn remove_volume(&self, id: &VolumeId) -> Result<()> {

@@ -4,13 +4,16 @@
 //! The engines' own archive calls lose some of it ([`Capabilities::exact_volumes`](orchestra::Capabilities::exact_volumes)):
 //! good for source files, and the ruin of an overlay file system's state, whose opaque directories become see-through. Who
 //! keeps such a tree asks [`ExactVolumes`] instead of [`Driver::write_volume`](orchestra::Driver::write_volume) and
-//! [`Driver::read_volume`](orchestra::Driver::read_volume), and has what goes in come out on every engine. It costs a
-//! container's start (0.2 to 0.5 s) where the driver's own calls are not exact, and nothing where they are.
+//! [`Driver::read_volume`](orchestra::Driver::read_volume), and has what goes in come out on every engine.
 //!
 //! # How data flows
-//! The static program of [`orchestra_helper`] is imported as an image, once a job. For each transfer a container of it
-//! is made, without a network and with the few kernel capabilities that files need, with the volume mounted; and in that
-//! the program is executed with the tar as its standard input or output. It all has the job's label, and goes with the
+//! Where the driver tells of a volume's [directory](orchestra::Driver::volume_directory) and this process may have any file
+//! (root beside the engine), files go to it and come from it without the engine.
+//!
+//! Else, where the driver's own calls are not exact, the static program of [`orchestra_helper`] is imported as an image, once
+//! a job. For each transfer a container of it is made, without a network and with the few kernel capabilities that files
+//! need, with the volume mounted; and in that the program is executed with the tar as its standard input or output. It costs
+//! the container's start (0.2 to 0.5 s) and the engine's way with streams. It all has the job's label, and goes with the
 //! transfer or with the job.
 //!
 //! ```
@@ -24,6 +27,7 @@
 //! }
 //! ```
 
+pub mod directory;
 mod image;
 mod transfer;
 

@@ -1,5 +1,6 @@
 //! One transfer: a container that mounts the volume, and the program in it.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,7 +14,7 @@ use orchestra::{
 use orchestra_helper::exit;
 use tokio::sync::oneshot;
 
-use crate::image;
+use crate::{directory, image};
 
 /// Where the volume is in the container.
 const ROOT: &str = "/v";
@@ -43,6 +44,8 @@ const KERNEL_CAPABILITIES: [&str; 7] = [
 pub struct ExactVolumes {
     driver: SharedDriver,
     job: JobId,
+    /// Whether volumes are directories of this machine, whose files this process may have.
+    directories: bool,
     /// The program, where the driver's own calls are not exact.
     program: Option<&'static [u8]>,
     /// Held while the image is imported: of several that miss it one does.
@@ -77,11 +80,20 @@ impl ExactVolumes {
             Some(program)
         };
         Ok(Self {
+            directories: info.capabilities.volume_directories && directory::has_all_rights(),
             driver,
             job,
             program,
             importing: Arc::default(),
         })
+    }
+
+    /// The same, but never past the engine: by the driver's own calls or by the program, even where a volume is a directory that
+    /// this process may read.
+    #[must_use]
+    pub fn through_engine(mut self) -> Self {
+        self.directories = false;
+        self
     }
 
     /// What an engine with these capabilities lacks; `None` if exact transfers need no more.
@@ -102,26 +114,46 @@ impl ExactVolumes {
     /// # Errors
     /// Those of [`Driver::write_volume`](orchestra::Driver::write_volume), and those of making a container.
     pub async fn write(&self, volume: &VolumeId, path: &VolumePath, tar: ByteStream) -> Result<()> {
-        let Some(program) = self.program else {
-            return self.driver.write_volume(volume, path, tar).await;
-        };
-        self.unpack(program, volume, &["unpack-tree", ROOT, path.as_str()], tar)
-            .await
-            .map(drop)
+        match self.way(volume).await? {
+            Way::Directory(directory) => directory::write(directory, path.clone(), tar).await,
+            Way::Program(program) => self
+                .unpack(program, volume, &["unpack-tree", ROOT, path.as_str()], tar)
+                .await
+                .map(drop),
+            Way::Driver => self.driver.write_volume(volume, path, tar).await,
+        }
     }
 
     /// [Writes](Self::write) to the whole of a volume, and says what it then is, for [`read_unless`](Self::read_unless):
-    /// `None` where the driver's own calls are exact, which don't tell.
+    /// `None` where it took the driver's own calls, which don't tell.
     ///
     /// # Errors
     /// Those of [`write`](Self::write).
     pub async fn fill(&self, volume: &VolumeId, tar: ByteStream) -> Result<Option<Fingerprint>> {
-        let Some(program) = self.program else {
-            self.driver.write_volume(volume, &VolumePath::root(), tar).await?;
-            return Ok(None);
-        };
-        let said = self.unpack(program, volume, &["fill-tree", ROOT], tar).await?;
-        Ok(Some(Fingerprint(said.trim().to_owned())))
+        match self.way(volume).await? {
+            Way::Directory(directory) => {
+                directory::write(directory.clone(), VolumePath::root(), tar).await?;
+                directory::fingerprint(directory).await.map(Some)
+            }
+            Way::Program(program) => {
+                let said = self.unpack(program, volume, &["fill-tree", ROOT], tar).await?;
+                Ok(Some(Fingerprint(said.trim().to_owned())))
+            }
+            Way::Driver => {
+                self.driver.write_volume(volume, &VolumePath::root(), tar).await?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// How what is in a volume is reached.
+    async fn way(&self, volume: &VolumeId) -> Result<Way> {
+        if self.directories
+            && let Some(directory) = self.driver.volume_directory(volume).await?
+        {
+            return Ok(Way::Directory(directory));
+        }
+        Ok(self.program.map_or(Way::Driver, Way::Program))
     }
 
     /// Unpacks by a command of the program. What that says on its output.
@@ -167,11 +199,14 @@ impl ExactVolumes {
     /// # Errors
     /// Those of [`Driver::read_volume`](orchestra::Driver::read_volume), and those of making a container.
     pub async fn read(&self, volume: &VolumeId, paths: &[VolumePath]) -> Result<ByteStream> {
-        let Some(program) = self.program else {
-            return self.driver.read_volume(volume, paths).await;
-        };
-        let packing = self.pack(program, volume, &["pack-tree", ROOT], paths).await?;
-        Ok(packing.tar())
+        match self.way(volume).await? {
+            Way::Directory(directory) => Ok(directory::read(directory, VolumePath::outermost(paths))),
+            Way::Program(program) => {
+                let packing = self.pack(program, volume, &["pack-tree", ROOT], paths).await?;
+                Ok(packing.tar())
+            }
+            Way::Driver => self.driver.read_volume(volume, paths).await,
+        }
     }
 
     /// The same, unless the volume is what it was when it was [filled](Self::fill): then `None`, and none of its files was
@@ -185,8 +220,19 @@ impl ExactVolumes {
         paths: &[VolumePath],
         filled: &Fingerprint,
     ) -> Result<Option<ByteStream>> {
-        let Some(program) = self.program else {
-            return self.driver.read_volume(volume, paths).await.map(Some);
+        let program = match self.way(volume).await? {
+            Way::Directory(directory) => {
+                // What can't be looked at is told by packing it.
+                if directory::fingerprint(directory.clone())
+                    .await
+                    .is_ok_and(|found| found == *filled)
+                {
+                    return Ok(None);
+                }
+                return Ok(Some(directory::read(directory, VolumePath::outermost(paths))));
+            }
+            Way::Program(program) => program,
+            Way::Driver => return self.driver.read_volume(volume, paths).await.map(Some),
         };
         let command = ["pack-tree-unless", filled.0.as_str(), ROOT];
         let mut packing = self.pack(program, volume, &command, paths).await?;
@@ -304,7 +350,17 @@ impl ExactVolumes {
 
 /// What a volume was when it was filled. It tells nothing of another volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fingerprint(String);
+pub struct Fingerprint(pub(crate) String);
+
+/// A way into a volume and out of it that loses nothing.
+enum Way {
+    /// Its directory on this machine.
+    Directory(PathBuf),
+    /// The program, in a container.
+    Program(&'static [u8]),
+    /// The driver's own calls.
+    Driver,
+}
 
 /// A volume that is being read.
 struct Packing {

@@ -11,6 +11,7 @@ mod transfer;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -264,6 +265,14 @@ impl Driver for CachesLayer {
 
     async fn read_volume(&self, id: &VolumeId, paths: &[VolumePath]) -> Result<ByteStream> {
         self.inner.read_volume(id, paths).await
+    }
+
+    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<PathBuf>> {
+        if let Some(volume) = self.known(id) {
+            // What is written there, nobody is told.
+            volume.used.store(true, Ordering::Relaxed);
+        }
+        self.inner.volume_directory(id).await
     }
 
     async fn remove_volume(&self, id: &VolumeId) -> Result<()> {

@@ -384,6 +384,11 @@ impl Driver for ContainerdDriver {
         self.volumes.read(id, paths).await
     }
 
+    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<PathBuf>> {
+        self.alive().await?;
+        Ok(Some(self.volumes.get(id).await?.path))
+    }
+
     async fn remove_volume(&self, id: &VolumeId) -> Result<()> {
         self.discard_volume(id).await
     }

@@ -46,7 +46,8 @@
 //! - The default network is a bridge of the driver's own, made by the CNI plugins `bridge`, `firewall`, `host-local` and
 //!   `loopback`; no file of `/etc/cni` is read. Without them (package `containernetworking-plugins`) the driver lacks
 //!   [`default_network`](orchestra::Capabilities::default_network), and says why; the networks `none` and `host` need none.
-//! - Volumes carry everything that the file system does: `exact_volumes` and `any_file`.
+//! - Volumes carry everything that the file system does, and are directories of this machine: `exact_volumes`, `any_file` and
+//!   `volume_directories`.
 //! - All is made in one of containerd's namespaces, `orchestra`, which no other client of containerd looks into.
 //! - Ids that containerd would refuse (longer than 76 bytes, or with two separators in a row) are stored under a digest.
 

@@ -1,6 +1,7 @@
 //! The driver: connection, what the engine is, and what it holds of ours.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,7 +18,7 @@ use orchestra::{
 };
 use tokio_util::task::TaskTracker;
 
-use crate::config::DockerConfig;
+use crate::config::{DockerConfig, Endpoint};
 use crate::error::{Subject, about, status_of};
 use crate::volume::CREATION;
 
@@ -58,7 +59,17 @@ impl DockerDriver {
             let api = negotiate(&version)?;
             let docker = docker.with_request_modifier(move |request| amend(request, &api));
             let info = docker.info().await.map_err(about(Subject::Engine))?;
-            let info = describe(endpoint.to_string(), &version, &info)?;
+            let root = info
+                .docker_root_dir
+                .as_deref()
+                .map(|root| Path::new(root).join("volumes"));
+            let mut info = describe(endpoint.to_string(), &version, &info)?;
+            if let Some(root) = root.filter(|_| matches!(endpoint, Endpoint::Unix(_))) {
+                let seen = tokio::fs::metadata(root).await.is_ok_and(|root| root.is_dir());
+                info.capabilities.volume_directories &= seen;
+            } else {
+                info.capabilities.volume_directories = false;
+            }
             Ok(Self {
                 docker,
                 info,
@@ -262,7 +273,9 @@ fn capabilities(info: &SystemInfo) -> Capabilities {
     let mut capabilities = Capabilities::ALL;
     // Its archive calls lose attributes, parts of seconds and holes.
     capabilities.exact_volumes = false;
-    capabilities.any_file = !option("rootless");
+    // In a user namespace an owner is another one than this machine has it.
+    capabilities.any_file = !option("rootless") && !option("userns");
+    capabilities.volume_directories = capabilities.any_file;
     capabilities.memory_limit = info.memory_limit.unwrap_or(false);
     capabilities.out_of_memory = capabilities.memory_limit;
     capabilities.cpu_quota = info.cpu_cfs_quota.unwrap_or(false) && info.cpu_cfs_period.unwrap_or(false);
@@ -348,6 +361,10 @@ impl Driver for DockerDriver {
 
     async fn read_volume(&self, id: &VolumeId, paths: &[VolumePath]) -> Result<ByteStream> {
         self.pack_volume(id, paths).await
+    }
+
+    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<PathBuf>> {
+        self.directory_of(id).await
     }
 
     async fn remove_volume(&self, id: &VolumeId) -> Result<()> {

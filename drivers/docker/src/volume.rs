@@ -6,6 +6,8 @@
 //! [`list`](orchestra::Driver::list) and go with the job. Who finds the image gone makes it again.
 
 use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bollard::errors::Error as Bollard;
@@ -71,6 +73,31 @@ impl DockerDriver {
         } else {
             Created::Existing
         })
+    }
+
+    /// The volume's directory, if it is seen to be this volume's: a socket may lead to an engine with folders of the same
+    /// names elsewhere. What docker tells of its making is the directory's `ctime` (docker 20.10) or that of the folder
+    /// around it (since 23.0), which no one can set; where that changes just now, the answer is that it is not known.
+    pub(crate) async fn directory_of(&self, id: &VolumeId) -> Result<Option<PathBuf>> {
+        let found = self
+            .docker
+            .inspect_volume(id.as_str())
+            .await
+            .map_err(about(Subject::Volume))?;
+        let directory = PathBuf::from(found.mountpoint);
+        let folder = directory.parent().filter(|folder| folder.ends_with(id.as_str()));
+        // Others are mounted when a container needs them.
+        let plain = found.driver == "local" && found.options.is_empty();
+        let (Some(folder), Some(made)) = (folder.filter(|_| plain), found.created_at) else {
+            return Ok(None);
+        };
+        if !self.info.capabilities.volume_directories {
+            return Ok(None);
+        }
+        let changed = async |place: &Path| tokio::fs::metadata(place).await.ok().map(|place| place.ctime());
+        let made = Some(made.timestamp());
+        let shown = changed(folder).await == made || changed(&directory).await == made;
+        Ok(shown.then_some(directory))
     }
 
     pub(crate) async fn discard_volume(&self, id: &VolumeId) -> Result<()> {

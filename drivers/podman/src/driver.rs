@@ -1,6 +1,7 @@
 //! The driver: connection, what the engine is, and what it holds of ours.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -64,6 +65,15 @@ struct Details {
 #[serde(default)]
 struct Info {
     host: Host,
+    #[serde(default)]
+    store: StoreInfo,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct StoreInfo {
+    /// The directory of images and containers, which is there from the beginning; that of volumes comes with the first one.
+    graph_root: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -149,9 +159,14 @@ impl PodmanDriver {
         let failed = about(Subject::Engine);
         let version: Version = client.get(&["version"]).value().await.map_err(failed)?;
         let info: Info = client.get(&["info"]).value().await.map_err(failed)?;
+        let mut described = describe(endpoint.to_string(), &version, &info)?;
+        let root = &info.store.graph_root;
+        let local = matches!(endpoint, Endpoint::Unix(_)) && Path::new(root).is_absolute();
+        described.capabilities.volume_directories &=
+            local && tokio::fs::metadata(root).await.is_ok_and(|found| found.is_dir());
         Ok(Self {
             client,
-            info: describe(endpoint.to_string(), &version, &info)?,
+            info: described,
             log_limit,
         })
     }
@@ -245,7 +260,9 @@ fn describe(endpoint: String, version: &Version, info: &Info) -> Result<DriverIn
 fn capabilities(podman: Option<u32>, info: &Info) -> Capabilities {
     let controller = |name: &str| info.host.cgroup_controllers.iter().any(|found| found == name);
     let mut capabilities = Capabilities::ALL;
+    // In a user namespace an owner is another one than this machine has it.
     capabilities.any_file = !info.host.security.rootless;
+    capabilities.volume_directories = capabilities.any_file;
     // Its archive calls lose attributes, parts of seconds and holes.
     capabilities.exact_volumes = false;
     // Those that were delegated to the user, where podman runs without root.
@@ -303,6 +320,10 @@ impl Driver for PodmanDriver {
 
     async fn read_volume(&self, id: &VolumeId, paths: &[VolumePath]) -> Result<ByteStream> {
         self.pack_volume(id, paths).await
+    }
+
+    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<PathBuf>> {
+        self.directory_of(id).await
     }
 
     async fn remove_volume(&self, id: &VolumeId) -> Result<()> {

@@ -8,9 +8,11 @@
 //! the engine has come past what was asked for, reading ends.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
+use jiff::{SignedDuration, Timestamp};
 use orchestra::{ByteStream, Created, Error, ErrorKind, JobId, Labels, Result, VolumeId, VolumePath, VolumeSpec};
 use serde::{Deserialize, Serialize};
 
@@ -50,16 +52,27 @@ pub(crate) struct Found {
     pub(crate) labels: Option<Labels>,
     #[serde(default)]
     mountpoint: String,
+    #[serde(default)]
+    driver: String,
+    #[serde(default)]
+    options: HashMap<String, String>,
+    #[serde(default)]
+    created_at: Option<Timestamp>,
 }
+
+/// The owner that a volume has from the beginning. With one of its own libpod leaves it at that; else it gives the volume to
+/// the user of the first container that mounts it, and to nobody later.
+const OWNER: &str = "uid=0,gid=0";
+
+/// The most between the time that libpod tells of a volume's making and the time of its folder's.
+const MADE_WITHIN: SignedDuration = SignedDuration::from_secs(10);
 
 impl PodmanDriver {
     pub(crate) async fn make_volume(&self, id: &VolumeId, spec: &VolumeSpec) -> Result<Created> {
         let create = Create {
             name: id.as_str(),
             label: &spec.labels,
-            // With an owner of its own libpod leaves it at that. Else it gives the volume to the user of the first
-            // container that mounts it, and to nobody later.
-            options: HashMap::from([("o", "uid=0,gid=0")]),
+            options: HashMap::from([("o", OWNER)]),
         };
         let failed = about(Subject::Volume);
         let create = self.client.post(&["volumes", "create"]).json(&create).map_err(failed)?;
@@ -83,6 +96,29 @@ impl PodmanDriver {
         } else {
             Err(Error::new(ErrorKind::VolumeNotFound, format!("no such volume: {name}")))
         }
+    }
+
+    /// The volume's directory, if it is seen to be this volume's: a socket may lead to an engine with folders of the same
+    /// names elsewhere. The folder around it is made when libpod says that the volume was, and no one can set that time.
+    pub(crate) async fn directory_of(&self, id: &VolumeId) -> Result<Option<PathBuf>> {
+        let found = self.volume(id.as_str()).await?;
+        // Others are mounted when a container needs them. libpod adds the owner's numbers as options.
+        let own = |(key, value): (&String, &String)| match key.as_str() {
+            "o" => value == OWNER,
+            "UID" | "GID" => value == "0",
+            _ => false,
+        };
+        let plain = found.driver == "local" && found.options.iter().all(own);
+        let (Some((folder, _)), Some(made)) = (own_folder(&found).filter(|_| plain), found.created_at) else {
+            return Ok(None);
+        };
+        if !self.info.capabilities.volume_directories {
+            return Ok(None);
+        }
+        let birth = tokio::fs::metadata(folder).await.and_then(|folder| folder.created());
+        let birth = birth.ok().and_then(|birth| Timestamp::try_from(birth).ok());
+        let shown = birth.is_some_and(|birth| birth.duration_since(made).abs() <= MADE_WITHIN);
+        Ok(shown.then(|| PathBuf::from(&found.mountpoint)))
     }
 
     pub(crate) async fn remove_named_volume(&self, name: &str) -> Result<()> {

@@ -1,6 +1,7 @@
 //! What a layer is made of.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -26,6 +27,7 @@ pub enum Method {
     CreateVolume,
     WriteVolume,
     ReadVolume,
+    VolumeDirectory,
     RemoveVolume,
     CreateContainer,
     WriteFiles,
@@ -52,6 +54,7 @@ impl Method {
             Self::CreateVolume => "create_volume",
             Self::WriteVolume => "write_volume",
             Self::ReadVolume => "read_volume",
+            Self::VolumeDirectory => "volume_directory",
             Self::RemoveVolume => "remove_volume",
             Self::CreateContainer => "create_container",
             Self::WriteFiles => "write_files",
@@ -225,6 +228,10 @@ impl<H: Hook> Driver for Layered<H> {
 
     async fn read_volume(&self, id: &VolumeId, paths: &[VolumePath]) -> Result<ByteStream> {
         streaming!(self, ReadVolume, "volume" => id, self.inner.read_volume(id, paths))
+    }
+
+    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<PathBuf>> {
+        call!(self, VolumeDirectory, "volume" => id, self.inner.volume_directory(id))
     }
 
     async fn remove_volume(&self, id: &VolumeId) -> Result<()> {

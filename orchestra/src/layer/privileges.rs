@@ -1,6 +1,7 @@
 //! Who may be privileged.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -136,6 +137,10 @@ impl Driver for Privileges {
 
     async fn read_volume(&self, id: &VolumeId, paths: &[VolumePath]) -> Result<ByteStream> {
         self.inner.read_volume(id, paths).await
+    }
+
+    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<PathBuf>> {
+        self.inner.volume_directory(id).await
     }
 
     async fn remove_volume(&self, id: &VolumeId) -> Result<()> {

@@ -4,6 +4,7 @@
 mod support;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -54,6 +55,7 @@ enum Defect {
     ListsNoStates,
     EndsAJobInWordsOnly,
     EndsOtherJobs,
+    TellsAnotherDirectory,
     Panics,
 }
 use Defect as D;
@@ -128,12 +130,14 @@ const CAUGHT_BY: &[(Defect, &str)] = &[
     // Not a case of its own: whatever a case leaves, fails it.
     (D::EndsAJobInWordsOnly, "a_new_volume_is_empty"),
     (D::EndsOtherJobs, "ending_a_job_leaves_other_jobs_alone"),
+    (D::TellsAnotherDirectory, "a_volume_has_a_directory_on_this_machine"),
     (D::Panics, "a_running_engine_answers_a_ping"),
 ];
 
 #[derive(Debug)]
 struct Broken {
     inner: SharedDriver,
+    info: DriverInfo,
     defect: Defect,
     credentials: Mutex<Option<Credentials>>,
     read: Mutex<Vec<ContainerId>>,
@@ -187,7 +191,7 @@ fn with_headers(tar: Vec<u8>, change: impl Fn(&mut tokio_tar::Header)) -> Vec<u8
 #[deny(clippy::missing_trait_methods)]
 impl Driver for Broken {
     fn info(&self) -> &DriverInfo {
-        self.inner.info()
+        &self.info
     }
 
     async fn ping(&self) -> Result<()> {
@@ -273,6 +277,11 @@ impl Driver for Broken {
                 .read_volume(id, if self.is(D::ReadsEverything) { &all } else { paths })
                 .await,
         )
+    }
+
+    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<PathBuf>> {
+        let directory = self.inner.volume_directory(id).await?;
+        Ok(directory.or_else(|| self.is(D::TellsAnotherDirectory).then(std::env::temp_dir)))
     }
 
     async fn remove_volume(&self, id: &VolumeId) -> Result<()> {
@@ -428,6 +437,11 @@ async fn verdict(defect: Option<Defect>, case: &str) -> Verdict {
     let wrap = move |inner: SharedDriver| -> SharedDriver {
         match defect {
             Some(defect) => Arc::new(Broken {
+                info: {
+                    let mut info = inner.info().clone();
+                    info.capabilities.volume_directories = defect == D::TellsAnotherDirectory;
+                    info
+                },
                 inner,
                 defect,
                 credentials: Mutex::default(),
@@ -475,7 +489,14 @@ async fn without_a_defect_the_same_cases_pass() {
     }
     while let Some(run) = runs.join_next().await {
         let (case, verdict) = run.unwrap();
-        assert_eq!(verdict, Verdict::Passed, "{case}");
+        let expected = match *case {
+            // Memory has none.
+            "a_volume_has_a_directory_on_this_machine" => {
+                Verdict::Skipped("the engine lacks volume_directories".to_owned())
+            }
+            _ => Verdict::Passed,
+        };
+        assert_eq!(verdict, expected, "{case}");
     }
 }
 

@@ -104,6 +104,15 @@ fn exact(cx: &Context) -> Outcome<ExactVolumes> {
     Ok(ExactVolumes::new(cx.driver.clone(), cx.job.clone())?)
 }
 
+/// The ways that this process has into a volume: past the engine, where volumes are directories of this machine, and through it.
+fn ways(cx: &Context) -> Outcome<Vec<(&'static str, ExactVolumes)>> {
+    let mut ways = vec![("through", exact(cx)?.through_engine())];
+    if cx.driver.info().capabilities.volume_directories {
+        ways.push(("past", exact(cx)?));
+    }
+    Ok(ways)
+}
+
 async fn write(cx: &Context, volume: &VolumeId, entries: &[Entry]) -> Outcome {
     let tar = stream::once(pack(entries));
     Ok(exact(cx)?.write(volume, &VolumePath::root(), tar).await?)
@@ -117,11 +126,12 @@ async fn read(cx: &Context, volume: &VolumeId) -> Outcome<BTreeMap<String, Entry
         .collect())
 }
 
-/// What the entries are after they went into one volume, out of it, into another and out of that.
+/// What the entries are after they went into one volume, out of it, into another and out of that: once past the engine, where
+/// there is such a way, and once through it.
 async fn carried(cx: &Context, entries: &[Entry]) -> Outcome<BTreeMap<String, Entry>> {
     let (first, second) = (cx.volume("first").await?, cx.volume("second").await?);
     write(cx, &first, entries).await?;
-    let volumes = exact(cx)?;
+    let volumes = exact(cx)?.through_engine();
     let tar = volumes.read(&first, &[VolumePath::root()]).await?;
     volumes.write(&second, &VolumePath::root(), tar).await?;
     read(cx, &second).await
@@ -315,7 +325,14 @@ async fn names_that_are_no_text_are_kept(cx: Arc<Context>) -> Outcome {
 }
 
 async fn an_exact_tar_replaces_what_is_there(cx: Arc<Context>) -> Outcome {
-    let volume = cx.volume("volume").await?;
+    for (way, volumes) in ways(&cx)? {
+        let volume = cx.volume(way).await?;
+        replaces_what_is_there(&cx, &volume, &volumes).await?;
+    }
+    Ok(())
+}
+
+async fn replaces_what_is_there(cx: &Context, volume: &VolumeId, volumes: &ExactVolumes) -> Outcome {
     let old = [
         Entry::dir("d").mode(0o700),
         Entry::file("d/old", "old"),
@@ -323,15 +340,17 @@ async fn an_exact_tar_replaces_what_is_there(cx: Arc<Context>) -> Outcome {
         Entry::symlink("link", "target"),
         Entry::file("file", "old").attribute("user.old", "x"),
     ];
-    write(&cx, &volume, &old).await?;
     let new = [
         Entry::dir("d").mode(0o755).attribute("user.new", "x"),
         Entry::file("d/new", "new"),
         Entry::file("link", "a file now"),
         Entry::file("file", "new"),
     ];
-    write(&cx, &volume, &new).await?;
-    let all = read(&cx, &volume).await?;
+    for entries in [&old[..], &new] {
+        let tar = stream::once(pack(entries));
+        volumes.write(volume, &VolumePath::root(), tar).await?;
+    }
+    let all = read(cx, volume).await?;
     let file = |content: &str| Kind::File(Bytes::copy_from_slice(content.as_bytes()));
     for (path, content) in [
         ("d/old", "old"),
@@ -356,8 +375,15 @@ async fn an_exact_tar_replaces_what_is_there(cx: Arc<Context>) -> Outcome {
 }
 
 async fn an_exact_transfer_tells_errors_apart(cx: Arc<Context>) -> Outcome {
-    let (volume, root) = (cx.volume("volume").await?, VolumePath::root());
-    let volumes = exact(&cx)?;
+    let volume = cx.volume("volume").await?;
+    for (_, volumes) in ways(&cx)? {
+        tells_errors_apart(&cx, &volume, &volumes).await?;
+    }
+    Ok(())
+}
+
+async fn tells_errors_apart(cx: &Context, volume: &VolumeId, volumes: &ExactVolumes) -> Outcome {
+    let root = VolumePath::root();
     let tar = || stream::once(pack(&[Entry::file("a", "a")]));
     let read = async |id: &VolumeId, path: &VolumePath| match volumes.read(id, std::slice::from_ref(path)).await {
         Ok(tar) => unpack(tar).await.map(|_| ()),
@@ -371,21 +397,21 @@ async fn an_exact_transfer_tells_errors_apart(cx: Arc<Context>) -> Outcome {
         read(&nowhere, &root).await,
         &[ErrorKind::VolumeNotFound],
     )?;
-    let answer = volumes.write(&volume, &missing, tar()).await;
+    let answer = volumes.write(volume, &missing, tar()).await;
     fails("a write to no directory", answer, &[ErrorKind::PathNotFound])?;
     fails(
         "a read of no file",
-        read(&volume, &missing).await,
+        read(volume, &missing).await,
         &[ErrorKind::PathNotFound],
     )?;
-    let answer = volumes.write(&volume, &root, stream::once(vec![7; 5000])).await;
+    let answer = volumes.write(volume, &root, stream::once(vec![7; 5000])).await;
     fails("what is no tar", answer, &[ErrorKind::InvalidInput])?;
     let pieces = [
         Ok(tarball::file_header("cut", 1 << 20)),
         Err(orchestra::Error::new(ErrorKind::Cancelled, "the source broke")),
     ];
     let broken: ByteStream = streams::iter(pieces).boxed();
-    let answer = volumes.write(&volume, &root, broken).await;
+    let answer = volumes.write(volume, &root, broken).await;
     let error = fails("a tar that breaks", answer, &[ErrorKind::Cancelled])?;
     same("its message", error.message(), "the source broke")?;
     let left = cx.listed().await?;
@@ -393,30 +419,39 @@ async fn an_exact_transfer_tells_errors_apart(cx: Arc<Context>) -> Outcome {
 }
 
 async fn no_exact_entry_is_written_outside_of_the_volume(cx: Arc<Context>) -> Outcome {
-    let volume = cx.volume("volume").await?;
-    for bad in ["../escaped", "d/../../escaped"] {
-        let answer = write(&cx, &volume, &[Entry::file(bad, "x")]).await;
-        holds(answer.is_err(), format!("{bad} is refused"))?;
+    for (way, volumes) in ways(&cx)? {
+        let (volume, root) = (cx.volume(way).await?, VolumePath::root());
+        for bad in ["../escaped", "d/../../escaped"] {
+            let tar = stream::once(pack(&[Entry::file(bad, "x")]));
+            let answer = volumes.write(&volume, &root, tar).await;
+            holds(answer.is_err(), format!("{bad} is refused"))?;
+        }
+        let through = [
+            Entry::symlink("out", "/tmp"),
+            Entry::dir("tmp"),
+            Entry::file("out/file", "x"),
+        ];
+        volumes.write(&volume, &root, stream::once(pack(&through))).await?;
+        found(&read(&cx, &volume).await?, "tmp/file")?;
     }
-    let through = [
-        Entry::symlink("out", "/tmp"),
-        Entry::dir("tmp"),
-        Entry::file("out/file", "x"),
-    ];
-    write(&cx, &volume, &through).await?;
-    let all = read(&cx, &volume).await?;
-    found(&all, "tmp/file")?;
     Ok(())
 }
 
 async fn an_exact_reader_that_is_dropped_frees_the_volume(cx: Arc<Context>) -> Outcome {
-    let volume = cx.volume("volume").await?;
-    write(&cx, &volume, &[Entry::file("large", "x".repeat(8 << 20))]).await?;
-    let mut tar = exact(&cx)?.read(&volume, &[VolumePath::root()]).await?;
+    for (way, volumes) in ways(&cx)? {
+        let volume = cx.volume(way).await?;
+        dropped_reader_frees(&cx, &volume, &volumes).await?;
+    }
+    Ok(())
+}
+
+async fn dropped_reader_frees(cx: &Context, volume: &VolumeId, volumes: &ExactVolumes) -> Outcome {
+    write(cx, volume, &[Entry::file("large", "x".repeat(8 << 20))]).await?;
+    let mut tar = volumes.read(volume, &[VolumePath::root()]).await?;
     holds(tar.next().await.is_some_and(|piece| piece.is_ok()), "the tar begins")?;
     drop(tar);
     for _ in 0..100 {
-        match cx.driver.remove_volume(&volume).await {
+        match cx.driver.remove_volume(volume).await {
             Err(error) if error.kind() == ErrorKind::Conflict => {
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             }
@@ -441,7 +476,11 @@ async fn a_hundred_thousand_files_go_in_and_out(cx: Arc<Context>) -> Outcome {
     });
     let tar = files.chain(stream::once(tarball::END)).boxed();
     let volumes = exact(&cx)?;
-    volumes.write(&volume, &VolumePath::root(), tar).await?;
+    volumes
+        .clone()
+        .through_engine()
+        .write(&volume, &VolumePath::root(), tar)
+        .await?;
     let (mut files, mut directories) = (0, 0);
     let tar = volumes.read(&volume, &[VolumePath::root()]).await?;
     tarball::for_each(tar, |entry| {
@@ -475,7 +514,10 @@ async fn one_large_file_goes_in_and_out_exactly(cx: Arc<Context>) -> Outcome {
     let volumes = exact(&cx)?;
     volumes.write(&volume, &VolumePath::root(), tar.boxed()).await?;
     let mut tar = TarReader::new(
-        volumes.read(&volume, &[VolumePath::new("large")?]).await?,
+        volumes
+            .through_engine()
+            .read(&volume, &[VolumePath::new("large")?])
+            .await?,
         ErrorKind::InvalidInput,
     );
     let member = tar.next().await?.ok_or_else(|| Failure::new("the tar is empty"))?;

@@ -1,5 +1,6 @@
 //! Volumes as a whole: made, mounted, removed.
 
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,6 +62,11 @@ pub(super) const CASES: &[Case] = &[
     case!(
         a_volume_is_read_and_written_while_a_container_runs,
         "A volume's content is reached while a container uses it."
+    ),
+    case!(
+        a_volume_has_a_directory_on_this_machine,
+        "What is written to the directory that `volume_directory` tells is in the volume, and the other way round.",
+        needs volume_directories
     ),
 ];
 
@@ -153,7 +159,41 @@ async fn a_volume_that_is_not_there_is_not_found(cx: Arc<Context>) -> Outcome {
         Err(error) => Err(error),
     };
     fails("read_volume", read, kinds)?;
+    fails("volume_directory", cx.driver.volume_directory(&id).await, kinds)?;
     same("what is there afterwards", cx.listed().await?, vec![])
+}
+
+async fn a_volume_has_a_directory_on_this_machine(cx: Arc<Context>) -> Outcome {
+    let volume = cx.volume("here").await?;
+    let root = [VolumePath::root()];
+    let file = Entry::file("in", "by the engine").owner(70_000, 70_001);
+    let tar = stream::once(pack(&[file]));
+    cx.driver.write_volume(&volume, &root[0], tar).await?;
+    let directory = cx.driver.volume_directory(&volume).await?;
+    let directory = directory.ok_or_else(|| Failure::new("the driver tells no directory of a volume"))?;
+    let failed = |doing: &'static str| move |error| Failure::new(format!("{doing} in the volume's directory: {error}"));
+
+    let found = std::fs::metadata(directory.join("in")).map_err(failed("what was written by the engine"))?;
+    same(
+        "the file's owner in the directory",
+        (found.uid(), found.gid()),
+        (70_000, 70_001),
+    )?;
+    let content = std::fs::read_to_string(directory.join("in")).map_err(failed("read"))?;
+    same("its content", content.as_str(), "by the engine")?;
+
+    std::fs::write(directory.join("out"), "past the engine").map_err(failed("write"))?;
+    std::os::unix::fs::chown(directory.join("out"), Some(5), Some(6)).map_err(failed("give a file away"))?;
+    let mut spec = cx.shell("stat -c '%u %g' /v/out && cat /v/out");
+    spec.mounts.push(cx.mount(&volume, "/v")?);
+    same(
+        "what a container sees",
+        cx.output("reader", &spec).await?.as_str(),
+        "5 6\npast the engine",
+    )?;
+    // What a container has changed moves no volume.
+    let again = cx.driver.volume_directory(&volume).await?;
+    same("the directory afterwards", again, Some(directory))
 }
 
 async fn containers_share_a_volume(cx: Arc<Context>) -> Outcome {

@@ -1,6 +1,7 @@
 //! The [`Driver`] of the memory engine.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -152,6 +153,11 @@ impl Driver for MemoryDriver {
         }
         let packed = stream::iter(entries).map(|entry| Ok(entry.to_bytes().into()));
         Ok(packed.chain(orchestra::stream::once(tarball::END)).boxed())
+    }
+
+    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<PathBuf>> {
+        self.engine.answer().await?;
+        self.volume(id).map(|_| None)
     }
 
     async fn remove_volume(&self, id: &VolumeId) -> Result<()> {

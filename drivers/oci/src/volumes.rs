@@ -5,8 +5,6 @@
 //! whole, whatever has crashed. Several processes may use one store: those that are at work hold a shared lock, and what
 //! a dead one has left is cleaned away by who gets the lock alone.
 
-mod content;
-
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -15,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use orchestra::{ByteStream, Created, Error, ErrorKind, Labels, Result, VolumeId, VolumePath, VolumeSpec};
+use orchestra_volumes::directory;
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -121,7 +120,7 @@ impl VolumeStore {
     /// [`InvalidInput`](ErrorKind::InvalidInput) for what is no tar, or leads out of the volume; an error of `tar` itself.
     pub async fn write(&self, id: &VolumeId, path: &VolumePath, tar: ByteStream) -> Result<()> {
         let volume = self.get(id).await?;
-        content::write(volume.path, path.clone(), tar).await
+        directory::write(volume.path, path.clone(), tar).await
     }
 
     /// Packs paths of a volume, as [`Driver::read_volume`](orchestra::Driver::read_volume) says.
@@ -131,7 +130,7 @@ impl VolumeStore {
     /// [`Io`](ErrorKind::Io).
     pub async fn read(&self, id: &VolumeId, paths: &[VolumePath]) -> Result<ByteStream> {
         let volume = self.get(id).await?;
-        Ok(content::read(volume.path, paths.to_vec()))
+        Ok(directory::read(volume.path, paths.to_vec()))
     }
 }
 

@@ -1,5 +1,8 @@
-//! Tars in and out of a directory. Packing and unpacking block, so each runs on a thread of its own, and the pieces go
-//! through a short channel: who is slow slows the other, and who stops listening ends the work.
+//! Tars in and out of a directory of this machine, exactly. Packing and unpacking block, so each runs on a thread of its own,
+//! and the pieces go through a short channel: who is slow slows the other, and who stops listening ends the work.
+//!
+//! Whoever else changes the directory meanwhile, a container that has it mounted included, leads nothing out of it: see
+//! [`orchestra_helper::tree`].
 
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
@@ -10,14 +13,42 @@ use orchestra::{ByteStream, Error, ErrorKind, Result, VolumePath};
 use orchestra_helper::tree::{self, TreeError};
 use tokio::sync::mpsc;
 
-use crate::blocking::blocking;
+use crate::Fingerprint;
 
 /// Bytes of a piece of a tar that is read.
 const PIECE: usize = 256 << 10;
 /// Pieces that may be under way.
 const PIECES: usize = 4;
 
-pub(super) async fn write(root: PathBuf, path: VolumePath, mut tar: ByteStream) -> Result<()> {
+/// This process's user namespace, if it is the first of the machine: the number is the kernel's own (`PROC_USER_INIT_INO`).
+const FIRST_USER_NAMESPACE: &str = "user:[4026531837]";
+
+/// The kernel capabilities that it takes to have files of all kinds and owners: `CHOWN`, `DAC_OVERRIDE`, `FOWNER`, `FSETID`,
+/// `SYS_ADMIN` (for `trusted.*` attributes), `MKNOD` and `SETFCAP`, by their numbers in capabilities(7).
+const RIGHTS: [u32; 7] = [0, 1, 3, 4, 21, 27, 31];
+
+/// Whether this process may have files of all kinds and owners.
+pub(crate) fn has_all_rights() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+    let namespace = std::fs::read_link("/proc/self/ns/user");
+    effective.is_some_and(|bits| RIGHTS.iter().all(|right| bits & (1 << right) != 0))
+        && namespace.is_ok_and(|namespace| namespace == Path::new(FIRST_USER_NAMESPACE))
+}
+
+/// What the tree at `root` is, for [`ExactVolumes`](crate::ExactVolumes).
+pub(crate) async fn fingerprint(root: PathBuf) -> Result<Fingerprint> {
+    blocking(move || tree::fingerprint(&root).map(Fingerprint).map_err(failed)).await
+}
+
+/// Unpacks a tar into the directory `path` of the tree at `root`. Dropping the call ends it with the piece that is being
+/// written.
+///
+/// # Errors
+/// [`PathNotFound`](ErrorKind::PathNotFound), [`InvalidInput`](ErrorKind::InvalidInput) for what is no tar, or leads out of the
+/// tree; [`Io`](ErrorKind::Io), [`DiskFull`](ErrorKind::DiskFull); an error of `tar` itself.
+pub async fn write(root: PathBuf, path: VolumePath, mut tar: ByteStream) -> Result<()> {
     let (pieces, received) = mpsc::channel(PIECES);
     let feed = async move {
         while let Some(piece) = tar.next().await {
@@ -42,7 +73,9 @@ pub(super) async fn write(root: PathBuf, path: VolumePath, mut tar: ByteStream) 
     done
 }
 
-pub(super) fn read(root: PathBuf, paths: Vec<VolumePath>) -> ByteStream {
+/// Packs files and directories of the tree at `root` into one tar. The stream fails with
+/// [`PathNotFound`](ErrorKind::PathNotFound) for one that is not there and with [`Io`](ErrorKind::Io).
+pub fn read(root: PathBuf, paths: Vec<VolumePath>) -> ByteStream {
     let (pieces, received) = mpsc::channel(PIECES);
     tokio::task::spawn_blocking(move || {
         let paths: Vec<PathBuf> = paths.iter().map(inside).collect();
@@ -60,6 +93,14 @@ pub(super) fn read(root: PathBuf, paths: Vec<VolumePath>) -> ByteStream {
         received.recv().await.map(|piece| (piece, received))
     })
     .boxed()
+}
+
+/// What `work` answers, off the threads that drive futures.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(answer) => answer,
+        Err(error) => Err(Error::io("work on files", io::Error::other(error))),
+    }
 }
 
 fn inside(path: &VolumePath) -> PathBuf {
