@@ -249,6 +249,6 @@ mod tests {
     #[test]
     fn the_list_has_every_field() {
         assert!(Capabilities::ALL.list().iter().all(|(_, has)| *has));
-        assert_eq!(Capabilities::NONE.list().len(), 24);
+        assert_eq!(Capabilities::NONE.list().len(), 25);
     }
 }
