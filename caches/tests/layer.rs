@@ -439,6 +439,33 @@ async fn a_transfer_that_takes_too_long_ends_with_an_empty_volume() {
 }
 
 #[tokio::test]
+async fn a_restore_waits_for_no_persist() {
+    let world = World::new();
+    write(&world, "ci/b", "there").await;
+    let faults = Faults::new().on(Method::ReadVolume, Fault::Hang);
+    let mut options = CachesOptions::default();
+    options.timeout = Duration::from_secs(4);
+    let (layer, events) = world.layer(Layered::wrap(world.engine.driver(), faults), options);
+    let run = Run {
+        job: Job::builder(Arc::new(layer)).build(),
+        events,
+    };
+    let first = run.volume(&spec("ci/a")).await;
+    run.task("write", &first, "echo x > c/file").await;
+    let job = run.job.clone();
+    let persisting = tokio::spawn(async move { job.driver().remove_volume(&first).await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let labels = Labels::from([spec("ci/b").label()]);
+    let second = run.job.create_volume_with("cache.b", labels).await.unwrap();
+    assert!(!persisting.is_finished(), "the restore waited for the persist");
+    assert_eq!(run.task("read", &second, "cat c/file").await, "there\n");
+    persisting.await.unwrap().unwrap();
+    let told = run.end().await;
+    assert!(matches!(told[1], CacheEventKind::Restored { .. }), "{told:?}");
+    assert!(matches!(told[2], CacheEventKind::NotPersisted { .. }), "{told:?}");
+}
+
+#[tokio::test]
 async fn an_engine_that_can_not_be_read_never_fails_the_job() {
     let world = World::new();
     write(&world, "ci/a", "old").await;

@@ -203,10 +203,7 @@ mod tests {
     #[test]
     fn what_was_tried_is_told_with_what_to_do_where_it_is_not_simply_absent() {
         let error = |kind| orchestra::Error::new(kind, "why").on_driver("podman");
-        assert_eq!(
-            told(&error(ErrorKind::Unreachable)),
-            "\n  podman: engine unreachable: why"
-        );
+        assert_eq!(told(&error(ErrorKind::Unreachable)), "\n  podman: unreachable: why");
         let denied = told(&error(ErrorKind::PermissionDenied));
         assert!(
             denied.starts_with("\n  podman: permission denied: why\n    give this user access"),

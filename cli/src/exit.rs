@@ -219,7 +219,7 @@ mod tests {
         let lines: Vec<&str> = shown.lines().collect();
         assert_eq!(
             lines[..2],
-            ["error: engine unreachable: connect", "  caused by: connection refused"]
+            ["error: unreachable: connect", "  caused by: connection refused"]
         );
         assert!(lines[2].starts_with("  hint: start the engine"), "{shown}");
     }

@@ -94,7 +94,7 @@ impl fmt::Display for ErrorKind {
         f.write_str(match self {
             Self::InvalidInput => "invalid input",
             Self::Unsupported => "not supported by this engine",
-            Self::Unreachable => "engine unreachable",
+            Self::Unreachable => "unreachable",
             Self::PermissionDenied => "permission denied",
             Self::ImageNotFound => "image not found",
             Self::ContainerNotFound => "container not found",

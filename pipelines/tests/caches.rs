@@ -3,8 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::path::Path;
+use std::time::Duration;
 
-use orchestra::SharedDriver;
+use orchestra::layer::{Fault, Faults, Layered, Method};
+use orchestra::{ResourceKind, SharedDriver};
 use orchestra_caches::{CacheEventKind, CachesOptions, Store, StoreOptions};
 use orchestra_conformance::memory::{MemoryEngine, MemoryImage};
 use orchestra_pipelines::{Caches, Pipeline, RunEvent, RunEventKind, RunOptions, RunReport, Status, run};
@@ -94,6 +96,39 @@ async fn a_cache_comes_back_on_another_engine_and_is_persisted_while_later_steps
     for engine in engines {
         assert!(engine.driver().list(None).await.unwrap().is_empty());
     }
+}
+
+#[tokio::test]
+async fn a_run_that_is_kept_persists_its_caches_and_keeps_their_volumes() {
+    let (folder, engine) = (tempfile::tempdir().unwrap(), engine());
+    let mut kept = options(folder.path());
+    kept.keep = true;
+    let (_, caches, report) = run_with(COUNT, engine.driver(), kept).await;
+    assert!(caches.contains(&"count persisted".to_owned()), "{caches:?} {report:#?}");
+    let left = engine.driver().list(None).await.unwrap();
+    let volumes = left.iter().filter(|left| left.kind == ResourceKind::Volume);
+    assert!(volumes.count() > 0, "{left:?}");
+    let (output, ..) = run_with(COUNT, self::engine().driver(), options(folder.path())).await;
+    assert_eq!(output, "x\nx\n");
+}
+
+#[tokio::test]
+async fn a_cache_that_is_being_restored_holds_up_no_step_beside_it() {
+    let folder = tempfile::tempdir().unwrap();
+    run_with(COUNT, engine().driver(), options(folder.path())).await;
+    let beside = COUNT.replace("plan:", "plan:\n- in_parallel:");
+    let faults = Faults::new().on(Method::WriteVolume, Fault::Hang);
+    let mut options = options(folder.path());
+    options.caches.as_mut().unwrap().options.timeout = Duration::from_secs(3);
+    let (output, caches, report) = run_with(&beside, Layered::wrap(engine().driver(), faults), options).await;
+    assert_eq!(
+        (output.as_str(), report.status),
+        ("x\n", Status::Succeeded),
+        "{report:#?}"
+    );
+    let at = |what: &str| caches.iter().position(|told| told.starts_with(what));
+    assert!(at("after ends") < at("count NotRestored"), "{caches:?}");
+    assert!(at("after ends").is_some(), "{caches:?}");
 }
 
 #[tokio::test]

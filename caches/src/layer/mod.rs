@@ -65,8 +65,10 @@ pub struct CachesLayer {
     volumes: Mutex<HashMap<VolumeId, Arc<Volume>>>,
     /// Who writes to which of the volumes.
     writers: Mutex<Writers>,
-    /// One transfer at a time uses all cores already, and memory once.
-    transfers: Semaphore,
+    /// One of a kind at a time uses all cores already, and memory once. A step that needs its cache does not wait for what an
+    /// earlier one has left.
+    restores: Semaphore,
+    persists: Semaphore,
     /// Why the store is not asked any more: each cache would wait for it as long as the first one did.
     down: Mutex<Option<String>>,
 }
@@ -106,7 +108,8 @@ impl CachesLayer {
             cancel: CancellationToken::new(),
             volumes: Mutex::default(),
             writers: Mutex::default(),
-            transfers: Semaphore::new(1),
+            restores: Semaphore::new(1),
+            persists: Semaphore::new(1),
             down: Mutex::default(),
         }
     }
@@ -159,6 +162,8 @@ impl CachesLayer {
         if created == Created::Existing {
             let held = self.inner.list(Some(job)).await?;
             if held.iter().any(|resource| resource.id == mark.as_str()) {
+                // By an earlier process of the job, and whether it persisted what was written then, nobody knows.
+                volume.used.store(true, Ordering::Relaxed);
                 return Ok(created);
             }
             match self.inner.remove_volume(&volume.id).await {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use orchestra::{ByteStream, Error, ErrorKind, Result, SharedDriver, VolumeId, VolumePath, VolumeSpec};
 use orchestra_volumes::{ExactVolumes, Fingerprint};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::{CachesLayer, Volume, lock};
@@ -28,7 +29,7 @@ impl CachesLayer {
         }
         let began = Instant::now();
         let touched = AtomicBool::new(false);
-        let restored = self.bounded(self.try_restore(volume, &touched)).await;
+        let restored = self.bounded(&self.restores, self.try_restore(volume, &touched)).await;
         let kind = match restored {
             Ok(Some((found, fetched))) => CacheEventKind::Restored {
                 from: found.entry.key,
@@ -111,7 +112,7 @@ impl CachesLayer {
     }
 
     pub(super) async fn persist(&self, volume: &Volume) -> CacheEventKind {
-        match self.bounded(self.try_persist(volume)).await {
+        match self.bounded(&self.persists, self.try_persist(volume)).await {
             Ok(persisted) => CacheEventKind::Persisted(persisted),
             Err(error) => CacheEventKind::NotPersisted {
                 error: error.to_string(),
@@ -193,9 +194,9 @@ impl CachesLayer {
     }
 
     /// A transfer: when it is its turn, as long as it may take, and until all is cancelled.
-    async fn bounded<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+    async fn bounded<T>(&self, turns: &Semaphore, work: impl Future<Output = Result<T>>) -> Result<T> {
         let work = async {
-            let _turn = self.transfers.acquire().await;
+            let _turn = turns.acquire().await;
             if let Some(why) = lock(&self.down).clone() {
                 return Err(Error::new(
                     ErrorKind::Unreachable,

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::RunOptions;
 use super::event::{RunEventKind, Teller};
 use super::job::EVENTS;
+use super::tree::Scope;
 use crate::cache::{CachePlan, checksum};
 use crate::{Action, Artifact, Step};
 
@@ -228,6 +229,32 @@ impl super::job::JobRun<'_> {
         Ok(found)
     }
 
+    /// The inputs of a task that there are, each with its volume's name.
+    pub(super) fn inputs_of<'p>(&self, step: &'p Step, scope: &Scope) -> Vec<(&'p Artifact, Name)> {
+        let Action::Task(plan) = &step.action else {
+            return Vec::new();
+        };
+        let there = |input: &'p Artifact| Some((input, scope.artifacts.volume(&input.name).ok()?));
+        plan.inputs.iter().filter_map(there).collect()
+    }
+
+    /// Takes up the caches of a step that an earlier process of the run has seen the end of. What it wrote to them may not
+    /// have been persisted: that is made up for when their last user has ended.
+    pub(super) async fn caches_of_ended(&self, step: &Step, inputs: &[(&Artifact, Name)], used: &mut Vec<Name>) {
+        if !self.cache_use.is_on() {
+            return;
+        }
+        let took_up = async {
+            let wanted = self.caches(step, inputs, step.caches()).await?;
+            used.extend(wanted.iter().map(|(name, _)| name.clone()));
+            let there = wanted.into_iter().filter(|(name, _)| self.is_left(name));
+            self.volumes(&there.collect::<Vec<_>>()).await
+        };
+        if let Err(error) = took_up.await {
+            tracing::debug!(step = %step.name, %error, "the caches of a step that has ended are left as they are");
+        }
+    }
+
     async fn cache_spec(&self, step: &Step, artifacts: &[(&Artifact, Name)], cache: &CachePlan) -> Result<CacheSpec> {
         let mut checksums = HashMap::new();
         for file in cache.files() {
@@ -294,12 +321,13 @@ impl super::job::JobRun<'_> {
             if leaves.iter().filter(|other| shares(other)).any(|other| in_use(&other)) {
                 continue;
             }
-            let Some(volume) = self.forget(name).await else {
+            let Some(volume) = self.forget(name) else {
                 continue;
             };
             let driver = self.driver.clone();
             tokio::spawn(async move {
-                // In a run that can be carried on with, a container of the step is kept and uses it: then the job's end removes it.
+                // In a run that is kept or can be carried on with, a container of the step uses it: it is persisted, and
+                // stays until the job's end.
                 if let Err(error) = driver.remove_volume(&volume).await
                     && error.kind() != ErrorKind::Conflict
                 {

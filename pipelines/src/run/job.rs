@@ -12,7 +12,7 @@ use orchestra::{
 };
 use orchestra_image_build::SharedBuilders;
 use orchestra_secrets::{JobSecrets, Reference, SecretValue};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OnceCell, mpsc, oneshot};
 
 use super::artifacts::Artifacts;
 use super::cache::CacheUse;
@@ -71,7 +71,7 @@ pub(super) struct JobRun<'a> {
     /// Names of containers that are not their step's own: those of later tries of what holds the step.
     aliases: Aliases,
     /// One lock: two steps that need a volume at once make it once.
-    volumes: tokio::sync::Mutex<HashMap<Name, VolumeId>>,
+    volumes: Mutex<HashMap<Name, Arc<OnceCell<VolumeId>>>>,
     /// Images of artifacts, as the engine has them.
     loaded: tokio::sync::Mutex<HashMap<(Name, u32), ImageRef>>,
     /// How often each volume was written to by steps, as far as they say.
@@ -258,7 +258,7 @@ impl<'a> JobRun<'a> {
             versions,
             flush,
             aliases,
-            volumes: tokio::sync::Mutex::default(),
+            volumes: Mutex::default(),
             loaded: tokio::sync::Mutex::default(),
             written: Mutex::default(),
             executed: Mutex::default(),
@@ -426,14 +426,20 @@ impl<'a> JobRun<'a> {
             // Whether the engine still has an image that was built is not known: a build has its own cache.
             _ => return None,
         };
-        let is_there = |volume: &Name| recorded.left.contains(self.job.id().volume(volume).as_str());
-        if recorded.left.is_empty() || !made.iter().all(|(_, volume)| is_there(volume)) {
+        if recorded.left.is_empty() || !made.iter().all(|(_, volume)| self.is_left(volume)) {
             return None;
         }
         for (artifact, volume) in made {
             scope.artifacts.make(&artifact, &volume);
         }
         Some(report)
+    }
+
+    /// Whether an earlier process of the run has left this volume.
+    pub(super) fn is_left(&self, volume: &Name) -> bool {
+        let id = self.job.id().volume(volume);
+        let left = self.recorded.as_ref().map(|recorded| &recorded.left);
+        left.is_some_and(|left| left.contains(id.as_str()))
     }
 
     /// Notes that a step has succeeded.
@@ -474,7 +480,7 @@ impl<'a> JobRun<'a> {
         let status = finished.status;
         if !scope.tried_again {
             locked(&self.pending).remove(&step.name);
-            if self.cache_use.is_on() && !self.options.keep && status == Status::Succeeded {
+            if self.cache_use.is_on() && status == Status::Succeeded {
                 self.release(step, &caches).await;
             }
         }
@@ -502,8 +508,13 @@ impl<'a> JobRun<'a> {
         let mut report = match (&whole, named) {
             (Ok(whole), Ok(name)) => {
                 let step = whole.as_ref().unwrap_or(step);
+                let inputs = self.recorded.as_ref().map(|_| self.inputs_of(step, scope));
                 match self.ended_before(step, &name, scope) {
-                    Some(report) => report,
+                    Some(report) => {
+                        self.caches_of_ended(step, &inputs.unwrap_or_default(), &mut caches)
+                            .await;
+                        report
+                    }
                     None => {
                         let report = self.action(step, name.clone(), scope, &mut caches).await;
                         ran = Some(name);
@@ -651,23 +662,21 @@ impl<'a> JobRun<'a> {
 
     /// The volumes of these names, made where they are not there yet.
     pub(super) async fn volumes(&self, wanted: &[(Name, Labels)]) -> Result<Vec<VolumeId>> {
-        let mut volumes = self.volumes.lock().await;
-        let missing = wanted.iter().filter(|(name, _)| !volumes.contains_key(name));
-        let missing: Vec<_> = missing.cloned().collect();
-        let made = missing
-            .iter()
-            .map(|(name, labels)| self.job.create_volume_with(name, labels.clone()));
-        let made = self.watch(try_join_all(made)).await?;
-        volumes.extend(missing.iter().map(|(name, _)| name.clone()).zip(made));
-        Ok(wanted
-            .iter()
-            .filter_map(|(name, _)| volumes.get(name).cloned())
-            .collect())
+        let cell = |name: &Name| locked(&self.volumes).entry(name.clone()).or_default().clone();
+        // Each by itself: one that is restored from a cache takes its time.
+        let made = wanted.iter().map(|(name, labels)| {
+            let cell = cell(name);
+            async move {
+                let make = || self.job.create_volume_with(name, labels.clone());
+                cell.get_or_try_init(make).await.cloned()
+            }
+        });
+        self.watch(try_join_all(made)).await
     }
 
     /// A volume that is about to go.
-    pub(super) async fn forget(&self, name: &Name) -> Option<VolumeId> {
-        self.volumes.lock().await.remove(name)
+    pub(super) fn forget(&self, name: &Name) -> Option<VolumeId> {
+        locked(&self.volumes).remove(name)?.get().cloned()
     }
 
     /// Whether the step may still run.

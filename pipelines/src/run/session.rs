@@ -397,7 +397,7 @@ impl Session<'_> {
     /// # Errors
     /// Whatever [`remove_volume`](orchestra::Driver::remove_volume) fails with.
     pub async fn release(&self, name: &Name) -> Result<()> {
-        let Some(volume) = self.run.forget(name).await else {
+        let Some(volume) = self.run.forget(name) else {
             return Err(Error::invalid(format!(
                 "there is no volume {name}, or it was let go already"
             )));

@@ -6,7 +6,7 @@ use std::path::Path;
 use futures_util::TryStreamExt;
 use tokio::process::Command;
 
-use super::parts::{content, persist, store_in};
+use super::parts::{content, persist_content, store_in, tar_of};
 use crate::Outcome;
 
 /// What makes this program such a process.
@@ -29,7 +29,7 @@ async fn measure(what: &str, store: &Path, tree: &Path) -> Outcome<()> {
     let idle = status("VmRSS")?;
     let store = store_in(store)?;
     if what == "persist" {
-        persist(&store, tree).await?;
+        persist_content(&store, tar_of(tree)).await?;
     } else {
         let mut content = content(&store).await?;
         while content.try_next().await?.is_some() {}

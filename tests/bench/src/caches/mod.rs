@@ -1,7 +1,5 @@
-//! A store of caches against `tar` and `zstd` on the same disk, and how much of a run's time is the volume's transfer.
-//!
-//! The content is read from a directory by the same `tar` on both sides, so that the ratio is the library's. What the
-//! engine's volumes add is told apart: the transfer alone, and both at once, as a run has it.
+//! Caches of volumes against `tar` and `zstd` of a directory on the same disk, and how much of the time is the volume's
+//! transfer.
 
 mod memory;
 mod parts;
@@ -13,12 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use orchestra::{Job, Labels, Mount, NetworkMode, Task, VolumePath};
+use orchestra::{Job, Labels, Mount, NetworkMode, Task, VolumeId, VolumePath};
 use orchestra_caches::{CacheEventKind, CacheSpec, CachesLayer, CachesOptions};
 use orchestra_volumes::ExactVolumes;
 use tokio::sync::mpsc;
 
-use self::parts::{EXACT, content, fresh, key, persist, persist_content, restore, shell, store_in, tar_of};
+use self::parts::{EXACT, content, fresh, key, persist_content, shell, store_in, tar_of};
 use crate::pairs::{median, time};
 use crate::{Bench, Outcome};
 
@@ -78,10 +76,17 @@ fn milliseconds(time: Duration) -> f64 {
 }
 
 async fn one(bench: &mut Bench, work: &Path, tree: &Path) -> Outcome<()> {
+    let job = Job::builder(bench.driver.clone()).build();
+    let measured = of_a_volume(bench, &job, work, tree).await;
+    job.end().await?;
+    measured
+}
+
+async fn of_a_volume(bench: &mut Bench, job: &Job, work: &Path, tree: &Path) -> Outcome<()> {
     let what = tree.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let (folder, anew) = (work.join("store"), work.join("store-anew"));
     let archive = work.join("archive.tar.zst");
-    let (out, theirs_out) = (work.join("out"), work.join("their-out"));
+    let theirs_out = work.join("their-out");
     let exact = EXACT.join("' '");
     let pack = format!(
         "tar '{exact}' --sparse --sort=name -C '{}' -cf - . | zstd -q -T0 -3 -f -o '{}'",
@@ -89,18 +94,25 @@ async fn one(bench: &mut Bench, work: &Path, tree: &Path) -> Outcome<()> {
         archive.display()
     );
     let rounds = bench.rounds.clamp(3, 7);
-    let files = trees::files_in(tree)?;
+    let volumes = ExactVolumes::new(bench.driver.clone(), job.id().clone())?;
+    let root = VolumePath::root();
+    let volume = job.create_volume("content").await?;
+    volumes.write(&volume, &root, tar_of(tree)).await?;
+    let persist = async |folder: &Path| {
+        let content = volumes.read(&volume, std::slice::from_ref(&root)).await?;
+        persist_content(&store_in(folder)?, content).await
+    };
 
     let reset = || async { fresh(&folder) };
-    let ours = || async { persist(&store_in(&folder)?, tree).await.map(drop) };
+    let ours = || async { persist(&folder).await.map(drop) };
     let theirs = || shell(pack.clone());
-    let row = format!("{what}: first persist, the library");
+    let row = format!("{what}: first persist of a volume");
     let table = &mut bench.table;
     table
         .compare_anew(&row, "tar | zstd -T0 -3", "≤ 1.0", rounds, reset, ours, theirs)
         .await?;
     fresh(&folder)?;
-    let all = persist(&store_in(&folder)?, tree).await?.sent;
+    let all = persist(&folder).await?.sent;
     let first = store_in(&folder)?.get(&key()?).await?.ok_or("the cache is not there")?;
     let bytes = std::fs::metadata(&archive)?.len();
     table.figure(
@@ -109,7 +121,7 @@ async fn one(bench: &mut Bench, work: &Path, tree: &Path) -> Outcome<()> {
             "{:.3} of {} MiB, from {} files and {} MiB of tar",
             all as f64 / bytes as f64,
             bytes >> 20,
-            files.len(),
+            trees::files_in(tree)?.len(),
             first.size >> 20
         ),
     );
@@ -117,72 +129,81 @@ async fn one(bench: &mut Bench, work: &Path, tree: &Path) -> Outcome<()> {
     // Against a first persist, which is what a run without a cache would pay.
     let first_persist = || async {
         fresh(&anew)?;
-        persist(&store_in(&anew)?, tree).await.map(drop)
+        persist(&anew).await.map(drop)
     };
-    let waited = Cell::new(0.0);
-    let ours = || async {
-        let persisted = persist(&store_in(&folder)?, tree).await?;
-        waited.set(persisted.waited.as_secs_f64() / persisted.duration.as_secs_f64());
-        match persisted.unchanged && persisted.sent == 0 {
-            true => Ok(()),
-            false => Err("an unchanged cache was sent".into()),
-        }
-    };
-    let row = format!("{what}: unchanged, the library");
-    table
-        .compare(&row, "its first persist", "≤ 0.2", rounds, ours, first_persist)
-        .await?;
-    table.figure(
-        &format!("{what}: unchanged, how much of it is waiting for `tar`"),
-        format!("{:.2}", waited.get()),
-    );
+    if let Some(directory) = bench.driver.volume_directory(&volume).await? {
+        let files = trees::files_in(&directory)?;
+        let (round, sent) = (Cell::new(0), Cell::new(0));
+        let ours = || async {
+            sent.set(persist(&folder).await?.sent);
+            Ok(())
+        };
+        let between = || {
+            round.set(round.get() + 1);
+            trees::change(&files, round.get()).map(drop)
+        };
+        let row = format!("{what}: 1 % of a volume's files changed");
+        table
+            .compare_with(
+                &row,
+                "its first persist",
+                "≤ 0.33",
+                rounds,
+                between,
+                ours,
+                first_persist,
+            )
+            .await?;
+        table.figure(
+            &format!("{what}: bytes that 1 % of files changed sent, against the first persist (target ≤ 0.1)"),
+            format!("{:.3}", sent.get() as f64 / all as f64),
+        );
+    } else {
+        first_persist().await?;
+    }
 
-    let (round, sent) = (Cell::new(0), Cell::new(0));
+    let (out, number) = (Cell::new(None), Cell::new(0));
+    let reset = || async {
+        if let Some(volume) = out.take() {
+            bench.driver.remove_volume(&volume).await?;
+        }
+        fresh(&theirs_out)?;
+        std::fs::create_dir_all(&theirs_out)?;
+        number.set(number.get() + 1);
+        out.set(Some(job.create_volume(&format!("out-{}", number.get())).await?));
+        // What the other side has left to be written is not to be paid for by this one.
+        shell("sync".to_owned()).await
+    };
     let ours = || async {
-        let persisted = persist(&store_in(&folder)?, tree).await?;
-        sent.set(persisted.sent);
+        let volume = out.take().ok_or("there is no volume")?;
+        let content = content(&store_in(&anew)?).await?;
+        volumes.write(&volume, &root, content).await?;
+        out.set(Some(volume));
         Ok(())
     };
-    let between = || {
-        round.set(round.get() + 1);
-        trees::change(&files, round.get()).map(drop)
-    };
-    let row = format!("{what}: 1 % of files changed, the library");
-    table
-        .compare_with(
-            &row,
-            "its first persist",
-            "≤ 0.33",
-            rounds,
-            between,
-            ours,
-            first_persist,
-        )
-        .await?;
-    table.figure(
-        &format!("{what}: bytes that 1 % of files changed sent, against the first persist (target ≤ 0.1)"),
-        format!("{:.3}", sent.get() as f64 / all as f64),
-    );
-
-    let reset = || async {
-        fresh(&out)?;
-        fresh(&theirs_out)?;
-        Ok(std::fs::create_dir_all(&theirs_out)?)
-    };
-    let ours = || async { restore(&store_in(&anew)?, &out).await };
     let unpack = format!(
         "zstd -q -dc '{}' | tar '{exact}' -C '{}' -xpf -",
         archive.display(),
         theirs_out.display()
     );
     let theirs = || async { shell(unpack.clone()).await };
-    let row = format!("{what}: restore, the library");
+    let row = format!("{what}: restore of a volume");
+    let table = &mut bench.table;
     table
         .compare_anew(&row, "zstd -d | tar x", "≤ 1.1", rounds, reset, ours, theirs)
         .await?;
-    fresh(&out)?;
+    if let Some(volume) = out.take() {
+        bench.driver.remove_volume(&volume).await?;
+    }
     fresh(&theirs_out)?;
     std::fs::remove_file(&archive)?;
+
+    let transfers = transfers(job, &volumes, &volume).await?.map(milliseconds);
+    bench.table.figure(
+        &format!("{what}: the volume's transfer alone"),
+        format!("{:.0} ms out of it, {:.0} ms into it", transfers[0], transfers[1]),
+    );
+    bench.driver.remove_volume(&volume).await?;
 
     fresh(&anew)?;
     let peaks = [
@@ -191,21 +212,39 @@ async fn one(bench: &mut Bench, work: &Path, tree: &Path) -> Outcome<()> {
         memory::peak("restore", &anew, tree).await?,
     ]
     .map(|peak| peak >> 20);
-    table.figure(
+    bench.table.figure(
         &format!("{what}: peak memory over idle (target ≤ 128 MiB)"),
         format!(
             "{} MiB to persist, {} MiB unchanged, {} MiB to restore",
             peaks[0], peaks[1], peaks[2]
         ),
     );
-    let done = async {
-        through_the_engine(bench, &what, tree, &folder).await?;
-        unchanged_by_a_run(bench, &what, tree, &folder, &anew).await
-    };
-    let done = done.await;
+    let done = unchanged_by_a_run(bench, &what, tree, &folder, &anew).await;
     fresh(&folder)?;
     fresh(&anew)?;
     done
+}
+
+/// How long the volume's content takes out of it and into another one, without a store: medians of three.
+async fn transfers(job: &Job, volumes: &ExactVolumes, volume: &VolumeId) -> Outcome<[Duration; 2]> {
+    let root = VolumePath::root();
+    let mut times = [Vec::new(), Vec::new()];
+    for round in 0..3 {
+        let reading = time(async {
+            let mut content = volumes.read(volume, std::slice::from_ref(&root)).await?;
+            while let Some(piece) = content.next().await {
+                piece?;
+            }
+            Ok(())
+        });
+        times[0].push(reading.await?);
+        let copy = job.create_volume(&format!("copy-{round}")).await?;
+        shell("sync".to_owned()).await?;
+        let content = volumes.read(volume, std::slice::from_ref(&root)).await?;
+        times[1].push(time(async { Ok(volumes.write(&copy, &root, content).await?) }).await?);
+        job.driver().remove_volume(&copy).await?;
+    }
+    Ok(times.map(|times| median(&times).unwrap_or_default()))
 }
 
 /// A run that restores the cache and leaves it as it was: what persisting costs it then, against the library's first
@@ -244,7 +283,7 @@ async fn unchanged_by_a_run(bench: &mut Bench, what: &str, tree: &Path, folder: 
     };
     let theirs = || async {
         fresh(anew)?;
-        persist(&store_in(anew)?, tree).await.map(drop)
+        persist_content(&store_in(anew)?, tar_of(tree)).await.map(drop)
     };
     let row = format!("{what}: unchanged by a run, its volume's removal included");
     let rounds = bench.rounds.clamp(3, 5);
@@ -262,84 +301,24 @@ async fn unchanged_by_a_run(bench: &mut Bench, what: &str, tree: &Path, folder: 
         .await;
     job.end().await?;
     measured?;
-    let mut unchanged = 0;
+    let (mut unchanged, mut times) = (0, Vec::new());
     while let Ok(event) = told.try_recv() {
         match event.kind {
-            CacheEventKind::Persisted(persisted) if persisted.unchanged && persisted.sent == 0 => unchanged += 1,
+            CacheEventKind::Persisted(persisted) if persisted.unchanged && persisted.sent == 0 => {
+                unchanged += 1;
+                times.push(persisted.duration);
+            }
             CacheEventKind::Restored { .. } => {}
             other => return Err(format!("a run that changed nothing: {other:?}").into()),
         }
     }
+    bench.table.figure(
+        &format!("{what}: unchanged by a run, what persisting takes of that"),
+        format!("{:.1} ms", milliseconds(median(&times).unwrap_or_default())),
+    );
     // One of each side of each pair, and of the pair that warms up; the last one's volume goes with the job.
     match unchanged == 2 * (rounds + 1) {
         true => Ok(()),
         false => Err(format!("{unchanged} volumes were found unchanged").into()),
     }
-}
-
-/// The same content out of a volume and into one, as a run has it.
-async fn through_the_engine(bench: &mut Bench, what: &str, tree: &Path, folder: &Path) -> Outcome<()> {
-    let job = Job::builder(bench.driver.clone()).build();
-    let volumes = ExactVolumes::new(bench.driver.clone(), job.id().clone())?;
-    let root = VolumePath::root();
-    let mut times: [Vec<Duration>; 5] = Default::default();
-    for round in 0..3 {
-        let volume = job.create_volume(&format!("in-{round}")).await?;
-        times[0].push(
-            time(async {
-                let (content, mut child) = tar_of(tree)?;
-                volumes.write(&volume, &root, content).await?;
-                child.wait().await?;
-                Ok(())
-            })
-            .await?,
-        );
-        times[1].push(
-            time(async {
-                let mut content = volumes.read(&volume, std::slice::from_ref(&root)).await?;
-                while let Some(piece) = content.next().await {
-                    piece?;
-                }
-                Ok(())
-            })
-            .await?,
-        );
-        for unchanged in [false, true] {
-            if !unchanged {
-                fresh(folder)?;
-            }
-            let persisted = time(async {
-                let content = volumes.read(&volume, std::slice::from_ref(&root)).await?;
-                persist_content(&store_in(folder)?, content).await
-            });
-            times[2 + usize::from(unchanged)].push(persisted.await?);
-        }
-        bench.driver.remove_volume(&volume).await?;
-        let volume = job.create_volume(&format!("out-{round}")).await?;
-        times[4].push(
-            time(async {
-                let content = content(&store_in(folder)?).await?;
-                Ok(volumes.write(&volume, &root, content).await?)
-            })
-            .await?,
-        );
-        bench.driver.remove_volume(&volume).await?;
-    }
-    job.end().await?;
-    let [written, read, first, unchanged, restored] =
-        times.map(|times| milliseconds(median(&times).unwrap_or_default()));
-    let share =
-        |transfer: f64, whole: f64| format!("{whole:.0} ms, of which the transfer alone takes {transfer:.0} ms");
-    let table = &mut bench.table;
-    for (name, transfer, whole) in [
-        ("first persist", read, first),
-        ("unchanged", read, unchanged),
-        ("restore", written, restored),
-    ] {
-        table.figure(
-            &format!("{what}: {name} of a volume, all of it"),
-            share(transfer, whole),
-        );
-    }
-    Ok(())
 }

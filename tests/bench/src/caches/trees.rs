@@ -3,13 +3,10 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use futures_util::StreamExt;
 use orchestra::{Job, NetworkMode, VolumePath};
-use orchestra_helper::tree;
 use orchestra_image_build::{BuildCache, BuildInput, ImageBuild};
-use orchestra_volumes::ExactVolumes;
+use orchestra_volumes::{ExactVolumes, directory};
 use tokio::process::Command;
-use tokio::sync::mpsc;
 
 use super::parts::{blocking, tar_of};
 use crate::client::succeed;
@@ -117,9 +114,7 @@ pub(super) async fn buildkit_state(bench: &Bench, work: &Path, into: &Path) -> O
     let job = Job::builder(bench.driver.clone()).build();
     let (source, layers) = (job.create_volume("source").await?, job.create_volume("layers").await?);
     let volumes = ExactVolumes::new(bench.driver.clone(), job.id().clone())?;
-    let (content, mut child) = tar_of(&context)?;
-    volumes.write(&source, &VolumePath::root(), content).await?;
-    child.wait().await?;
+    volumes.write(&source, &VolumePath::root(), tar_of(&context)).await?;
     let tag = format!("localhost/bench/layers-{}:1", job.id());
     let mut build = ImageBuild::new("app".parse()?, tag.parse()?, "source".parse()?);
     if let Ok(image) = std::env::var("ORCHESTRA_TEST_BUILDKIT_IMAGE") {
@@ -138,23 +133,8 @@ pub(super) async fn buildkit_state(bench: &Bench, work: &Path, into: &Path) -> O
     let unpacked = async {
         bench.driver.remove_image(&built?.reference).await?;
         std::fs::create_dir_all(into)?;
-        let mut tar = volumes.read(&layers, &[VolumePath::root()]).await?;
-        let (pieces, mut received) = mpsc::channel(4);
-        let into = into.to_owned();
-        let unpacking = tokio::task::spawn_blocking(move || {
-            let mut pieces = Pieces {
-                received: &mut received,
-                piece: bytes::Bytes::new(),
-            };
-            tree::unpack(&into, Path::new(""), &mut pieces)
-        });
-        while let Some(piece) = tar.next().await {
-            if pieces.send(piece?).await.is_err() {
-                break;
-            }
-        }
-        drop(pieces);
-        Outcome::Ok(unpacking.await??)
+        let tar = volumes.read(&layers, &[VolumePath::root()]).await?;
+        Outcome::Ok(directory::write(into.to_owned(), VolumePath::root(), tar).await?)
     };
     let unpacked = unpacked.await;
     job.end().await?;
@@ -176,26 +156,6 @@ async fn cargo_part(into: &Path, bytes: u64) -> Outcome<()> {
         std::fs::copy(&file, into.join(file.file_name().unwrap_or_default()))?;
     }
     Ok(())
-}
-
-/// A stream that a thread reads.
-struct Pieces<'a> {
-    received: &'a mut mpsc::Receiver<bytes::Bytes>,
-    piece: bytes::Bytes,
-}
-
-impl std::io::Read for Pieces<'_> {
-    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
-        while self.piece.is_empty() {
-            match self.received.blocking_recv() {
-                Some(piece) => self.piece = piece,
-                None => return Ok(0),
-            }
-        }
-        let length = into.len().min(self.piece.len());
-        into[..length].copy_from_slice(&self.piece.split_to(length));
-        Ok(length)
-    }
 }
 
 /// Changes one file of a hundred, each time other ones, and says how many.

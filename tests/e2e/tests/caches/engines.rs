@@ -12,6 +12,7 @@ use orchestra::{
 use orchestra_caches::{CacheEvent, CacheEventKind, CacheSpec, CachesLayer, CachesOptions, Store, StoreOptions};
 use orchestra_e2e::{Dir, Fixture, KnownDriver, OwnEngine, Purpose};
 use orchestra_image_build::{BuildCache, BuildInput, BuildResult, ImageBuild};
+use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::runs::counting;
@@ -241,4 +242,44 @@ pub(crate) async fn a_cache_of_a_task_comes_back_on_an_engine_of_another_kind(fi
     // And back again.
     let back = run(fixture, &dir, &environment[..1], &["run", "ci.yml"]);
     says(&back, &["count cache state: hit", "count | 3"]);
+}
+
+pub(crate) async fn what_a_task_makes_in_a_cache_comes_back_exactly_on_an_engine_of_another_kind(fixture: &Fixture) {
+    // A character device 0/0 is what no capability is needed for: the whiteout of an overlay.
+    const MAKE: &str = "cd state; echo x > file; chown 70000:70001 file; chmod 4751 file; ln file hard; ln -s file link; \
+                        mkfifo fifo; mknod gone c 0 0; touch -d '2020-02-02 02:02:02' file; \
+                        dd if=/dev/zero of=sparse bs=1 count=1 seek=67108863 2> /dev/null";
+    const TELL: &str = "cd state; stat -c '%a %h %u:%g %Y' file; test file -ef hard && echo hard; readlink link; \
+                        test -p fifo && echo fifo; stat -c '%F %t:%T' gone; stat -c '%s bytes' sparse; \
+                        test $(du -k sparse | cut -f1) -lt 1000 && echo sparse";
+    let other = OwnEngine::start(Purpose::Other).unwrap();
+    let dir = Dir::with([("unused", "")]);
+    let store = format!("file://{}", dir.file("store").display());
+    let mut environment = vec![("ORCHESTRA_CACHES__STORE", store.as_str())];
+    let ran = |script: &str, environment: &[(&str, &str)]| {
+        let task = json!({"task": "use", "image": fixture.image, "network": "none", "config": {
+            "platform": "linux", "caches": [{"path": "state", "key": "exact", "devices": true}],
+            "run": {"path": "sh", "args": ["-ec", script]},
+        }});
+        std::fs::write(dir.file("ci.yml"), json!({"plan": [task]}).to_string()).unwrap();
+        let finished = run(fixture, &dir, environment, &["run", "ci.yml"]);
+        assert_eq!(finished.code, 0, "{finished}");
+        let lines = finished.stdout();
+        let lines = lines.lines().filter_map(|line| line.strip_prefix("use | "));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let made = ran(&format!("{MAKE}; cd ..; {TELL}"), &environment);
+    let expected = [
+        "4751 2 70000:70001 1580608922",
+        "hard",
+        "file",
+        "fifo",
+        "character special file 0:0",
+        "67108864 bytes",
+        "sparse",
+    ];
+    assert_eq!(made, expected);
+    let variables = other.variables().unwrap();
+    environment.extend(variables.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    assert_eq!(ran(TELL, &environment), expected);
 }

@@ -39,6 +39,7 @@ fn main() {
     let mut trials = cases![
         a_cache_of_a_task_comes_back_on_the_next_run,
         what_a_run_leaves_as_it_was_is_unchanged_and_what_it_hides_is_not,
+        what_is_configured_of_caches_holds,
         the_example_finds_its_packages_again,
         a_run_without_caches_leaves_the_store_alone,
         the_store_is_looked_after_by_the_command,
@@ -58,6 +59,7 @@ fn main() {
             credentials_of_a_bucket_may_be_secrets,
             whatever_a_bucket_does_costs_a_run_a_bounded_delay,
             two_runs_persist_one_key_at_once,
+            a_run_that_is_interrupted_while_it_restores_ends_soon_and_leaves_nothing,
             a_run_that_is_killed_while_it_persists_leaves_the_old_cache_or_the_new,
         ]);
     } else {
@@ -67,6 +69,7 @@ fn main() {
         trials.extend(cases![
             the_state_of_buildkit_goes_from_one_kind_of_engine_to_another,
             a_cache_of_a_task_comes_back_on_an_engine_of_another_kind,
+            what_a_task_makes_in_a_cache_comes_back_exactly_on_an_engine_of_another_kind,
         ]);
     } else {
         println!("no engine of another kind is given: its case is left out");

@@ -80,6 +80,110 @@ pub(crate) async fn what_a_run_leaves_as_it_was_is_unchanged_and_what_it_hides_i
     says(&ran("cat state/file"), &["use | two", "cache state: unchanged"]);
 }
 
+pub(crate) async fn what_is_configured_of_caches_holds(fixture: &Fixture) {
+    let dir = Dir::with([("unused", "")]);
+    let store = format!("file://{}", dir.file("store").display());
+    let config = |settings: &str| {
+        std::fs::write(
+            dir.file("orchestra.toml"),
+            format!("[caches]\nstore = \"{store}\"\n{settings}\n"),
+        )
+        .unwrap();
+    };
+    let ran = |cache: serde_json::Value, script: &str, more: &[&str]| {
+        let task = json!({"task": "use", "image": fixture.image, "config": {
+            "platform": "linux", "caches": [cache], "run": {"path": "sh", "args": ["-c", script]},
+        }});
+        std::fs::write(dir.file("ci.yml"), json!({"plan": [task]}).to_string()).unwrap();
+        let finished = run(fixture, &dir, &[], &[&["run", "ci.yml"], more].concat());
+        assert_eq!(finished.code, 0, "{finished}");
+        finished
+    };
+    let write = "seq 200000 > state/numbers";
+    let stored = |key: &str| {
+        let inspected = run(fixture, &dir, &[], &["caches", "inspect", key]);
+        let inspected: serde_json::Value = serde_json::from_slice(&inspected.stdout).unwrap();
+        inspected["stored"].as_u64().unwrap()
+    };
+
+    // A variable in a key, and what comes of a level.
+    let keyed = |key: &str| json!({"path": "state", "scope": "pipeline", "key": key});
+    config("level = 1");
+    says(
+        &ran(keyed("((branch))-1"), write, &["--var", "branch=fast"]),
+        &[
+            "cache state: miss ci.yml/-/-/fast-1",
+            "cache state: persisted 1.29 MB, 0% reused, ",
+        ],
+    );
+    config("level = 19");
+    ran(keyed("small"), "seq 200001 400000 > state/numbers", &[]);
+    let (fast, small) = (stored("ci.yml/-/-/fast-1"), stored("ci.yml/-/-/small"));
+    assert!(small * 10 < fast * 9, "{small} bytes of level 19, {fast} of level 1");
+
+    // By a beginning of its key, and told so with sizes.
+    let mut other = keyed("fast-2");
+    other["restore_keys"] = json!(["none-", "fast-"]);
+    let fallback = ran(other, "wc -l < state/numbers", &[]);
+    says(
+        &fallback,
+        &[
+            "cache state: fallback to ci.yml/-/-/fast-1, 1.29 MB (",
+            "kB fetched) in ",
+            "use | 200000",
+            ", 100% reused, ",
+        ],
+    );
+
+    // A limit for all, and a longest time; both leave a green run and what was there.
+    config("size_limit = \"1MB\"");
+    says(
+        &ran(keyed("large"), write, &[]),
+        &["not persisted; the one in the store stays", "limit of 1048576 bytes"],
+    );
+    let restored = ran(keyed("fast-1"), "ls state", &[]);
+    says(
+        &restored,
+        &[
+            "not restored; the step runs without it",
+            "over its limit of 1048576 bytes",
+        ],
+    );
+    config("");
+    ran(keyed("fast-1"), "seq 2000000 > state/numbers", &[]);
+    config("timeout = \"1ms\"");
+    let late = ran(keyed("fast-1"), "ls state", &[]);
+    says(
+        &late,
+        &["not restored; the step runs without it: deadline exceeded: it took longer than 1ms"],
+    );
+
+    // A run that is not trusted reads and does not write, whatever the file says.
+    config("");
+    let environment = [("ORCHESTRA_CACHES__POLICY", "pull")];
+    ran(keyed("fast-1"), "echo one > state/kept", &[]);
+    std::fs::write(
+        dir.file("ci.yml"),
+        std::fs::read_to_string(dir.file("ci.yml"))
+            .unwrap()
+            .replace("one", "two; cat state/kept"),
+    )
+    .unwrap();
+    let untrusted = run(fixture, &dir, &environment, &["run", "ci.yml"]);
+    assert_eq!(untrusted.code, 0, "{untrusted}");
+    says(&untrusted, &["cache state: hit ci.yml/-/-/fast-1"]);
+    assert!(!untrusted.all().contains("persisted"), "{untrusted}");
+    says(
+        &ran(keyed("fast-1"), "cat state/kept", &[]),
+        &["use | one", "cache state: unchanged"],
+    );
+
+    // What no run has persisted for so long is not restored.
+    config("time_to_live = \"1s\"");
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    says(&ran(keyed("fast-1"), "ls state", &[]), &["cache state: miss"]);
+}
+
 pub(crate) async fn the_example_finds_its_packages_again(fixture: &Fixture) {
     let dir = Dir::with([("unused", "")]);
     let store = format!("file://{}", dir.file("store").display());

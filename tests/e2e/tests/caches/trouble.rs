@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use orchestra::JobId;
 use orchestra_e2e::{Dir, Fault, FaultProxy, Finished, Fixture};
 use serde_json::json;
 
@@ -228,4 +229,33 @@ pub(crate) async fn a_run_that_is_killed_while_it_persists_leaves_the_old_cache_
         &run(fixture, &dir, &environment, &["caches", "verify"]),
         &["1 whole cache"],
     );
+}
+
+pub(crate) async fn a_run_that_is_interrupted_while_it_restores_ends_soon_and_leaves_nothing(fixture: &Fixture) {
+    let bucket = Bucket::new("interrupted").await;
+    let dir = Dir::with([("ci.yml", growing(fixture, 12 << 20))]);
+    let first = run(fixture, &dir, &bucket.environment(), &["run", "ci.yml"]);
+    green(first, 60, &["seen 1", "grow cache state: persisted"]);
+    for (delay, after) in [(3000, 500), (400, 2500)] {
+        bucket.proxy.set(Fault::Delay(Duration::from_millis(delay)));
+        let id = JobId::unique().to_string();
+        let command = fixture.orchestra(["run", "ci.yml", "--run-id", &id]).dir(dir.path());
+        let command = (bucket.environment().iter()).fold(command, |command, (name, value)| command.env(name, value));
+        let restoring = command.start();
+        std::thread::sleep(Duration::from_millis(after));
+        let began = std::time::Instant::now();
+        restoring.signal("INT");
+        let ended = restoring.finish();
+        assert_eq!(ended.code, 130, "{ended}");
+        assert!(
+            began.elapsed() < Duration::from_secs(10),
+            "{:?}\n{ended}",
+            began.elapsed()
+        );
+        assert!(!ended.all().contains("seen"), "{ended}");
+        assert!(fixture.engine.leftovers_of(&id).unwrap().0.is_empty(), "{ended}");
+    }
+    bucket.proxy.set(Fault::None);
+    let whole = run(fixture, &dir, &bucket.environment(), &["run", "ci.yml"]);
+    green(whole, 60, &["grow cache state: hit", "seen 2"]);
 }

@@ -102,10 +102,7 @@ fn auto_tells_what_it_tried_where_no_engine_answers(fixture: &Fixture) {
     assert_says(&finished, &["no engine answers", "hint: start one"]);
     for known in KnownDriver::ALL {
         let (name, variable) = (known.name(), known.host().0);
-        assert_says(
-            &finished,
-            &[&format!("\n  {name}: connect: engine unreachable: "), variable],
-        );
+        assert_says(&finished, &[&format!("\n  {name}: connect: unreachable: "), variable]);
     }
     assert_says(&finished, &[&format!("endpoint={}", nowhere(&dir))]);
 }
