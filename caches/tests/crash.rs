@@ -38,6 +38,7 @@ async fn a_kill_at_any_moment_leaves_a_store_with_the_old_or_the_new_cache() {
     let folder = tempfile::tempdir().unwrap();
     let store = folder_store(folder.path());
     persist(&store, "ci/a", &content(0)).await.unwrap();
+    let mut newest = 0;
     for round in 0..12u64 {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["child_that_persists_and_prunes_until_it_is_killed", "--exact"])
@@ -46,13 +47,19 @@ async fn a_kill_at_any_moment_leaves_a_store_with_the_old_or_the_new_cache() {
             .spawn()
             .unwrap();
         tokio::time::sleep(Duration::from_millis(150 + 37 * round)).await;
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "round {round}: the process ended by itself"
+        );
         child.kill().unwrap();
         child.wait().unwrap();
         let found = restore(&store, "ci/a").await.unwrap().unwrap();
         let seed = u64::from_le_bytes(found[512..520].try_into().unwrap());
         assert!(found == content(seed), "round {round}");
+        newest = newest.max(seed);
         assert!(store.verify("", false).await.unwrap().damaged.is_empty());
     }
+    assert!(newest > 0, "no process has persisted anything");
     // Nothing but the cache is left in the end.
     let mut prune = Prune::default();
     prune.grace = Duration::ZERO;

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use orchestra::layer::{Fault, Faults, Layered, Method};
+use orchestra::tar::{self, Head};
 use orchestra::{ErrorKind, Job, JobId, Labels, SharedDriver, Task, VolumeId};
 use orchestra_caches::{CacheEvent, CacheEventKind, CacheSpec, CachesLayer, CachesOptions, Policy, Store};
 use orchestra_conformance::memory::{MemoryEngine, MemoryImage};
@@ -463,6 +464,64 @@ async fn a_restore_waits_for_no_persist() {
     let told = run.end().await;
     assert!(matches!(told[1], CacheEventKind::Restored { .. }), "{told:?}");
     assert!(matches!(told[2], CacheEventKind::NotPersisted { .. }), "{told:?}");
+}
+
+#[tokio::test]
+async fn what_is_being_persisted_under_a_key_is_waited_for_by_who_asks_for_it() {
+    for restore_key in [None, Some("ci/")] {
+        let world = World::new();
+        write(&world, "ci/a", "old").await;
+        // Long enough that a restore which does not wait finds the old one.
+        let faults = Faults::new().on(Method::ReadVolume, Fault::Delay(Duration::from_millis(700)));
+        let (layer, events) = world.layer(Layered::wrap(world.engine.driver(), faults), CachesOptions::default());
+        let run = Run {
+            job: Job::builder(Arc::new(layer)).build(),
+            events,
+        };
+        let first = run.volume(&spec("ci/a")).await;
+        run.task("write", &first, "echo new > c/file").await;
+        let job = run.job.clone();
+        let persisting = tokio::spawn(async move { job.driver().remove_volume(&first).await });
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let mut second = spec("ci/a");
+        if let Some(prefix) = restore_key {
+            second = spec("ci/b");
+            second.restore_keys = vec![prefix.to_owned()];
+        }
+        let labels = Labels::from([second.label()]);
+        let second = run.job.create_volume_with("cache.b", labels).await.unwrap();
+        assert_eq!(
+            run.task("read", &second, "cat c/file").await,
+            "new\n",
+            "{restore_key:?}"
+        );
+        persisting.await.unwrap().unwrap();
+        run.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_volume_of_an_earlier_process_is_persisted_only_when_its_last_user_has_ended() {
+    let world = World::new();
+    let first = world.run_with(Some("carried"), CachesOptions::default());
+    let volume = first.volume(&spec("ci/a")).await;
+    let torn = [Head::file(4).blocks("file"), vec![tar::padded(b"torn"), tar::END]];
+    // In the middle of this the process is gone.
+    world
+        .engine
+        .driver()
+        .write_volume(
+            &volume,
+            &orchestra::VolumePath::root(),
+            orchestra::stream::once(torn.concat().concat()),
+        )
+        .await
+        .unwrap();
+    std::mem::forget(first.job);
+    let second = world.run_with(Some("carried"), CachesOptions::default());
+    second.volume(&spec("ci/a")).await;
+    assert!(second.end().await.is_empty(), "it was restored or persisted");
+    assert_eq!(read(&world, &spec("ci/a")).await.0, "nothing");
 }
 
 #[tokio::test]

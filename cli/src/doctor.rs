@@ -88,9 +88,12 @@ async fn examine(driver: &SharedDriver, config: &Config) -> Result<Findings, Fai
     options.dry_run = true;
     let left = orchestra::collect_garbage(driver.as_ref(), options).await?;
     let builds = modes(driver, config).await?;
+    let mut info = driver.info().clone();
+    // What an engine shows is of use only to who may do everything there.
+    info.capabilities.volume_directories &= orchestra_volumes::directory::has_all_rights();
     let left_behind = left.into_iter().flat_map(|job| job.resources).collect();
     Ok(Findings {
-        info: driver.info().clone(),
+        info,
         answered_in,
         buildkit,
         has_buildkit,
@@ -115,11 +118,11 @@ fn why<'a>(info: &'a DriverInfo, capability: &str) -> &'a str {
             "the engine's archive calls lose some of a file; Orchestra's helper carries all of it instead"
         }
         "volume_directories" => {
-            "the engine is on another machine, has its files out of this user's sight or runs without root: what is in a \
-             volume goes through the engine"
+            "the engine is on another machine, has its files out of sight, or a user namespace, or this process is not root with \
+             all its rights: what is in a volume goes through the engine"
         }
         "any_file" => {
-            "without root the kernel gives no devices, no `trusted.*` attributes, and only the user's own ids"
+            "in a user namespace the kernel gives no devices, no `trusted.*` attributes, and only the ids that it has"
         }
         "out_of_memory" => "the engine tells it as a SIGKILL (podman before 5.0, or no memory controller)",
         _ => "the engine does not have it",

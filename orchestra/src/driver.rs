@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -10,8 +9,8 @@ use async_trait::async_trait;
 use crate::capability::refuse;
 use crate::{
     ByteStream, Capabilities, ContainerId, ContainerSpec, Created, EndReport, ExecSpec, ExecStream, ExitStatus,
-    ImageRef, InjectedFile, JobId, LogStream, Platform, PullImage, PullStream, Resource, Result, Signal, VolumeId,
-    VolumePath, VolumeSpec,
+    ImageRef, InjectedFile, JobId, LogStream, Platform, PullImage, PullStream, Resource, Result, Signal,
+    VolumeDirectory, VolumeId, VolumePath, VolumeSpec,
 };
 
 /// What a driver knows of its engine since it connected.
@@ -185,14 +184,17 @@ pub trait Driver: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// Where a volume's files are on this machine: the directory that containers have mounted. `None` where the driver can't
     /// show that it is this very volume, because the engine is on another machine, in a mount namespace of its own, or behind a
     /// socket that leads elsewhere. It is for whoever moves whole trees; this process may still lack the right to read there.
+    /// Someone else may remove the volume meanwhile: who has read it all asks once more whether it is there.
     ///
     /// # Behavior
     /// - Needs [`volume_directories`](Capabilities::volume_directories); without it the answer is `None`.
     /// - What is written there is in the volume, and the other way round, with the same owners.
+    /// - As long as it is held, [`remove_volume`](Self::remove_volume) of this driver waits, and fails with
+    ///   [`Conflict`](crate::ErrorKind::Conflict) after ten seconds.
     ///
     /// # Errors
     /// [`VolumeNotFound`](crate::ErrorKind::VolumeNotFound).
-    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<PathBuf>>;
+    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<VolumeDirectory>>;
 
     /// Removes a volume.
     ///

@@ -29,6 +29,7 @@
 mod archive;
 mod capability;
 mod container;
+mod directory;
 mod driver;
 mod error;
 mod exit;
@@ -51,6 +52,7 @@ pub use container::{
     ContainerSpec, Cpus, Env, ExecSpec, ExtraHost, InjectedFile, KernelCapability, Limits, Mount, NetworkMode, Profile,
     Security, Tmpfs, Ulimit, User,
 };
+pub use directory::{HeldVolumes, VolumeDirectory, root_listens};
 pub use driver::{Driver, DriverInfo, SharedDriver};
 pub use error::{Error, ErrorKind, Result};
 pub use exit::{ExitStatus, Signal};

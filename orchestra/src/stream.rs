@@ -24,8 +24,11 @@ pub type LogStream = BoxStream<'static, Result<LogChunk>>;
 /// What an exec yields: output, then [`ExecEvent::Exit`] as its last item.
 pub type ExecStream = BoxStream<'static, Result<ExecEvent>>;
 
-/// Pieces that a reader is cut into; large enough that a call for each is cheap.
+/// Pieces that output is gathered in; large enough that a call for each is cheap.
 const PIECE: usize = 64 * 1024;
+
+/// Pieces that a reader is cut into: each one of a file is a turn of another thread.
+const READ: usize = 256 * 1024;
 
 /// Gathered pieces that wait for a slow reader.
 const PIECES: usize = 4;
@@ -228,7 +231,7 @@ pub fn once(bytes: impl Into<Bytes>) -> ByteStream {
 
 /// A reader as a stream; `doing` names it in errors ("read context.tar").
 pub fn from_reader(reader: impl AsyncRead + Send + 'static, doing: &'static str) -> ByteStream {
-    ReaderStream::with_capacity(reader, PIECE)
+    ReaderStream::with_capacity(reader, READ)
         .map_err(move |error| Error::io(doing, error))
         .boxed()
 }

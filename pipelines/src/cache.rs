@@ -87,7 +87,18 @@ impl CachePlan {
             .key
             .as_ref()
             .map_or_else(|| self.default_key(), |key| key.render(&checksum));
-        let restore_keys = self.restore_keys.iter().map(|key| within(&key.render(&checksum)));
+        // As a key has no doubled slashes, the beginning of one has none.
+        let plain = |key: String| {
+            key.split('/')
+                .filter(|part| !part.is_empty())
+                .collect::<Vec<_>>()
+                .join("/")
+        };
+        let restore_keys = self.restore_keys.iter().map(|key| {
+            let rendered = key.render(&checksum);
+            let end = if rendered.ends_with('/') { "/" } else { "" };
+            plain(within(&rendered)) + end
+        });
         Ok((CacheKey::new(within(&key))?, restore_keys.collect()))
     }
 }

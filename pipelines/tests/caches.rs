@@ -103,7 +103,9 @@ async fn a_run_that_is_kept_persists_its_caches_and_keeps_their_volumes() {
     let (folder, engine) = (tempfile::tempdir().unwrap(), engine());
     let mut kept = options(folder.path());
     kept.keep = true;
-    let (_, caches, report) = run_with(COUNT, engine.driver(), kept).await;
+    // Its last step is the one with the cache.
+    let alone = COUNT.split("  - task: after").next().unwrap();
+    let (_, caches, report) = run_with(alone, engine.driver(), kept).await;
     assert!(caches.contains(&"count persisted".to_owned()), "{caches:?} {report:#?}");
     let left = engine.driver().list(None).await.unwrap();
     let volumes = left.iter().filter(|left| left.kind == ResourceKind::Volume);
@@ -213,6 +215,30 @@ async fn steps_share_a_cache_of_their_job_and_keep_one_of_their_own() {
     assert_eq!(output.split_whitespace().collect::<String>(), "aaabb", "{report:#?}");
     let (output, _, _) = run_with(&text, engine().driver(), options(folder.path())).await;
     assert_eq!(output.split_whitespace().collect::<String>(), "abaaaababbb");
+}
+
+#[tokio::test]
+async fn a_cache_that_two_steps_want_differently_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let step = |name: &str, settings: &str| {
+        format!(
+            "\n- {{ task: {name}, image: busybox, config: {{ caches: [{{ path: c, {settings} }}], run: {{ path: 'true' }} }} }}"
+        )
+    };
+    let ran = async |second: &str| {
+        let text = format!("plan:{}{}", step("a", "key: k, policy: pull"), step("b", second));
+        let (_, _, report) = run_with(&text, engine().driver(), options(folder.path())).await;
+        assert_eq!(report.status, Status::Succeeded, "{report:#?}");
+        report.warnings
+    };
+    let warnings = ran("key: k").await;
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(
+        warnings[0].starts_with("b: the cache c has the key of a's, whose settings count"),
+        "{warnings:?}"
+    );
+    assert!(ran("key: k, policy: pull").await.is_empty());
+    assert!(ran("key: other").await.is_empty());
 }
 
 #[tokio::test]

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -10,7 +9,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use orchestra::{
     ByteStream, ContainerId, ContainerSpec, Created, Driver, DriverInfo, EndReport, Env, Error, ErrorKind, ExecSpec,
     ExecStream, ExitStatus, ImageRef, InjectedFile, JobId, LogStream, PullImage, PullStream, Resource, Result,
-    SharedDriver, Signal, VolumeId, VolumePath, VolumeSpec, labels,
+    SharedDriver, Signal, VolumeDirectory, VolumeId, VolumePath, VolumeSpec, labels,
 };
 use zeroize::Zeroize;
 
@@ -201,7 +200,7 @@ impl Driver for SecretsLayer {
         Ok(stream.map_err(move |error| job.redact_error(error)).boxed())
     }
 
-    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<PathBuf>> {
+    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<VolumeDirectory>> {
         let job = self.of_volume(id);
         self.inner
             .volume_directory(id)

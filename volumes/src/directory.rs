@@ -6,11 +6,14 @@
 
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Buf, Bytes};
 use futures_util::{StreamExt, stream};
 use orchestra::{ByteStream, Error, ErrorKind, Result, VolumePath};
 use orchestra_helper::tree::{self, TreeError};
+use rustix::fs::Access;
 use tokio::sync::mpsc;
 
 use crate::Fingerprint;
@@ -28,7 +31,8 @@ const FIRST_USER_NAMESPACE: &str = "user:[4026531837]";
 const RIGHTS: [u32; 7] = [0, 1, 3, 4, 21, 27, 31];
 
 /// Whether this process may have files of all kinds and owners.
-pub(crate) fn has_all_rights() -> bool {
+#[must_use]
+pub fn has_all_rights() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
@@ -38,18 +42,33 @@ pub(crate) fn has_all_rights() -> bool {
 }
 
 /// What the tree at `root` is, for [`ExactVolumes`](crate::ExactVolumes).
-pub(crate) async fn fingerprint(root: PathBuf) -> Result<Fingerprint> {
-    blocking(move || tree::fingerprint(&root).map(Fingerprint).map_err(failed)).await
+pub(crate) async fn fingerprint(root: impl AsRef<Path> + Send + 'static) -> Result<Fingerprint> {
+    let work = move || {
+        let found = tree::fingerprint(root.as_ref());
+        found.map(Fingerprint).map_err(|error| failed(error, root.as_ref()))
+    };
+    blocking(work).await
 }
 
-/// Unpacks a tar into the directory `path` of the tree at `root`. Dropping the call ends it with the piece that is being
-/// written.
+/// Whether this process may write to the directory: it may be on a file system that is read-only here.
+pub(crate) async fn is_writable(root: &Path) -> bool {
+    let root = root.to_owned();
+    let wanted = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
+    tokio::task::spawn_blocking(move || rustix::fs::access(&root, wanted).is_ok())
+        .await
+        .unwrap_or(false)
+}
+
+/// Unpacks a tar into the directory `path` of the tree at `root`, which is held until all work in it has ended. That is soon
+/// after the call is dropped: nothing more is read of the tar.
 ///
 /// # Errors
 /// [`PathNotFound`](ErrorKind::PathNotFound), [`InvalidInput`](ErrorKind::InvalidInput) for what is no tar, or leads out of the
 /// tree; [`Io`](ErrorKind::Io), [`DiskFull`](ErrorKind::DiskFull); an error of `tar` itself.
-pub async fn write(root: PathBuf, path: VolumePath, mut tar: ByteStream) -> Result<()> {
+pub async fn write(root: impl AsRef<Path> + Send + 'static, path: VolumePath, mut tar: ByteStream) -> Result<()> {
     let (pieces, received) = mpsc::channel(PIECES);
+    let given_up = GivenUp::default();
+    let seen = given_up.0.clone();
     let feed = async move {
         while let Some(piece) = tar.next().await {
             let failed = piece.is_err();
@@ -65,8 +84,9 @@ pub async fn write(root: PathBuf, path: VolumePath, mut tar: ByteStream) -> Resu
             pieces: received,
             piece: Bytes::new(),
             ended: false,
+            given_up: seen,
         };
-        tree::unpack(&root, &inside(&path), &mut input).map_err(failed)
+        tree::unpack(root.as_ref(), &inside(&path), &mut input).map_err(|error| failed(error, root.as_ref()))
     });
     // Not `try_join`: what was begun is waited for.
     let ((), done) = tokio::join!(feed, unpack);
@@ -75,13 +95,13 @@ pub async fn write(root: PathBuf, path: VolumePath, mut tar: ByteStream) -> Resu
 
 /// Packs files and directories of the tree at `root` into one tar. The stream fails with
 /// [`PathNotFound`](ErrorKind::PathNotFound) for one that is not there and with [`Io`](ErrorKind::Io).
-pub fn read(root: PathBuf, paths: Vec<VolumePath>) -> ByteStream {
+pub fn read(root: impl AsRef<Path> + Send + 'static, paths: Vec<VolumePath>) -> ByteStream {
     let (pieces, received) = mpsc::channel(PIECES);
-    tokio::task::spawn_blocking(move || {
+    let packing = tokio::task::spawn_blocking(move || {
         let paths: Vec<PathBuf> = paths.iter().map(inside).collect();
         let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
         let mut output = BufWriter::with_capacity(PIECE, Sent(&pieces));
-        let packed = tree::pack(&root, &paths, &mut output).map_err(failed);
+        let packed = tree::pack(root.as_ref(), &paths, &mut output).map_err(|error| failed(error, root.as_ref()));
         let flushed = packed.and_then(|()| output.flush().map_err(|error| Error::io("write a tar", error)));
         // What is still in it would come after the error.
         let (_, _) = output.into_parts();
@@ -89,8 +109,14 @@ pub fn read(root: PathBuf, paths: Vec<VolumePath>) -> ByteStream {
             let _ = pieces.blocking_send(Err(error));
         }
     });
-    stream::unfold(received, async |mut received| {
-        received.recv().await.map(|piece| (piece, received))
+    stream::unfold((received, Some(packing)), async |(mut received, mut packing)| {
+        if let Some(piece) = received.recv().await {
+            return Some((piece, (received, packing)));
+        }
+        // It has ended; a tar that is cut off by a panic is not to look whole.
+        let ended = packing.take()?.await;
+        let error = Error::io("pack a tar", io::Error::other(ended.err()?));
+        Some((Err(error), (received, None)))
     })
     .boxed()
 }
@@ -110,8 +136,11 @@ fn inside(path: &VolumePath) -> PathBuf {
     }
 }
 
-fn failed(error: TreeError) -> Error {
+fn failed(error: TreeError, root: &Path) -> Error {
     match error {
+        TreeError::NotFound(path) if path == root => {
+            Error::new(ErrorKind::VolumeNotFound, "the volume's directory is gone")
+        }
         TreeError::Io { doing, source } => Error::io(doing, source),
         TreeError::NotFound(_) => Error::new(ErrorKind::PathNotFound, error.to_string()),
         other => Error::invalid(other.to_string()),
@@ -123,16 +152,32 @@ struct Received {
     pieces: mpsc::Receiver<Result<Option<Bytes>>>,
     piece: Bytes,
     ended: bool,
+    /// What waits in the channel is not to be written any more.
+    given_up: Arc<AtomicBool>,
+}
+
+/// Tells when it is dropped.
+#[derive(Default)]
+struct GivenUp(Arc<AtomicBool>);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Read for Received {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let cancelled = || io::Error::from(Error::new(ErrorKind::Cancelled, "the tar was given up"));
+        if self.given_up.load(Ordering::Relaxed) {
+            return Err(cancelled());
+        }
         while self.piece.is_empty() && !self.ended {
             match self.pieces.blocking_recv() {
                 Some(Ok(Some(piece))) => self.piece = piece,
                 Some(Ok(None)) => self.ended = true,
                 Some(Err(error)) => return Err(error.into()),
-                None => return Err(Error::new(ErrorKind::Cancelled, "the tar was given up").into()),
+                None => return Err(cancelled()),
             }
         }
         let length = self.piece.len().min(buffer.len());

@@ -1,6 +1,5 @@
 //! One transfer: a container that mounts the volume, and the program in it.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,7 +8,7 @@ use futures_util::StreamExt;
 use orchestra::{
     ByteStream, Capabilities, ContainerId, ContainerPath, ContainerSpec, Error, ErrorKind, ExecEvent, ExecSpec,
     ExecStream, ExitStatus, ImageRef, JobId, Labels, Mount, Name, NetworkMode, OutputStream, Result, Runner,
-    SharedDriver, VolumeId, VolumePath, import_archive, labels, tar,
+    SharedDriver, VolumeDirectory, VolumeId, VolumePath, import_archive, labels, tar,
 };
 use orchestra_helper::exit;
 use tokio::sync::oneshot;
@@ -150,6 +149,7 @@ impl ExactVolumes {
     async fn way(&self, volume: &VolumeId) -> Result<Way> {
         if self.directories
             && let Some(directory) = self.driver.volume_directory(volume).await?
+            && directory::is_writable(directory.as_ref()).await
         {
             return Ok(Way::Directory(directory));
         }
@@ -200,7 +200,7 @@ impl ExactVolumes {
     /// Those of [`Driver::read_volume`](orchestra::Driver::read_volume), and those of making a container.
     pub async fn read(&self, volume: &VolumeId, paths: &[VolumePath]) -> Result<ByteStream> {
         match self.way(volume).await? {
-            Way::Directory(directory) => Ok(directory::read(directory, VolumePath::outermost(paths))),
+            Way::Directory(directory) => Ok(self.packed(volume, directory, paths)),
             Way::Program(program) => {
                 let packing = self.pack(program, volume, &["pack-tree", ROOT], paths).await?;
                 Ok(packing.tar())
@@ -229,7 +229,7 @@ impl ExactVolumes {
                 {
                     return Ok(None);
                 }
-                return Ok(Some(directory::read(directory, VolumePath::outermost(paths))));
+                return Ok(Some(self.packed(volume, directory, paths)));
             }
             Way::Program(program) => program,
             Way::Driver => return self.driver.read_volume(volume, paths).await.map(Some),
@@ -242,6 +242,26 @@ impl ExactVolumes {
             return Ok(None);
         }
         Ok(Some(packing.tar()))
+    }
+
+    /// A directory's tar. Its end comes when the volume is seen to be there still: nothing keeps others from removing it, and
+    /// what they remove first would be missing in a tar that looks whole.
+    fn packed(&self, volume: &VolumeId, directory: VolumeDirectory, paths: &[VolumePath]) -> ByteStream {
+        let (driver, volume) = (self.driver.clone(), volume.clone());
+        let mut packed = directory::read(directory, VolumePath::outermost(paths));
+        tar::pipe(move |sink| async move {
+            let mut last = None;
+            while let Some(piece) = packed.next().await {
+                if let Some(before) = last.replace(piece?) {
+                    sink.send(before).await?;
+                }
+            }
+            driver.volume_directory(&volume).await?;
+            match last {
+                Some(last) => sink.send(last).await,
+                None => Ok(()),
+            }
+        })
     }
 
     async fn pack(
@@ -355,7 +375,7 @@ pub struct Fingerprint(pub(crate) String);
 /// A way into a volume and out of it that loses nothing.
 enum Way {
     /// Its directory on this machine.
-    Directory(PathBuf),
+    Directory(VolumeDirectory),
     /// The program, in a container.
     Program(&'static [u8]),
     /// The driver's own calls.

@@ -11,7 +11,6 @@ mod transfer;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,13 +19,13 @@ use async_trait::async_trait;
 use orchestra::{
     ByteStream, ContainerId, ContainerSpec, Created, Driver, DriverInfo, EndReport, ErrorKind, ExecSpec, ExecStream,
     ExitStatus, ImageRef, InjectedFile, JobId, LogStream, PullImage, PullStream, Resource, Result, SharedDriver,
-    Signal, VolumeId, VolumePath, VolumeSpec, labels,
+    Signal, VolumeDirectory, VolumeId, VolumePath, VolumeSpec, labels,
 };
 use orchestra_volumes::Fingerprint;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{CacheEvent, CacheEventKind, CacheSpec, Entry, LABEL, Policy, Store};
+use crate::{CacheEvent, CacheEventKind, CacheKey, CacheSpec, Entry, LABEL, Policy, Store};
 
 /// How a layer uses its store.
 #[derive(Clone, Debug)]
@@ -69,6 +68,8 @@ pub struct CachesLayer {
     /// earlier one has left.
     restores: Semaphore,
     persists: Semaphore,
+    /// The keys that are being persisted, or wait for their turn.
+    persisting: watch::Sender<Vec<CacheKey>>,
     /// Why the store is not asked any more: each cache would wait for it as long as the first one did.
     down: Mutex<Option<String>>,
 }
@@ -86,6 +87,8 @@ struct Volume {
     ready: tokio::sync::Mutex<bool>,
     /// Whether anything may have been written since it was persisted.
     used: AtomicBool,
+    /// Whether an earlier process of the job made it: what was written to it then, and whether that was persisted, is not known.
+    attached: AtomicBool,
     /// The cache that it was filled with, and what it then was.
     filled: Mutex<Option<(Entry, Fingerprint)>>,
     /// Each task that wrote to it, and whether its last attempt succeeded.
@@ -110,6 +113,7 @@ impl CachesLayer {
             writers: Mutex::default(),
             restores: Semaphore::new(1),
             persists: Semaphore::new(1),
+            persisting: watch::Sender::default(),
             down: Mutex::default(),
         }
     }
@@ -141,6 +145,7 @@ impl CachesLayer {
                 spec,
                 ready: tokio::sync::Mutex::new(false),
                 used: AtomicBool::new(false),
+                attached: AtomicBool::new(false),
                 filled: Mutex::default(),
                 tasks: Mutex::default(),
             })
@@ -162,8 +167,7 @@ impl CachesLayer {
         if created == Created::Existing {
             let held = self.inner.list(Some(job)).await?;
             if held.iter().any(|resource| resource.id == mark.as_str()) {
-                // By an earlier process of the job, and whether it persisted what was written then, nobody knows.
-                volume.used.store(true, Ordering::Relaxed);
+                volume.attached.store(true, Ordering::Relaxed);
                 return Ok(created);
             }
             match self.inner.remove_volume(&volume.id).await {
@@ -180,10 +184,14 @@ impl CachesLayer {
         Ok(created)
     }
 
-    /// Persists the volume if someone wrote to it and all of them succeeded.
-    async fn persist_used(&self, volume: &Volume) {
-        if !self.options.policy.pushes() || !volume.spec.policy.pushes() || !volume.used.swap(false, Ordering::Relaxed)
-        {
+    /// Persists the volume if someone wrote to it and all of them succeeded. Of one that an earlier process made, only who says
+    /// that its last user has ended knows that nobody was in the middle of it.
+    async fn persist_used(&self, volume: &Volume, last_user_has_ended: bool) {
+        if !self.options.policy.pushes() || !volume.spec.policy.pushes() {
+            return;
+        }
+        let used = volume.used.swap(false, Ordering::Relaxed);
+        if !used && !(last_user_has_ended && volume.attached.swap(false, Ordering::Relaxed)) {
             return;
         }
         let failed = lock(&volume.tasks)
@@ -272,7 +280,7 @@ impl Driver for CachesLayer {
         self.inner.read_volume(id, paths).await
     }
 
-    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<PathBuf>> {
+    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<VolumeDirectory>> {
         if let Some(volume) = self.known(id) {
             // What is written there, nobody is told.
             volume.used.store(true, Ordering::Relaxed);
@@ -286,7 +294,7 @@ impl Driver for CachesLayer {
         };
         let mut ready = volume.ready.lock().await;
         if *ready {
-            self.persist_used(&volume).await;
+            self.persist_used(&volume, true).await;
         }
         self.inner.remove_volume(id).await?;
         *ready = false;
@@ -363,7 +371,7 @@ impl Driver for CachesLayer {
         for volume in &volumes {
             let ready = volume.ready.lock().await;
             if *ready {
-                self.persist_used(volume).await;
+                self.persist_used(volume, false).await;
             }
         }
         let report = self.inner.end_job(job).await?;

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use orchestra::{ByteStream, Error, ErrorKind, Result, SharedDriver, VolumeId, VolumePath, VolumeSpec};
 use orchestra_volumes::{ExactVolumes, Fingerprint};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use super::{CachesLayer, Volume, lock};
 use crate::archive::checked;
-use crate::{CacheEventKind, Found, Persist};
+use crate::{CacheEventKind, CacheKey, Entry, Found, Persist};
 
 /// How long a store may take to say what it has, and to begin to send it.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -28,6 +28,12 @@ impl CachesLayer {
             return Ok(());
         }
         let began = Instant::now();
+        tokio::select! {
+            biased;
+            // The restore says so.
+            () = self.cancel.cancelled() => {}
+            () = self.handed_over(volume) => {}
+        }
         let touched = AtomicBool::new(false);
         let restored = self.bounded(&self.restores, self.try_restore(volume, &touched)).await;
         let kind = match restored {
@@ -55,14 +61,25 @@ impl CachesLayer {
         Ok(())
     }
 
+    /// Waits for what an earlier user of the cache has left, as long as that is on its way to the store.
+    async fn handed_over(&self, volume: &Volume) {
+        let spec = &volume.spec;
+        let is_ours = |key: &CacheKey| {
+            *key == spec.key || spec.restore_keys.iter().any(|prefix| key.as_str().starts_with(prefix))
+        };
+        let mut persisting = self.persisting.subscribe();
+        // The sender lives as long as this layer.
+        persisting.wait_for(|keys| !keys.iter().any(is_ours)).await.ok();
+    }
+
     async fn try_restore(&self, volume: &Volume, touched: &AtomicBool) -> Result<Option<(Found, u64)>> {
         let (key, restore_keys) = (&volume.spec.key, &volume.spec.restore_keys);
-        let found = self.ask(self.store.find(key, restore_keys)).await?;
-        let fresh = |found: &Found| {
-            let age = found.entry.persisted().elapsed().unwrap_or_default();
+        let fresh = |entry: &Entry| {
+            let age = entry.persisted().elapsed().unwrap_or_default();
             self.options.time_to_live.is_none_or(|limit| age <= limit)
         };
-        let Some(found) = found.filter(fresh) else {
+        let found = self.ask(self.store.find_that(key, restore_keys, fresh)).await?;
+        let Some(found) = found else {
             return Ok(None);
         };
         let (limit, size) = (self.limit(volume), found.entry.size);
@@ -112,6 +129,7 @@ impl CachesLayer {
     }
 
     pub(super) async fn persist(&self, volume: &Volume) -> CacheEventKind {
+        let _noted = Noted::in_list(&self.persisting, &volume.spec.key);
         match self.bounded(&self.persists, self.try_persist(volume)).await {
             Ok(persisted) => CacheEventKind::Persisted(persisted),
             Err(error) => CacheEventKind::NotPersisted {
@@ -239,6 +257,30 @@ impl CachesLayer {
 
     fn give_up(&self, error: &Error) {
         lock(&self.down).get_or_insert_with(|| error.to_string());
+    }
+}
+
+/// A key in a list, for as long as this lives.
+struct Noted<'l> {
+    list: &'l watch::Sender<Vec<CacheKey>>,
+    key: CacheKey,
+}
+
+impl<'l> Noted<'l> {
+    fn in_list(list: &'l watch::Sender<Vec<CacheKey>>, key: &CacheKey) -> Self {
+        list.send_modify(|keys| keys.push(key.clone()));
+        let key = key.clone();
+        Self { list, key }
+    }
+}
+
+impl Drop for Noted<'_> {
+    fn drop(&mut self) {
+        self.list.send_modify(|keys| {
+            if let Some(at) = keys.iter().position(|key| *key == self.key) {
+                keys.swap_remove(at);
+            }
+        });
     }
 }
 

@@ -119,7 +119,9 @@ impl Store {
             };
         };
         let Ok(Version { version }) = serde_json::from_slice(&bytes) else {
-            return Err(damaged(format!("{VERSION_OBJECT} can't be read")).with("store", &self.0.address));
+            return Err(damaged(format!("{VERSION_OBJECT} can't be read"))
+                .with("store", &self.0.address)
+                .with_hint("delete that object, unless a newer orchestra has written to this store"));
         };
         if version > VERSION {
             return Err(Error::new(
@@ -212,21 +214,39 @@ impl Store {
     /// # Errors
     /// As [`get`](Self::get).
     pub async fn find(&self, key: &CacheKey, restore_keys: &[String]) -> Result<Option<Found>> {
-        if let Some(entry) = self.get(key).await? {
-            return Ok(Some(Found { entry, exact: true }));
-        }
+        self.find_that(key, restore_keys, |_| true).await
+    }
+
+    /// The same, of those alone that `may_be`. A damaged one of this key is told where there is no other.
+    pub(crate) async fn find_that(
+        &self,
+        key: &CacheKey,
+        restore_keys: &[String],
+        may_be: impl Fn(&Entry) -> bool,
+    ) -> Result<Option<Found>> {
+        let damaged = match self.get(key).await {
+            Ok(Some(entry)) if may_be(&entry) => return Ok(Some(Found { entry, exact: true })),
+            Ok(_) => None,
+            Err(error) if error.kind() == ErrorKind::Protocol => Some(error),
+            Err(error) => return Err(error),
+        };
         for prefix in restore_keys {
             for (key, _) in self.objects_with(prefix).await? {
                 match self.read_entry(&key).await {
-                    Ok(Some(entry)) => return Ok(Some(Found { entry, exact: false })),
+                    Ok(Some(entry)) if may_be(&entry) => {
+                        if let Some(error) = damaged {
+                            tracing::warn!(%error, fallback = %key, "a cache is damaged, and another one is taken");
+                        }
+                        return Ok(Some(Found { entry, exact: false }));
+                    }
                     // Removed meanwhile, or damaged: the next one may do.
-                    Ok(None) => {}
+                    Ok(_) => {}
                     Err(error) if error.kind() == ErrorKind::Protocol => {}
                     Err(error) => return Err(error),
                 }
             }
         }
-        Ok(None)
+        damaged.map_or(Ok(None), Err)
     }
 
     /// Removes a cache; what only it used goes by a later [`prune`](Self::prune). Says whether there was one.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use futures_util::TryFutureExt;
+use futures_util::{StreamExt, TryFutureExt};
 use object_store::path::Path;
 use orchestra::tar;
 use orchestra::{ByteStream, Error, ErrorKind, Result};
@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::chunker::{Known, chunk};
 use super::error::missing;
-use super::{CONDEMNED, ENTRIES, PACKS, Store, blocking, manifest_path, name_of, pack_path};
+use super::{AT_ONCE, CONDEMNED, ENTRIES, PACKS, Store, blocking, manifest_path, name_of, pack_path};
 use crate::CacheKey;
 use crate::archive::{Checked, Devices};
 use crate::format::{Entry, Hash, Manifest};
@@ -22,6 +22,8 @@ use crate::format::{Entry, Hash, Manifest};
 const PIECES: usize = 4;
 /// How many other caches are looked at for chunks that they share.
 const RELATED: usize = 32;
+/// How many of their manifests are fetched at once: each may be some MiB.
+const MANIFESTS: usize = 2;
 /// Longest persist: what it relies on must not be pruned meanwhile, which a prune's grace is longer than.
 pub(super) const LONGEST: Duration = Duration::from_secs(12 * 3600);
 
@@ -222,18 +224,20 @@ impl Store {
         others.retain(|(other, _)| other != key);
         others.sort_by_key(|(other, _)| alike(other));
         let mut seen: Vec<Hash> = old.map(|old| old.manifest).into_iter().collect();
-        for (other, _) in others.into_iter().take(RELATED) {
-            let Ok(Some(entry)) = self.read_entry(&other).await else {
-                continue;
-            };
-            // Two keys with the same content.
-            if seen.contains(&entry.manifest) {
-                continue;
-            }
-            seen.push(entry.manifest);
-            if let Ok(manifest) = self.load_manifest(&entry.manifest).await
-                && !known.add(&manifest, &usable)
-            {
+        let others = futures_util::stream::iter(others.into_iter().take(RELATED));
+        let entries = others.map(|(other, _)| async move { self.read_entry(&other).await.ok().flatten() });
+        // Two keys may have the same content.
+        let manifests = entries.buffered(AT_ONCE).filter_map(|entry| {
+            let new = entry
+                .map(|entry| entry.manifest)
+                .filter(|manifest| !seen.contains(manifest));
+            seen.extend(new);
+            std::future::ready(new)
+        });
+        let loaded = manifests.map(|name| async move { self.load_manifest(&name).await.ok() });
+        let mut loaded = std::pin::pin!(loaded.buffered(MANIFESTS).filter_map(std::future::ready));
+        while let Some(manifest) = loaded.next().await {
+            if !known.add(&manifest, &usable) {
                 break;
             }
         }

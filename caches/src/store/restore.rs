@@ -37,14 +37,11 @@ impl Store {
     /// # Errors
     /// [`ErrorKind::Protocol`] for a cache that is damaged, from the call or from the stream; whatever the store fails with.
     pub async fn restore(&self, entry: &Entry) -> Result<Restoring> {
-        let manifest = self.load_manifest(&entry.manifest).await?;
-        if manifest.size() != entry.size {
-            return Err(damaged("its entry and its manifest differ").with("key", &entry.key));
-        }
-        let plan = Arc::new(Plan::new(manifest));
+        let plan = self.plan(entry).await?;
         let loads = plan.loads();
         let fetched = loads.iter().map(|load| load.range.end - load.range.start).sum();
-        let (store, key) = (self.clone(), entry.key.clone());
+        let (store, of_store, key) = (self.clone(), self.clone(), entry.key.clone());
+        let packs: Vec<Hash> = plan.manifest.packs.iter().map(|(pack, _)| *pack).collect();
         let content = pipe(move |sink| async move {
             let mut loaded = futures_util::stream::iter(loads)
                 .map(|load| store.load(plan.clone(), load))
@@ -55,8 +52,13 @@ impl Store {
             for (segment, range) in plan.pieces() {
                 while !kept.has(segment) {
                     while waiting.is_empty() {
-                        let next = loaded.try_next().await;
-                        let next = next.map_err(|error| error.with("key", &key))?;
+                        let next = loaded.try_next().await.map_err(|error| {
+                            if error.kind() == ErrorKind::Protocol {
+                                // What else is damaged is not looked for: the next persist relies on none of it.
+                                packs.iter().for_each(|pack| of_store.distrust(*pack));
+                            }
+                            error.with("key", &key)
+                        })?;
                         waiting.extend(next.ok_or_else(|| damaged("a segment was not fetched"))?);
                     }
                     if let Some((segment, bytes)) = waiting.pop_front() {
@@ -70,6 +72,15 @@ impl Store {
             Ok(())
         });
         Ok(Restoring { content, fetched })
+    }
+
+    /// What is to be done to restore a cache.
+    pub(super) async fn plan(&self, entry: &Entry) -> Result<Arc<Plan>> {
+        let manifest = self.load_manifest(&entry.manifest).await?;
+        if manifest.size() != entry.size {
+            return Err(damaged("its entry and its manifest differ").with("key", &entry.key));
+        }
+        Ok(Arc::new(Plan::new(manifest)))
     }
 
     /// Fetches segments that are neighbours, decompresses them, and verifies all chunks in them that the cache is made of.

@@ -1,12 +1,10 @@
 //! Whether everything in a store is what it was.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use futures_util::StreamExt;
 use orchestra::{Error, ErrorKind, Result};
 
-use super::restore::Plan;
 use super::{Store, pack_path};
 use crate::CacheKey;
 use crate::format::damaged;
@@ -110,7 +108,7 @@ impl Store {
         let Some(entry) = self.get(key).await? else {
             return Ok(());
         };
-        let plan = Arc::new(Plan::new(self.load_manifest(&entry.manifest).await?));
+        let plan = self.plan(&entry).await?;
         let mut loads = futures_util::stream::iter(plan.loads())
             .map(|load| {
                 let plan = plan.clone();

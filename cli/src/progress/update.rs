@@ -241,13 +241,16 @@ fn cache(path: &ContainerPath, key: &CacheKey, kind: CacheEventKind) -> Option<S
             fetched,
             duration,
         } => format!(
-            "cache {path}: {} {from}, {} ({} fetched) in {}",
-            if exact { "hit" } else { "fallback to" },
+            "cache {path}: {}, {} ({} fetched) in {}",
+            match exact {
+                true => format!("hit {from}"),
+                false => format!("fallback to {from} for {key}"),
+            },
             DecimalBytes(size),
             DecimalBytes(fetched),
             duration::show(duration)
         ),
-        CacheEventKind::Missed { .. } => format!("cache {path}: miss {key}"),
+        CacheEventKind::Missed { duration } => format!("cache {path}: miss {key} in {}", duration::show(duration)),
         CacheEventKind::Persisted(persisted) if persisted.unchanged => format!(
             "cache {path}: unchanged, {} in {}",
             DecimalBytes(persisted.size),

@@ -360,6 +360,7 @@ impl ContainerdDriver {
     }
 
     pub(crate) async fn discard_volume(&self, id: &VolumeId) -> Result<()> {
+        self.volumes.released(id).await?;
         let state = self.state.clone();
         // No container that mounts it is made meanwhile.
         let _lock = blocking(move || state.lock_volumes(false)).await?;

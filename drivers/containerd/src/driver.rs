@@ -11,7 +11,7 @@ use futures_util::{StreamExt, stream};
 use orchestra::{
     ByteStream, Capabilities, ContainerId, ContainerSpec, Created, Driver, DriverInfo, EndReport, Error, ErrorKind,
     ExecSpec, ExecStream, ExitStatus, ImageRef, InjectedFile, JobId, LogStream, Platform, PullImage, PullStream,
-    Resource, ResourceKind, Result, Signal, VolumeId, VolumePath, VolumeSpec, labels,
+    Resource, ResourceKind, Result, Signal, VolumeDirectory, VolumeId, VolumePath, VolumeSpec, labels,
 };
 use orchestra_oci::cni::{Cni, CniConfig};
 use orchestra_oci::logs::{LogStore, Watcher};
@@ -384,9 +384,9 @@ impl Driver for ContainerdDriver {
         self.volumes.read(id, paths).await
     }
 
-    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<PathBuf>> {
+    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<VolumeDirectory>> {
         self.alive().await?;
-        Ok(Some(self.volumes.get(id).await?.path))
+        Ok(Some(self.volumes.directory(id).await?))
     }
 
     async fn remove_volume(&self, id: &VolumeId) -> Result<()> {

@@ -1,7 +1,7 @@
 //! The driver: connection, what the engine is, and what it holds of ours.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,8 +13,9 @@ use bollard::{BollardRequest, Docker};
 use futures_util::{StreamExt, stream};
 use orchestra::{
     ByteStream, Capabilities, ContainerId, ContainerSpec, ContainerState, Created, Driver, DriverInfo, EndReport,
-    Error, ErrorKind, ExecSpec, ExecStream, ExitStatus, ImageRef, InjectedFile, JobId, LogStream, Platform, PullImage,
-    PullStream, Resource, ResourceKind, Result, Signal, VolumeId, VolumePath, VolumeSpec, labels,
+    Error, ErrorKind, ExecSpec, ExecStream, ExitStatus, HeldVolumes, ImageRef, InjectedFile, JobId, LogStream,
+    Platform, PullImage, PullStream, Resource, ResourceKind, Result, Signal, VolumeDirectory, VolumeId, VolumePath,
+    VolumeSpec, labels, root_listens,
 };
 use tokio_util::task::TaskTracker;
 
@@ -42,6 +43,7 @@ pub struct DockerDriver {
     pub(crate) log_limit: u64,
     /// Volume helpers that are being made: a job's end looks for what is left only after that.
     pub(crate) making: TaskTracker,
+    pub(crate) held: HeldVolumes,
 }
 
 impl DockerDriver {
@@ -64,17 +66,18 @@ impl DockerDriver {
                 .as_deref()
                 .map(|root| Path::new(root).join("volumes"));
             let mut info = describe(endpoint.to_string(), &version, &info)?;
-            if let Some(root) = root.filter(|_| matches!(endpoint, Endpoint::Unix(_))) {
-                let seen = tokio::fs::metadata(root).await.is_ok_and(|root| root.is_dir());
-                info.capabilities.volume_directories &= seen;
-            } else {
-                info.capabilities.volume_directories = false;
-            }
+            info.capabilities.volume_directories &= match (&endpoint, root) {
+                (Endpoint::Unix(socket), Some(root)) => {
+                    root_listens(socket).await && tokio::fs::metadata(root).await.is_ok_and(|root| root.is_dir())
+                }
+                _ => false,
+            };
             Ok(Self {
                 docker,
                 info,
                 log_limit: config.log_limit,
                 making: TaskTracker::new(),
+                held: HeldVolumes::default(),
             })
         };
         let silent = || {
@@ -363,7 +366,7 @@ impl Driver for DockerDriver {
         self.pack_volume(id, paths).await
     }
 
-    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<PathBuf>> {
+    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<VolumeDirectory>> {
         self.directory_of(id).await
     }
 

@@ -20,7 +20,8 @@ use bollard::query_parameters::{
 use bollard::{Docker, body_full, body_try_stream};
 use futures_util::{StreamExt, TryStreamExt};
 use orchestra::{
-    ByteStream, Created, Error, ErrorKind, JobId, Labels, Result, VolumeId, VolumePath, VolumeSpec, labels,
+    ByteStream, Created, Error, ErrorKind, JobId, Labels, Result, VolumeDirectory, VolumeId, VolumePath, VolumeSpec,
+    labels,
 };
 
 use crate::container::wait;
@@ -78,7 +79,7 @@ impl DockerDriver {
     /// The volume's directory, if it is seen to be this volume's: a socket may lead to an engine with folders of the same
     /// names elsewhere. What docker tells of its making is the directory's `ctime` (docker 20.10) or that of the folder
     /// around it (since 23.0), which no one can set; where that changes just now, the answer is that it is not known.
-    pub(crate) async fn directory_of(&self, id: &VolumeId) -> Result<Option<PathBuf>> {
+    pub(crate) async fn directory_of(&self, id: &VolumeId) -> Result<Option<VolumeDirectory>> {
         let found = self
             .docker
             .inspect_volume(id.as_str())
@@ -94,10 +95,10 @@ impl DockerDriver {
         if !self.info.capabilities.volume_directories {
             return Ok(None);
         }
-        let changed = async |place: &Path| tokio::fs::metadata(place).await.ok().map(|place| place.ctime());
-        let made = Some(made.timestamp());
-        let shown = changed(folder).await == made || changed(&directory).await == made;
-        Ok(shown.then_some(directory))
+        // Before it is looked at: it is not removed from then on.
+        let held = self.held.hold(id, directory.clone());
+        let shown = was_made(folder, made.timestamp()).await || was_made(&directory, made.timestamp()).await;
+        Ok(shown.then_some(held))
     }
 
     pub(crate) async fn discard_volume(&self, id: &VolumeId) -> Result<()> {
@@ -122,6 +123,7 @@ impl DockerDriver {
     }
 
     pub(crate) async fn remove_named_volume(&self, name: &str) -> Result<()> {
+        self.held.released(&VolumeId::new(name)?).await?;
         let remove = async || match self.docker.remove_volume(name, None::<RemoveVolumeOptions>).await {
             Err(error) if status_of(&error) != Some(404) => Err(about(Subject::Volume)(error)),
             _ => Ok(()),
@@ -195,6 +197,12 @@ impl DockerDriver {
             Err(Error::new(ErrorKind::Cancelled, message))
         })
     }
+}
+
+/// Whether this is when the directory was made, or changed last: its `ctime`.
+async fn was_made(directory: &Path, seconds: i64) -> bool {
+    let found = tokio::fs::symlink_metadata(directory).await;
+    found.is_ok_and(|found| found.is_dir() && found.ctime() == seconds)
 }
 
 /// Makes the container, and its image if the engine lacks it; returns the image.
@@ -382,5 +390,22 @@ async fn rebase(tar: ByteStream, path: &VolumePath, sink: &Sink) -> Result<()> {
         Ok(())
     } else {
         Err(Error::new(ErrorKind::Interrupted, "the engine's tar broke off"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_directory_is_known_by_when_it_was_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let made = std::fs::metadata(folder.path()).unwrap().ctime();
+        assert!(was_made(folder.path(), made).await);
+        assert!(!was_made(folder.path(), made - 1).await && !was_made(folder.path(), made + 1).await);
+        let elsewhere = folder.path().join("link");
+        std::os::unix::fs::symlink(folder.path(), &elsewhere).unwrap();
+        let changed = std::fs::symlink_metadata(&elsewhere).unwrap().ctime();
+        assert!(!was_made(&elsewhere, changed).await && !was_made(&folder.path().join("none"), made).await);
     }
 }

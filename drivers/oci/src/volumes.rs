@@ -12,7 +12,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use orchestra::{ByteStream, Created, Error, ErrorKind, Labels, Result, VolumeId, VolumePath, VolumeSpec};
+use orchestra::{
+    ByteStream, Created, Error, ErrorKind, HeldVolumes, Labels, Result, VolumeDirectory, VolumeId, VolumePath,
+    VolumeSpec,
+};
 use orchestra_volumes::directory;
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use rustix::io::Errno;
@@ -49,6 +52,7 @@ struct Metadata {
 #[derive(Clone, Debug)]
 pub struct VolumeStore {
     root: Arc<Path>,
+    held: HeldVolumes,
 }
 
 impl VolumeStore {
@@ -59,7 +63,10 @@ impl VolumeStore {
     /// [`Io`](ErrorKind::Io).
     pub async fn open(root: impl AsRef<Path>) -> Result<Self> {
         let root: Arc<Path> = root.as_ref().into();
-        let store = Self { root: root.clone() };
+        let store = Self {
+            root: root.clone(),
+            held: HeldVolumes::default(),
+        };
         blocking(move || {
             clean(&root).map_err(|error| Error::io(format!("open the volumes in {}", root.display()), error))
         })
@@ -85,6 +92,23 @@ impl VolumeStore {
     pub async fn get(&self, id: &VolumeId) -> Result<Volume> {
         let (root, id) = (self.root.clone(), id.clone());
         blocking(move || read(&root, &id)?.ok_or_else(|| not_found(&id))).await
+    }
+
+    /// A volume's directory, held until [`released`](Self::released) is to wait no more.
+    ///
+    /// # Errors
+    /// [`VolumeNotFound`](ErrorKind::VolumeNotFound).
+    pub async fn directory(&self, id: &VolumeId) -> Result<VolumeDirectory> {
+        let path = self.get(id).await?.path;
+        Ok(self.held.hold(id, path))
+    }
+
+    /// Waits until nobody in this process is at work in a volume's directory, before it is removed.
+    ///
+    /// # Errors
+    /// [`Conflict`](ErrorKind::Conflict) if somebody still is after ten seconds.
+    pub async fn released(&self, id: &VolumeId) -> Result<()> {
+        self.held.released(id).await
     }
 
     /// All volumes that carry the label `key`, with the value `value` where one is given.
@@ -119,8 +143,7 @@ impl VolumeStore {
     /// [`VolumeNotFound`](ErrorKind::VolumeNotFound), [`PathNotFound`](ErrorKind::PathNotFound),
     /// [`InvalidInput`](ErrorKind::InvalidInput) for what is no tar, or leads out of the volume; an error of `tar` itself.
     pub async fn write(&self, id: &VolumeId, path: &VolumePath, tar: ByteStream) -> Result<()> {
-        let volume = self.get(id).await?;
-        directory::write(volume.path, path.clone(), tar).await
+        directory::write(self.directory(id).await?, path.clone(), tar).await
     }
 
     /// Packs paths of a volume, as [`Driver::read_volume`](orchestra::Driver::read_volume) says.
@@ -129,8 +152,7 @@ impl VolumeStore {
     /// [`VolumeNotFound`](ErrorKind::VolumeNotFound); from the stream [`PathNotFound`](ErrorKind::PathNotFound) and
     /// [`Io`](ErrorKind::Io).
     pub async fn read(&self, id: &VolumeId, paths: &[VolumePath]) -> Result<ByteStream> {
-        let volume = self.get(id).await?;
-        Ok(directory::read(volume.path, paths.to_vec()))
+        Ok(directory::read(self.directory(id).await?, paths.to_vec()))
     }
 }
 

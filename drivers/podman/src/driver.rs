@@ -1,15 +1,16 @@
 //! The driver: connection, what the engine is, and what it holds of ours.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
 use orchestra::{
     ByteStream, Capabilities, ContainerId, ContainerSpec, Created, Driver, DriverInfo, EndReport, Error, ErrorKind,
-    ExecSpec, ExecStream, ExitStatus, ImageRef, InjectedFile, JobId, Labels, LogStream, Platform, PullImage,
-    PullStream, Resource, ResourceKind, Result, Signal, VolumeId, VolumePath, VolumeSpec, labels,
+    ExecSpec, ExecStream, ExitStatus, HeldVolumes, ImageRef, InjectedFile, JobId, Labels, LogStream, Platform,
+    PullImage, PullStream, Resource, ResourceKind, Result, Signal, VolumeDirectory, VolumeId, VolumePath, VolumeSpec,
+    labels, root_listens,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -32,6 +33,7 @@ pub struct PodmanDriver {
     pub(crate) client: Client,
     pub(crate) info: DriverInfo,
     pub(crate) log_limit: u64,
+    pub(crate) held: HeldVolumes,
 }
 
 /// What `GET /libpod/version` says, as far as it is asked here.
@@ -161,12 +163,16 @@ impl PodmanDriver {
         let info: Info = client.get(&["info"]).value().await.map_err(failed)?;
         let mut described = describe(endpoint.to_string(), &version, &info)?;
         let root = &info.store.graph_root;
-        let local = matches!(endpoint, Endpoint::Unix(_)) && Path::new(root).is_absolute();
-        described.capabilities.volume_directories &=
-            local && tokio::fs::metadata(root).await.is_ok_and(|found| found.is_dir());
+        described.capabilities.volume_directories &= match &endpoint {
+            Endpoint::Unix(socket) if Path::new(root).is_absolute() => {
+                root_listens(socket).await && tokio::fs::metadata(root).await.is_ok_and(|found| found.is_dir())
+            }
+            _ => false,
+        };
         Ok(Self {
             client,
             info: described,
+            held: HeldVolumes::default(),
             log_limit,
         })
     }
@@ -322,7 +328,7 @@ impl Driver for PodmanDriver {
         self.pack_volume(id, paths).await
     }
 
-    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<PathBuf>> {
+    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<VolumeDirectory>> {
         self.directory_of(id).await
     }
 

@@ -8,12 +8,15 @@
 //! the engine has come past what was asked for, reading ends.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::fs::Metadata;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
 use jiff::{SignedDuration, Timestamp};
-use orchestra::{ByteStream, Created, Error, ErrorKind, JobId, Labels, Result, VolumeId, VolumePath, VolumeSpec};
+use orchestra::{
+    ByteStream, Created, Error, ErrorKind, JobId, Labels, Result, VolumeDirectory, VolumeId, VolumePath, VolumeSpec,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::client::Client;
@@ -100,7 +103,7 @@ impl PodmanDriver {
 
     /// The volume's directory, if it is seen to be this volume's: a socket may lead to an engine with folders of the same
     /// names elsewhere. The folder around it is made when libpod says that the volume was, and no one can set that time.
-    pub(crate) async fn directory_of(&self, id: &VolumeId) -> Result<Option<PathBuf>> {
+    pub(crate) async fn directory_of(&self, id: &VolumeId) -> Result<Option<VolumeDirectory>> {
         let found = self.volume(id.as_str()).await?;
         // Others are mounted when a container needs them. libpod adds the owner's numbers as options.
         let own = |(key, value): (&String, &String)| match key.as_str() {
@@ -115,10 +118,9 @@ impl PodmanDriver {
         if !self.info.capabilities.volume_directories {
             return Ok(None);
         }
-        let birth = tokio::fs::metadata(folder).await.and_then(|folder| folder.created());
-        let birth = birth.ok().and_then(|birth| Timestamp::try_from(birth).ok());
-        let shown = birth.is_some_and(|birth| birth.duration_since(made).abs() <= MADE_WITHIN);
-        Ok(shown.then(|| PathBuf::from(&found.mountpoint)))
+        // Before it is looked at: it is not removed from then on.
+        let held = self.held.hold(id, PathBuf::from(&found.mountpoint));
+        Ok(was_made(Path::new(folder), made).await.then_some(held))
     }
 
     pub(crate) async fn remove_named_volume(&self, name: &str) -> Result<()> {
@@ -126,6 +128,7 @@ impl PodmanDriver {
             Err(error) if error.kind() == ErrorKind::VolumeNotFound => return Ok(()),
             found => found?,
         };
+        self.held.released(&VolumeId::new(name)?).await?;
         let remove = async || match self.client.delete(&["volumes", name]).done().await {
             Err(failure) if !is_missing(&failure) => Err(about(Subject::Volume)(failure)),
             _ => Ok(()),
@@ -204,6 +207,17 @@ impl PodmanDriver {
             removed: false,
         })
     }
+}
+
+/// Whether this is about when the directory was made.
+async fn was_made(directory: &Path, time: Timestamp) -> bool {
+    let found = tokio::fs::symlink_metadata(directory).await;
+    let birth = found
+        .ok()
+        .filter(Metadata::is_dir)
+        .and_then(|found| found.created().ok());
+    let birth = birth.and_then(|birth| Timestamp::try_from(birth).ok());
+    birth.is_some_and(|birth| birth.duration_since(time).abs() <= MADE_WITHIN)
 }
 
 /// The folder that holds nothing but this volume's directory, and that directory's name.
@@ -388,4 +402,21 @@ fn with_names(member: &Member, mut name: Vec<u8>, hard_link: Option<&[u8]>) -> V
 
 fn broken() -> Error {
     Error::new(ErrorKind::Interrupted, "the engine's tar broke off")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_directory_is_known_by_when_it_was_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let made = Timestamp::now();
+        assert!(was_made(folder.path(), made).await);
+        let minute = SignedDuration::from_secs(60);
+        assert!(!was_made(folder.path(), made - minute).await && !was_made(folder.path(), made + minute).await);
+        let elsewhere = folder.path().join("link");
+        std::os::unix::fs::symlink(folder.path(), &elsewhere).unwrap();
+        assert!(!was_made(&elsewhere, made).await && !was_made(&folder.path().join("none"), made).await);
+    }
 }

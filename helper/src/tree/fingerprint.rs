@@ -2,11 +2,10 @@
 
 use std::fs::{File, Metadata};
 use std::hash::{DefaultHasher, Hasher};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::pack::Level;
+use super::pack::Levels;
 use super::sys::{self, Resolve};
 use super::{Result, TreeError, open_root};
 
@@ -24,25 +23,18 @@ pub fn fingerprint(root: &Path) -> Result<String> {
     let mut hashers = [DefaultHasher::new(), DefaultHasher::new()];
     // One has 64 bits.
     hashers[1].write_u8(1);
-    let mut levels = vec![Level::new(open_root(root)?, b"")?];
+    let root = open_root(root)?;
+    let top = root.try_clone().map_err(TreeError::io("open", b"the tree"))?;
+    let mut levels = Levels::new(&root, top, b"")?;
     let mut path = Vec::new();
-    while let Some(level) = levels.last_mut() {
-        path.truncate(level.length);
-        let Some((name, _)) = level.entries.next() else {
-            levels.pop();
-            continue;
-        };
-        if !path.is_empty() {
-            path.push(b'/');
-        }
-        path.extend_from_slice(name.as_bytes());
+    while let Some((parent, name, _)) = levels.next(&mut path)? {
         let failed = || TreeError::io("look at", &path);
         let (flags, resolve) = (sys::PATH | sys::NOFOLLOW, Resolve::NoSymlinks);
-        let file: File = sys::open(&level.directory, name.as_bytes(), flags, 0, resolve).map_err(failed())?;
+        let file: File = sys::open(parent, &name, flags, 0, resolve).map_err(failed())?;
         let metadata = file.metadata().map_err(failed())?;
         hashers.iter_mut().for_each(|hasher| note(hasher, &path, &metadata));
         if metadata.is_dir() {
-            levels.push(Level::new(file, &path)?);
+            levels.enter(file, &path)?;
         }
     }
     Ok(hashers.map(|hasher| format!("{:016x}", hasher.finish())).concat())

@@ -29,6 +29,7 @@ const MAX_PIECES: usize = 1 << 20;
 pub fn pack(root: &Path, paths: &[&Path], out: &mut dyn Write) -> Result<()> {
     let root = open_root(root)?;
     let mut packer = Packer {
+        root: &root,
         out,
         buffer: vec![0; PIECE].into(),
         filled: 0,
@@ -62,6 +63,7 @@ pub fn pack(root: &Path, paths: &[&Path], out: &mut dyn Write) -> Result<()> {
 }
 
 struct Packer<'a> {
+    root: &'a File,
     out: &'a mut dyn Write,
     /// What was not written yet.
     buffer: Box<[u8]>,
@@ -73,15 +75,72 @@ struct Packer<'a> {
 }
 
 /// A directory whose entries are being looked at.
-pub(super) struct Level {
-    pub(super) directory: File,
-    pub(super) entries: std::vec::IntoIter<(OsString, Option<fs::FileType>)>,
+struct Level {
+    /// As long as it is among the innermost.
+    directory: Option<File>,
+    entries: std::vec::IntoIter<(OsString, Option<fs::FileType>)>,
     /// How long its own path is.
-    pub(super) length: usize,
+    length: usize,
+}
+
+/// The directories that are being looked at, one in another. No recursion: a task can nest them deeper than a thread's
+/// stack, and deeper than a process may have files open.
+pub(super) struct Levels<'r> {
+    root: &'r File,
+    levels: Vec<Level>,
+}
+
+/// How many of the innermost directories are held open.
+const OPEN: usize = 64;
+
+impl<'r> Levels<'r> {
+    /// Begins with the directory at `path` of the tree at `root`.
+    pub(super) fn new(root: &'r File, directory: File, path: &[u8]) -> Result<Self> {
+        let levels = vec![Level::new(directory, path)?];
+        Ok(Self { root, levels })
+    }
+
+    /// Goes on with what is in this directory, which the last entry was.
+    pub(super) fn enter(&mut self, directory: File, path: &[u8]) -> Result<()> {
+        self.levels.push(Level::new(directory, path)?);
+        if let Some(outer) = self.levels.len().checked_sub(OPEN + 1) {
+            self.levels[outer].directory = None;
+        }
+        Ok(())
+    }
+
+    /// The next entry: the directory that it is in, its name and what it was when that was listed. `path` becomes its own.
+    pub(super) fn next(&mut self, path: &mut Vec<u8>) -> Result<Option<(&File, Vec<u8>, Option<fs::FileType>)>> {
+        while self
+            .levels
+            .last()
+            .is_some_and(|level| level.entries.as_slice().is_empty())
+        {
+            self.levels.pop();
+        }
+        let Some(level) = self.levels.last_mut() else {
+            return Ok(None);
+        };
+        path.truncate(level.length);
+        let directory = match level.directory.take() {
+            Some(directory) => directory,
+            None => open_directory(self.root, path).map_err(TreeError::io("open", path))?,
+        };
+        let directory = level.directory.insert(directory);
+        let Some((name, kind)) = level.entries.next() else {
+            return Ok(None);
+        };
+        let name = name.into_vec();
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(&name);
+        Ok(Some((directory, name, kind)))
+    }
 }
 
 impl Level {
-    pub(super) fn new(directory: File, path: &[u8]) -> Result<Self> {
+    fn new(directory: File, path: &[u8]) -> Result<Self> {
         let failed = || TreeError::io("list", path);
         let mut entries = Vec::new();
         for entry in fs::read_dir(sys::proc_path(&directory)).map_err(failed())? {
@@ -90,7 +149,7 @@ impl Level {
         }
         entries.sort_unstable_by(|one, other| one.0.cmp(&other.0));
         Ok(Self {
-            directory,
+            directory: Some(directory),
             entries: entries.into_iter(),
             length: path.len(),
         })
@@ -98,23 +157,13 @@ impl Level {
 }
 
 impl Packer<'_> {
-    /// All that is below a directory. No recursion: a task can nest directories deeper than a thread's stack.
+    /// All that is below a directory.
     fn tree(&mut self, directory: &File, mut path: Vec<u8>) -> Result<()> {
         let directory = directory.try_clone().map_err(TreeError::io("open", &path))?;
-        let mut levels = vec![Level::new(directory, &path)?];
-        while let Some(level) = levels.last_mut() {
-            path.truncate(level.length);
-            let Some((name, kind)) = level.entries.next() else {
-                levels.pop();
-                continue;
-            };
-            let name = name.into_vec();
-            if !path.is_empty() {
-                path.push(b'/');
-            }
-            path.extend_from_slice(&name);
-            if let Some(directory) = self.entry(&level.directory, &name, &path, kind)? {
-                levels.push(Level::new(directory, &path)?);
+        let mut levels = Levels::new(self.root, directory, &path)?;
+        while let Some((parent, name, kind)) = levels.next(&mut path)? {
+            if let Some(directory) = self.entry(parent, &name, &path, kind)? {
+                levels.enter(directory, &path)?;
             }
         }
         Ok(())
@@ -122,23 +171,28 @@ impl Packer<'_> {
 
     /// One file. A directory is handed back, open.
     fn entry(&mut self, parent: &File, name: &[u8], path: &[u8], kind: Option<fs::FileType>) -> Result<Option<File>> {
-        // A fifo must not be opened for reading, nor a device: it could wait, or do something.
-        let readable = kind.is_some_and(|kind| kind.is_file() || kind.is_dir());
-        let flags = if readable { sys::READ | sys::NONBLOCK } else { sys::PATH };
-        let open = |flags| sys::open(parent, name, flags | sys::NOFOLLOW, 0, Resolve::NoSymlinks);
+        // A fifo must not be opened for reading, nor a device: it could wait, or do something. What was a file when the
+        // directory was listed may be a device by now: only a directory is sure to be none, because it is asked for as one.
+        let flags = match kind.is_some_and(|kind| kind.is_dir()) {
+            true => sys::READ | sys::DIRECTORY,
+            false => sys::PATH,
+        };
         let failed = || TreeError::io("read", path);
-        let mut file = match open(flags) {
+        let mut file = match sys::open(parent, name, flags | sys::NOFOLLOW, 0, Resolve::NoSymlinks) {
             Ok(file) => file,
-            // It was removed, or became a symlink, since the directory was listed.
-            Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(sys::ELOOP) => {
+            // It was removed, or became something else, since the directory was listed.
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+                    || error.raw_os_error() == Some(sys::ELOOP) =>
+            {
                 return Ok(None);
             }
             Err(error) => return Err(failed()(error)),
         };
-        let mut metadata = file.metadata().map_err(failed())?;
-        if !readable && (metadata.is_file() || metadata.is_dir()) {
-            file = open(sys::READ | sys::NONBLOCK).map_err(failed())?;
-            metadata = file.metadata().map_err(failed())?;
+        let metadata = file.metadata().map_err(failed())?;
+        if metadata.is_file() || (metadata.is_dir() && flags == sys::PATH) {
+            // The same file, whatever has its name now.
+            file = File::open(sys::proc_path(&file)).map_err(failed())?;
         }
         let kind = metadata.file_type();
         if kind.is_socket() {

@@ -22,7 +22,6 @@ const fn by_architecture(common: c_int, arm_and_power: c_int) -> c_int {
 }
 
 pub(super) const READ: c_int = 0;
-pub(super) const NONBLOCK: c_int = 0o4000;
 pub(super) const DIRECTORY: c_int = by_architecture(0o200_000, 0o40_000);
 pub(super) const NOFOLLOW: c_int = by_architecture(0o400_000, 0o100_000);
 /// A descriptor that only says where.

@@ -398,7 +398,13 @@ impl Unpacker {
             let parent = open_directory(&self.root, parent)?;
             match sys::make_directory(&parent, name, 0o755) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
+                Err(_) => {}
+                // Whatever this process's umask is.
+                Ok(()) => {
+                    let flags = sys::PATH | sys::DIRECTORY | sys::NOFOLLOW;
+                    let made = sys::open(&parent, name, flags, 0, Resolve::NoSymlinks)?;
+                    fs::set_permissions(sys::proc_path(&made), Permissions::from_mode(0o755))?;
+                }
             }
         }
         open_directory(&self.root, path)

@@ -1,7 +1,6 @@
 //! What a layer is made of.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -10,8 +9,8 @@ use futures_util::stream::BoxStream;
 
 use crate::{
     ByteStream, ContainerId, ContainerSpec, Created, Driver, DriverInfo, EndReport, ExecSpec, ExecStream, ExitStatus,
-    ImageRef, InjectedFile, JobId, LogStream, PullImage, PullStream, Resource, Result, SharedDriver, Signal, VolumeId,
-    VolumePath, VolumeSpec,
+    ImageRef, InjectedFile, JobId, LogStream, PullImage, PullStream, Resource, Result, SharedDriver, Signal,
+    VolumeDirectory, VolumeId, VolumePath, VolumeSpec,
 };
 
 /// A method of [`Driver`].
@@ -230,7 +229,7 @@ impl<H: Hook> Driver for Layered<H> {
         streaming!(self, ReadVolume, "volume" => id, self.inner.read_volume(id, paths))
     }
 
-    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<PathBuf>> {
+    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<VolumeDirectory>> {
         call!(self, VolumeDirectory, "volume" => id, self.inner.volume_directory(id))
     }
 

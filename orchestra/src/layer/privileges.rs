@@ -1,7 +1,6 @@
 //! Who may be privileged.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -9,7 +8,7 @@ use async_trait::async_trait;
 use crate::{
     ByteStream, ContainerId, ContainerSpec, Created, Driver, DriverInfo, EndReport, Error, ErrorKind, ExecSpec,
     ExecStream, ExitStatus, ImageRef, InjectedFile, JobId, LogStream, PullImage, PullStream, Resource, Result,
-    SharedDriver, Signal, VolumeId, VolumePath, VolumeSpec,
+    SharedDriver, Signal, VolumeDirectory, VolumeId, VolumePath, VolumeSpec,
 };
 
 /// Which containers may be privileged: all where nothing else is said.
@@ -139,7 +138,7 @@ impl Driver for Privileges {
         self.inner.read_volume(id, paths).await
     }
 
-    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<PathBuf>> {
+    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<VolumeDirectory>> {
         self.inner.volume_directory(id).await
     }
 

@@ -47,6 +47,8 @@ struct Place {
     job: Name,
     step: Name,
     path: ContainerPath,
+    /// As the first of its steps has it: that is the volume's.
+    spec: CacheSpec,
 }
 
 /// The layer's events on their way to whoever watches the run.
@@ -128,7 +130,7 @@ async fn tell(
             .unwrap_or_else(PoisonError::into_inner)
             .get(&event.volume)
             .cloned();
-        let Some(Place { job, step, path }) = place else {
+        let Some(Place { job, step, path, .. }) = place else {
             continue;
         };
         let warning = warning(&event.kind, &step, &path).filter(|_| !cancel.is_cancelled());
@@ -168,10 +170,13 @@ fn warning(kind: &CacheEventKind, step: &Name, path: &ContainerPath) -> Option<S
     Some(format!("{step}: the cache {path} was not {what}: {error}{hint}"))
 }
 
+/// What the names of caches' volumes begin with.
+const CACHE: &str = "cache.";
+
 /// A cache's volume, told by the step and the path it stands at. A path is no valid name, and two of them may be hard to
 /// tell apart when made one: hence the hash. No artifact can be called `cache.…`.
 fn volume_name(told_by: impl AsRef<[u8]>) -> Result<Name> {
-    hashed("cache", told_by)
+    hashed(CACHE.trim_end_matches('.'), told_by)
 }
 
 /// A name of Orchestra's own, which no artifact has.
@@ -204,14 +209,13 @@ impl super::job::JobRun<'_> {
                 Ok(spec) => {
                     // Steps whose keys are the same share one.
                     let name = volume_name(spec.key.as_str())?;
-                    if let Some(places) = &self.cache_use.0 {
-                        let place = Place {
-                            job: self.plan.name.clone(),
-                            step: step.name.clone(),
-                            path: cache.path.clone(),
-                        };
-                        let mut places = places.lock().unwrap_or_else(PoisonError::into_inner);
-                        places.insert(self.job.id().volume(&name), place);
+                    if let Some(first) = self.place(step, cache, &name, &spec) {
+                        let message = format!(
+                            "{}: the cache {} has the key of {first}'s, whose settings count for both; give it another \
+                             `key`, or the same settings",
+                            step.name, cache.path
+                        );
+                        self.warn(message).await;
                     }
                     found.push((name, Labels::from([spec.label()])));
                 }
@@ -253,6 +257,28 @@ impl super::job::JobRun<'_> {
         if let Err(error) = took_up.await {
             tracing::debug!(step = %step.name, %error, "the caches of a step that has ended are left as they are");
         }
+    }
+
+    /// Notes which step a cache volume is of now. The first of its steps, if that one has it with other settings.
+    fn place(&self, step: &Step, cache: &CachePlan, volume: &Name, spec: &CacheSpec) -> Option<Name> {
+        let place = Place {
+            job: self.plan.name.clone(),
+            step: step.name.clone(),
+            path: cache.path.clone(),
+            spec: spec.clone(),
+        };
+        let mut places = self
+            .cache_use
+            .0
+            .as_ref()?
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let before = places.insert(self.job.id().volume(volume), place)?;
+        let differs = before.spec != *spec;
+        if let Some(place) = places.get_mut(&self.job.id().volume(volume)) {
+            place.spec = before.spec;
+        }
+        differs.then_some(before.step)
     }
 
     async fn cache_spec(&self, step: &Step, artifacts: &[(&Artifact, Name)], cache: &CachePlan) -> Result<CacheSpec> {
@@ -321,20 +347,33 @@ impl super::job::JobRun<'_> {
             if leaves.iter().filter(|other| shares(other)).any(|other| in_use(&other)) {
                 continue;
             }
-            let Some(volume) = self.forget(name) else {
-                continue;
-            };
-            let driver = self.driver.clone();
-            tokio::spawn(async move {
-                // In a run that is kept or can be carried on with, a container of the step uses it: it is persisted, and
-                // stays until the job's end.
-                if let Err(error) = driver.remove_volume(&volume).await
-                    && error.kind() != ErrorKind::Conflict
-                {
-                    tracing::debug!(%volume, %error, "a cache's volume is left to the job's end");
-                }
-            });
+            self.let_go(name);
         }
+    }
+
+    /// Lets all caches go: all steps of the job have ended.
+    pub(super) fn release_all(&self) {
+        for name in self
+            .volume_names()
+            .iter()
+            .filter(|name| name.as_str().starts_with(CACHE))
+        {
+            self.let_go(name);
+        }
+    }
+
+    fn let_go(&self, name: &Name) {
+        let Some(volume) = self.forget(name) else { return };
+        let driver = self.driver.clone();
+        self.releasing.spawn(async move {
+            // In a run that is kept or can be carried on with, a container of the step uses it: it is persisted, and stays
+            // until the job's end.
+            if let Err(error) = driver.remove_volume(&volume).await
+                && error.kind() != ErrorKind::Conflict
+            {
+                tracing::debug!(%volume, %error, "a cache's volume is left to the job's end");
+            }
+        });
     }
 }
 

@@ -13,6 +13,7 @@ use orchestra::{
 use orchestra_image_build::SharedBuilders;
 use orchestra_secrets::{JobSecrets, Reference, SecretValue};
 use tokio::sync::{OnceCell, mpsc, oneshot};
+use tokio_util::task::TaskTracker;
 
 use super::artifacts::Artifacts;
 use super::cache::CacheUse;
@@ -56,6 +57,10 @@ pub(super) struct JobRun<'a> {
     pub(super) job: Job,
     pub(super) driver: SharedDriver,
     pub(super) cache_use: CacheUse,
+    /// Caches that are on their way to the store.
+    pub(super) releasing: TaskTracker,
+    /// Whether all of it went well, once that is known.
+    pub(super) succeeded: bool,
     /// Daemons that builds of the job share.
     pub(super) builders: SharedBuilders,
     /// Tasks and builds that may still run: what they use can't go.
@@ -70,7 +75,7 @@ pub(super) struct JobRun<'a> {
     flush: mpsc::Sender<oneshot::Sender<()>>,
     /// Names of containers that are not their step's own: those of later tries of what holds the step.
     aliases: Aliases,
-    /// One lock: two steps that need a volume at once make it once.
+    /// Two steps that need a volume at once make it once.
     volumes: Mutex<HashMap<Name, Arc<OnceCell<VolumeId>>>>,
     /// Images of artifacts, as the engine has them.
     loaded: tokio::sync::Mutex<HashMap<(Name, u32), ImageRef>>,
@@ -249,6 +254,8 @@ impl<'a> JobRun<'a> {
             job,
             driver,
             cache_use: CacheUse::default(),
+            releasing: TaskTracker::new(),
+            succeeded: false,
             builders,
             pending: Mutex::new(plan.leaves().into_iter().map(|step| step.name.clone()).collect()),
             options,
@@ -637,6 +644,12 @@ impl<'a> JobRun<'a> {
         let job = self.job.clone();
         // What they write is whole then.
         self.watch(self.builders.stop()).await;
+        if self.succeeded && self.cache_use.is_on() {
+            self.release_all();
+        }
+        // Of a job that is kept, nothing else waits for caches that are being persisted.
+        self.releasing.close();
+        self.releasing.wait().await;
         // A job that was not begun has nothing, unless another process began it.
         if self.options.keep || !self.begun && self.options.run_id.is_none() {
             job.keep();
@@ -674,9 +687,17 @@ impl<'a> JobRun<'a> {
         self.watch(try_join_all(made)).await
     }
 
+    /// The names of all volumes that there are.
+    pub(super) fn volume_names(&self) -> Vec<Name> {
+        locked(&self.volumes).keys().cloned().collect()
+    }
+
     /// A volume that is about to go.
     pub(super) fn forget(&self, name: &Name) -> Option<VolumeId> {
-        locked(&self.volumes).remove(name)?.get().cloned()
+        let mut volumes = locked(&self.volumes);
+        let made = volumes.get(name)?.get().cloned()?;
+        volumes.remove(name);
+        Some(made)
     }
 
     /// Whether the step may still run.

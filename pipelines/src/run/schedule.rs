@@ -163,6 +163,7 @@ impl Schedule<'_> {
         job.known = &self.pipeline.secrets;
         job.cache_use = self.cache_use.clone();
         let outcome = job.run(begin).await;
+        job.succeeded = outcome.status == Status::Succeeded;
         let mut job = Some(job);
         // While a run can be carried on with, what a finished job left says that it is finished.
         if self.options.run_id.is_none()

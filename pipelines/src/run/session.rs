@@ -156,6 +156,7 @@ where
         reports: Mutex::default(),
     };
     let mut report = session.whole(run_id, body).await;
+    session.run.succeeded = report.status == Status::Succeeded;
     report.warnings.extend(session.run.end().await);
     if let Some(events) = cache_events {
         report.warnings.extend(events.finish().await);

@@ -4,7 +4,6 @@
 mod support;
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,8 +11,8 @@ use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt};
 use orchestra::{
     ByteStream, ContainerId, ContainerSpec, Created, Credentials, Driver, DriverInfo, EndReport, Error, ErrorKind,
-    ExecEvent, ExecSpec, ExecStream, ExitStatus, ImageRef, InjectedFile, JobId, LogStream, OutputStream, PullImage,
-    PullStream, Resource, Result, SharedDriver, Signal, VolumeId, VolumePath, VolumeSpec,
+    ExecEvent, ExecSpec, ExecStream, ExitStatus, HeldVolumes, ImageRef, InjectedFile, JobId, LogStream, OutputStream,
+    PullImage, PullStream, Resource, Result, SharedDriver, Signal, VolumeDirectory, VolumeId, VolumePath, VolumeSpec,
 };
 use orchestra_conformance::{Suite, Verdict};
 
@@ -279,9 +278,10 @@ impl Driver for Broken {
         )
     }
 
-    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<PathBuf>> {
+    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<VolumeDirectory>> {
         let directory = self.inner.volume_directory(id).await?;
-        Ok(directory.or_else(|| self.is(D::TellsAnotherDirectory).then(std::env::temp_dir)))
+        let other = || HeldVolumes::default().hold(id, std::env::temp_dir());
+        Ok(directory.or_else(|| self.is(D::TellsAnotherDirectory).then(other)))
     }
 
     async fn remove_volume(&self, id: &VolumeId) -> Result<()> {

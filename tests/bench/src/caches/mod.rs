@@ -132,7 +132,7 @@ async fn of_a_volume(bench: &mut Bench, job: &Job, work: &Path, tree: &Path) -> 
         persist(&anew).await.map(drop)
     };
     if let Some(directory) = bench.driver.volume_directory(&volume).await? {
-        let files = trees::files_in(&directory)?;
+        let files = trees::files_in(directory.as_ref())?;
         let (round, sent) = (Cell::new(0), Cell::new(0));
         let ours = || async {
             sent.set(persist(&folder).await?.sent);

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream as streams};
 use orchestra::tar::TarReader;
 use orchestra::{ByteStream, Capabilities, ErrorKind, VolumeId, VolumePath, stream};
-use orchestra_volumes::ExactVolumes;
+use orchestra_volumes::{ExactVolumes, directory};
 
 use super::case;
 use crate::check::{Failure, Outcome, fails, holds, same};
@@ -107,7 +107,7 @@ fn exact(cx: &Context) -> Outcome<ExactVolumes> {
 /// The ways that this process has into a volume: past the engine, where volumes are directories of this machine, and through it.
 fn ways(cx: &Context) -> Outcome<Vec<(&'static str, ExactVolumes)>> {
     let mut ways = vec![("through", exact(cx)?.through_engine())];
-    if cx.driver.info().capabilities.volume_directories {
+    if cx.driver.info().capabilities.volume_directories && directory::has_all_rights() {
         ways.push(("past", exact(cx)?));
     }
     Ok(ways)

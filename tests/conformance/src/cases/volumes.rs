@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use orchestra::{ContainerPath, Created, ErrorKind, VolumePath, VolumeSpec, stream};
+use orchestra::{ContainerPath, Created, ErrorKind, VolumeDirectory, VolumePath, VolumeSpec, stream};
 
 use super::case;
 use crate::check::{Failure, Outcome, fails, holds, same};
@@ -173,17 +173,18 @@ async fn a_volume_has_a_directory_on_this_machine(cx: Arc<Context>) -> Outcome {
     let directory = directory.ok_or_else(|| Failure::new("the driver tells no directory of a volume"))?;
     let failed = |doing: &'static str| move |error| Failure::new(format!("{doing} in the volume's directory: {error}"));
 
-    let found = std::fs::metadata(directory.join("in")).map_err(failed("what was written by the engine"))?;
+    let at = |name: &str| directory.as_ref().join(name);
+    let found = std::fs::metadata(at("in")).map_err(failed("what was written by the engine"))?;
     same(
         "the file's owner in the directory",
         (found.uid(), found.gid()),
         (70_000, 70_001),
     )?;
-    let content = std::fs::read_to_string(directory.join("in")).map_err(failed("read"))?;
+    let content = std::fs::read_to_string(at("in")).map_err(failed("read"))?;
     same("its content", content.as_str(), "by the engine")?;
 
-    std::fs::write(directory.join("out"), "past the engine").map_err(failed("write"))?;
-    std::os::unix::fs::chown(directory.join("out"), Some(5), Some(6)).map_err(failed("give a file away"))?;
+    std::fs::write(at("out"), "past the engine").map_err(failed("write"))?;
+    std::os::unix::fs::chown(at("out"), Some(5), Some(6)).map_err(failed("give a file away"))?;
     let mut spec = cx.shell("stat -c '%u %g' /v/out && cat /v/out");
     spec.mounts.push(cx.mount(&volume, "/v")?);
     same(
@@ -193,7 +194,24 @@ async fn a_volume_has_a_directory_on_this_machine(cx: Arc<Context>) -> Outcome {
     )?;
     // What a container has changed moves no volume.
     let again = cx.driver.volume_directory(&volume).await?;
-    same("the directory afterwards", again, Some(directory))
+    let path = |directory: &VolumeDirectory| directory.as_ref().to_owned();
+    same(
+        "the directory afterwards",
+        again.as_ref().map(path),
+        Some(path(&directory)),
+    )?;
+    drop(again);
+
+    let removal = cx.driver.remove_volume(&volume);
+    let release = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let there = directory.as_ref().join("out").exists();
+        drop(directory);
+        there
+    };
+    let (removed, there) = tokio::join!(removal, release);
+    holds(there, "a volume is there as long as its directory is held")?;
+    Ok(removed?)
 }
 
 async fn containers_share_a_volume(cx: Arc<Context>) -> Outcome {

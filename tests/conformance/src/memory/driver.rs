@@ -1,7 +1,6 @@
 //! The [`Driver`] of the memory engine.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -9,7 +8,7 @@ use futures_util::{StreamExt, stream};
 use orchestra::{
     ByteStream, Capabilities, ContainerId, ContainerSpec, Created, Driver, DriverInfo, EndReport, Error, ErrorKind,
     ExecSpec, ExecStream, ExitStatus, ImageRef, InjectedFile, JobId, LogStream, PullImage, PullStream, Resource,
-    ResourceKind, Result, Signal, VolumeId, VolumePath, VolumeSpec, labels,
+    ResourceKind, Result, Signal, VolumeDirectory, VolumeId, VolumePath, VolumeSpec, labels,
 };
 
 use super::container::{Container, State};
@@ -155,7 +154,7 @@ impl Driver for MemoryDriver {
         Ok(packed.chain(orchestra::stream::once(tarball::END)).boxed())
     }
 
-    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<PathBuf>> {
+    async fn volume_directory(&self, id: &VolumeId) -> Result<Option<VolumeDirectory>> {
         self.engine.answer().await?;
         self.volume(id).map(|_| None)
     }

@@ -128,7 +128,7 @@ pub(crate) async fn what_is_configured_of_caches_holds(fixture: &Fixture) {
     says(
         &fallback,
         &[
-            "cache state: fallback to ci.yml/-/-/fast-1, 1.29 MB (",
+            "cache state: fallback to ci.yml/-/-/fast-1 for ci.yml/-/-/fast-2, 1.29 MB (",
             "kB fetched) in ",
             "use | 200000",
             ", 100% reused, ",

@@ -191,7 +191,7 @@ pub(crate) async fn a_run_that_is_killed_while_it_persists_leaves_the_old_cache_
         environment.iter().fold(command, with).start()
     };
     says(&start().finish(), &["seen 1"]);
-    // Each request takes its time, so that the kills meet different ones.
+    // Each connection takes its time, so that the kills meet different requests.
     bucket.proxy.set(Fault::Delay(Duration::from_millis(80)));
     let mut seen = 2;
     for milliseconds in [20, 200, 500, 900, 1400] {
@@ -236,7 +236,8 @@ pub(crate) async fn a_run_that_is_interrupted_while_it_restores_ends_soon_and_le
     let dir = Dir::with([("ci.yml", growing(fixture, 12 << 20))]);
     let first = run(fixture, &dir, &bucket.environment(), &["run", "ci.yml"]);
     green(first, 60, &["seen 1", "grow cache state: persisted"]);
-    for (delay, after) in [(3000, 500), (400, 2500)] {
+    // While it asks for the cache, and while it fetches it: each connection that it makes takes so long to be made.
+    for (delay, after) in [(3000, 500), (1500, 2300)] {
         bucket.proxy.set(Fault::Delay(Duration::from_millis(delay)));
         let id = JobId::unique().to_string();
         let command = fixture.orchestra(["run", "ci.yml", "--run-id", &id]).dir(dir.path());
