@@ -191,7 +191,8 @@ impl CachesLayer {
             return;
         }
         let used = volume.used.swap(false, Ordering::Relaxed);
-        if !used && !(last_user_has_ended && volume.attached.swap(false, Ordering::Relaxed)) {
+        let taken_up = last_user_has_ended && volume.attached.swap(false, Ordering::Relaxed);
+        if !used && !taken_up {
             return;
         }
         let failed = lock(&volume.tasks)

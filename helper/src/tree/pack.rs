@@ -90,6 +90,9 @@ pub(super) struct Levels<'r> {
     levels: Vec<Level>,
 }
 
+/// An entry of a directory: that directory, the entry's name, and what it was when the directory was listed.
+type Listed<'d> = (&'d File, Vec<u8>, Option<fs::FileType>);
+
 /// How many of the innermost directories are held open.
 const OPEN: usize = 64;
 
@@ -109,8 +112,8 @@ impl<'r> Levels<'r> {
         Ok(())
     }
 
-    /// The next entry: the directory that it is in, its name and what it was when that was listed. `path` becomes its own.
-    pub(super) fn next(&mut self, path: &mut Vec<u8>) -> Result<Option<(&File, Vec<u8>, Option<fs::FileType>)>> {
+    /// The next entry; `path` becomes its own.
+    pub(super) fn next(&mut self, path: &mut Vec<u8>) -> Result<Option<Listed<'_>>> {
         while self
             .levels
             .last()

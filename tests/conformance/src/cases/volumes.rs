@@ -202,6 +202,7 @@ async fn a_volume_has_a_directory_on_this_machine(cx: Arc<Context>) -> Outcome {
     )?;
     drop(again);
 
+    cx.driver.remove_container(&cx.id("reader")).await?;
     let removal = cx.driver.remove_volume(&volume);
     let release = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
