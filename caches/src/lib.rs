@@ -29,8 +29,8 @@
 //! 8 MiB; then the manifest, the list of all chunks; then the entry, one small object that is replaced atomically. A
 //! restore goes the other way, fetches ahead and verifies each chunk before it is passed on. Both hold some 30 MiB of content
 //! at most, and the list of chunks, which is 10 to 20 MiB for each GiB of cache; neither waits longer for a store that failed
-//! once than it took to fail. Of the caches that a store has besides, a persist looks at those 32 whose keys are most alike for
-//! content that they share, and of all of these at 4 GiB.
+//! once than it took to fail. A persist knows 4 GiB of content again: that of the cache itself, then of those 32 others whose
+//! keys are most alike. What is beyond is compressed again, and sent again unless it makes the same packs.
 //!
 //! Where [`ExactVolumes`](orchestra_volumes::ExactVolumes) fills a volume, it also says what that then is; a volume that is
 //! the same at its end is not read, and only the entry's time changes.

@@ -440,7 +440,7 @@ async fn a_transfer_that_takes_too_long_ends_with_an_empty_volume() {
 }
 
 #[tokio::test]
-async fn a_restore_waits_for_no_persist() {
+async fn a_restore_waits_for_no_persist_of_another_key() {
     let world = World::new();
     write(&world, "ci/b", "there").await;
     let faults = Faults::new().on(Method::ReadVolume, Fault::Hang);
@@ -468,36 +468,25 @@ async fn a_restore_waits_for_no_persist() {
 
 #[tokio::test]
 async fn what_is_being_persisted_under_a_key_is_waited_for_by_who_asks_for_it() {
-    for restore_key in [None, Some("ci/")] {
-        let world = World::new();
-        write(&world, "ci/a", "old").await;
-        // Long enough that a restore which does not wait finds the old one.
-        let faults = Faults::new().on(Method::ReadVolume, Fault::Delay(Duration::from_millis(700)));
-        let (layer, events) = world.layer(Layered::wrap(world.engine.driver(), faults), CachesOptions::default());
-        let run = Run {
-            job: Job::builder(Arc::new(layer)).build(),
-            events,
-        };
-        let first = run.volume(&spec("ci/a")).await;
-        run.task("write", &first, "echo new > c/file").await;
-        let job = run.job.clone();
-        let persisting = tokio::spawn(async move { job.driver().remove_volume(&first).await });
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        let mut second = spec("ci/a");
-        if let Some(prefix) = restore_key {
-            second = spec("ci/b");
-            second.restore_keys = vec![prefix.to_owned()];
-        }
-        let labels = Labels::from([second.label()]);
-        let second = run.job.create_volume_with("cache.b", labels).await.unwrap();
-        assert_eq!(
-            run.task("read", &second, "cat c/file").await,
-            "new\n",
-            "{restore_key:?}"
-        );
-        persisting.await.unwrap().unwrap();
-        run.end().await;
-    }
+    let world = World::new();
+    write(&world, "ci/a", "old").await;
+    // Long enough that a restore which does not wait finds the old one.
+    let faults = Faults::new().on(Method::ReadVolume, Fault::Delay(Duration::from_millis(700)));
+    let (layer, events) = world.layer(Layered::wrap(world.engine.driver(), faults), CachesOptions::default());
+    let run = Run {
+        job: Job::builder(Arc::new(layer)).build(),
+        events,
+    };
+    let first = run.volume(&spec("ci/a")).await;
+    run.task("write", &first, "echo new > c/file").await;
+    let job = run.job.clone();
+    let persisting = tokio::spawn(async move { job.driver().remove_volume(&first).await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let labels = Labels::from([spec("ci/a").label()]);
+    let second = run.job.create_volume_with("cache.b", labels).await.unwrap();
+    assert_eq!(run.task("read", &second, "cat c/file").await, "new\n");
+    persisting.await.unwrap().unwrap();
+    run.end().await;
 }
 
 #[tokio::test]
@@ -520,8 +509,23 @@ async fn a_volume_of_an_earlier_process_is_persisted_only_when_its_last_user_has
     std::mem::forget(first.job);
     let second = world.run_with(Some("carried"), CachesOptions::default());
     second.volume(&spec("ci/a")).await;
-    assert!(second.end().await.is_empty(), "it was restored or persisted");
+    let told = second.end().await;
+    assert!(told.is_empty(), "{told:?}");
     assert_eq!(read(&world, &spec("ci/a")).await.0, "nothing");
+
+    let first = world.run_with(Some("whole"), CachesOptions::default());
+    let volume = first.volume(&spec("ci/a")).await;
+    let whole = [Head::file(6).blocks("file"), vec![tar::padded(b"whole\n"), tar::END]];
+    let whole = orchestra::stream::once(whole.concat().concat());
+    let root = orchestra::VolumePath::root();
+    world.engine.driver().write_volume(&volume, &root, whole).await.unwrap();
+    std::mem::forget(first.job);
+    let second = world.run_with(Some("whole"), CachesOptions::default());
+    let volume = second.volume(&spec("ci/a")).await;
+    second.job.driver().remove_volume(&volume).await.unwrap();
+    let told = second.end().await;
+    assert!(matches!(told[..], [CacheEventKind::Persisted(_)]), "{told:?}");
+    assert_eq!(read(&world, &spec("ci/a")).await.0, "whole");
 }
 
 #[tokio::test]

@@ -432,6 +432,27 @@ fn a_directory_nested_deeper_than_a_threads_stack_is_packed() -> Result<()> {
 }
 
 #[test]
+fn what_comes_after_a_deep_directory_is_packed_too() -> Result<()> {
+    const DEEP: usize = 200;
+    let (from, to) = two()?;
+    // More directories than are held open, each with a file that comes after the one that is in it.
+    let place = |root: &Path, depth: usize| root.join("d/".repeat(depth)).join("z");
+    std::fs::create_dir_all(from.path().join("d/".repeat(DEEP)))?;
+    for depth in 0..DEEP {
+        std::fs::write(place(from.path(), depth), depth.to_string())?;
+    }
+    let tar = packed(from.path(), &[""])?;
+    unpack(to.path(), Path::new(""), &mut tar.as_slice())?;
+    for depth in 0..DEEP {
+        assert_eq!(std::fs::read_to_string(place(to.path(), depth))?, depth.to_string());
+    }
+    let before = orchestra_helper::tree::fingerprint(from.path())?;
+    std::fs::write(place(from.path(), 3), "changed")?;
+    assert_ne!(orchestra_helper::tree::fingerprint(from.path())?, before);
+    Ok(())
+}
+
+#[test]
 fn a_tree_has_the_same_fingerprint_until_anything_of_it_changes() -> Result<()> {
     use orchestra_helper::tree::fingerprint;
     let (tree, _) = two()?;

@@ -202,7 +202,7 @@ pub trait Driver: fmt::Debug + fmt::Display + Send + Sync + 'static {
     /// - A volume that does not exist is success.
     ///
     /// # Errors
-    /// [`Conflict`](crate::ErrorKind::Conflict) while a container uses it.
+    /// [`Conflict`](crate::ErrorKind::Conflict) while a container uses it, or this process its directory.
     async fn remove_volume(&self, id: &VolumeId) -> Result<()>;
 
     /// Makes a container without starting it.

@@ -13,7 +13,7 @@ use bytes::{Buf, Bytes};
 use futures_util::{StreamExt, stream};
 use orchestra::{ByteStream, Error, ErrorKind, Result, VolumePath};
 use orchestra_helper::tree::{self, TreeError};
-use rustix::fs::Access;
+use rustix::fs::{Access, AtFlags, CWD};
 use tokio::sync::mpsc;
 
 use crate::Fingerprint;
@@ -42,10 +42,12 @@ pub fn has_all_rights() -> bool {
 }
 
 /// What the tree at `root` is, for [`ExactVolumes`](crate::ExactVolumes).
-pub(crate) async fn fingerprint(root: impl AsRef<Path> + Send + 'static) -> Result<Fingerprint> {
+/// The directory is not held by what goes on when this call is dropped: that only looks.
+pub(crate) async fn fingerprint(root: &Path) -> Result<Fingerprint> {
+    let root = root.to_owned();
     let work = move || {
-        let found = tree::fingerprint(root.as_ref());
-        found.map(Fingerprint).map_err(|error| failed(error, root.as_ref()))
+        let found = tree::fingerprint(&root);
+        found.map(Fingerprint).map_err(|error| failed(error, &root))
     };
     blocking(work).await
 }
@@ -54,7 +56,7 @@ pub(crate) async fn fingerprint(root: impl AsRef<Path> + Send + 'static) -> Resu
 pub(crate) async fn is_writable(root: &Path) -> bool {
     let root = root.to_owned();
     let wanted = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
-    tokio::task::spawn_blocking(move || rustix::fs::access(&root, wanted).is_ok())
+    tokio::task::spawn_blocking(move || rustix::fs::accessat(CWD, &root, wanted, AtFlags::EACCESS).is_ok())
         .await
         .unwrap_or(false)
 }

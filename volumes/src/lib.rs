@@ -31,4 +31,4 @@ pub mod directory;
 mod image;
 mod transfer;
 
-pub use transfer::{ExactVolumes, Fingerprint};
+pub use transfer::{ExactVolumes, Fingerprint, TRANSFER};

@@ -21,6 +21,9 @@ const ROOT: &str = "/v";
 /// The image's name, which no registry can have; the tag is the job.
 const IMAGE: &str = "orchestra.invalid/volume-transfer";
 
+/// What the name of a container begins with that a volume is written or read by, in the label of names.
+pub const TRANSFER: &str = "volume-transfer-";
+
 /// How often an image that others remove is imported again.
 const ATTEMPTS: usize = 3;
 
@@ -132,7 +135,7 @@ impl ExactVolumes {
         match self.way(volume).await? {
             Way::Directory(directory) => {
                 directory::write(directory.clone(), VolumePath::root(), tar).await?;
-                directory::fingerprint(directory).await.map(Some)
+                directory::fingerprint(directory.as_ref()).await.map(Some)
             }
             Way::Program(program) => {
                 let said = self.unpack(program, volume, &["fill-tree", ROOT], tar).await?;
@@ -223,7 +226,7 @@ impl ExactVolumes {
         let program = match self.way(volume).await? {
             Way::Directory(directory) => {
                 // What can't be looked at is told by packing it.
-                if directory::fingerprint(directory.clone())
+                if directory::fingerprint(directory.as_ref())
                     .await
                     .is_ok_and(|found| found == *filled)
                 {
@@ -294,7 +297,7 @@ impl ExactVolumes {
 
     /// A running container with the volume mounted.
     async fn start(&self, program: &'static [u8], volume: &VolumeId, read_only: bool) -> Result<Transfer> {
-        let name = Name::new(format!("volume-transfer-{}", JobId::unique()))?;
+        let name = Name::new(format!("{TRANSFER}{}", JobId::unique()))?;
         let spec = self.spec(&name, volume, read_only)?;
         // Before the container: from the call on there may be one to remove.
         let transfer = Transfer {

@@ -18,10 +18,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use orchestra::{
     ByteStream, ContainerId, ContainerSpec, Created, Driver, DriverInfo, EndReport, ErrorKind, ExecSpec, ExecStream,
-    ExitStatus, ImageRef, InjectedFile, JobId, LogStream, PullImage, PullStream, Resource, Result, SharedDriver,
-    Signal, VolumeDirectory, VolumeId, VolumePath, VolumeSpec, labels,
+    ExitStatus, ImageRef, InjectedFile, JobId, LogStream, PullImage, PullStream, Resource, ResourceKind, Result,
+    Runner, SharedDriver, Signal, VolumeDirectory, VolumeId, VolumePath, VolumeSpec, labels,
 };
-use orchestra_volumes::Fingerprint;
+use orchestra_volumes::{Fingerprint, TRANSFER};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -65,7 +65,7 @@ pub struct CachesLayer {
     /// Who writes to which of the volumes.
     writers: Mutex<Writers>,
     /// One of a kind at a time uses all cores already, and memory once. A step that needs its cache does not wait for what an
-    /// earlier one has left.
+    /// earlier one has left under another key.
     restores: Semaphore,
     persists: Semaphore,
     /// The keys that are being persisted, or wait for their turn.
@@ -169,6 +169,19 @@ impl CachesLayer {
             if held.iter().any(|resource| resource.id == mark.as_str()) {
                 volume.attached.store(true, Ordering::Relaxed);
                 return Ok(created);
+            }
+            // What the process that is gone was restoring by.
+            let own = Runner::current().to_string();
+            for left in held.iter().filter(|left| left.kind == ResourceKind::Container) {
+                let is_transfer = left
+                    .labels
+                    .get(labels::NAME)
+                    .is_some_and(|name| name.starts_with(TRANSFER));
+                if is_transfer && left.labels.get(labels::RUNNER) != Some(&own) {
+                    self.inner
+                        .remove_container(&ContainerId::new(left.id.as_str())?)
+                        .await?;
+                }
             }
             match self.inner.remove_volume(&volume.id).await {
                 // Someone uses it: it was made without this layer.

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::{CachesLayer, Volume, lock};
 use crate::archive::checked;
-use crate::{CacheEventKind, CacheKey, Entry, Found, Persist};
+use crate::{CacheEventKind, CacheKey, Found, Persist};
 
 /// How long a store may take to say what it has, and to begin to send it.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -61,24 +61,18 @@ impl CachesLayer {
         Ok(())
     }
 
-    /// Waits for what an earlier user of the cache has left, as long as that is on its way to the store.
+    /// Waits for what an earlier user of the same key has left, as long as that is on its way to the store.
     async fn handed_over(&self, volume: &Volume) {
-        let spec = &volume.spec;
-        let is_ours = |key: &CacheKey| {
-            *key == spec.key || spec.restore_keys.iter().any(|prefix| key.as_str().starts_with(prefix))
-        };
         let mut persisting = self.persisting.subscribe();
-        // The sender lives as long as this layer.
-        persisting.wait_for(|keys| !keys.iter().any(is_ours)).await.ok();
+        let there = persisting.wait_for(|keys| !keys.contains(&volume.spec.key));
+        // Else it is what was there before.
+        timeout(self.options.timeout, there).await.ok();
     }
 
     async fn try_restore(&self, volume: &Volume, touched: &AtomicBool) -> Result<Option<(Found, u64)>> {
         let (key, restore_keys) = (&volume.spec.key, &volume.spec.restore_keys);
-        let fresh = |entry: &Entry| {
-            let age = entry.persisted().elapsed().unwrap_or_default();
-            self.options.time_to_live.is_none_or(|limit| age <= limit)
-        };
-        let found = self.ask(self.store.find_that(key, restore_keys, fresh)).await?;
+        let limit = self.options.time_to_live;
+        let found = self.ask(self.store.find_fresh(key, restore_keys, limit)).await?;
         let Some(found) = found else {
             return Ok(None);
         };

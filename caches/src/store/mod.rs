@@ -17,7 +17,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
@@ -214,26 +214,31 @@ impl Store {
     /// # Errors
     /// As [`get`](Self::get).
     pub async fn find(&self, key: &CacheKey, restore_keys: &[String]) -> Result<Option<Found>> {
-        self.find_that(key, restore_keys, |_| true).await
+        self.find_fresh(key, restore_keys, None).await
     }
 
-    /// The same, of those alone that `may_be`. A damaged one of this key is told where there is no other.
-    pub(crate) async fn find_that(
+    /// The same, of those alone that are no older than `limit`. A damaged one of this key is told where there is no other.
+    pub(crate) async fn find_fresh(
         &self,
         key: &CacheKey,
         restore_keys: &[String],
-        may_be: impl Fn(&Entry) -> bool,
+        limit: Option<Duration>,
     ) -> Result<Option<Found>> {
+        let is_fresh = |time: SystemTime| limit.is_none_or(|limit| time.elapsed().unwrap_or_default() <= limit);
         let damaged = match self.get(key).await {
-            Ok(Some(entry)) if may_be(&entry) => return Ok(Some(Found { entry, exact: true })),
+            Ok(Some(entry)) if is_fresh(entry.persisted()) => return Ok(Some(Found { entry, exact: true })),
             Ok(_) => None,
             Err(error) if error.kind() == ErrorKind::Protocol => Some(error),
             Err(error) => return Err(error),
         };
         for prefix in restore_keys {
-            for (key, _) in self.objects_with(prefix).await? {
+            for (key, meta) in self.objects_with(prefix).await? {
+                // The newest is the first.
+                if !is_fresh(meta.last_modified.into()) {
+                    break;
+                }
                 match self.read_entry(&key).await {
-                    Ok(Some(entry)) if may_be(&entry) => {
+                    Ok(Some(entry)) => {
                         if let Some(error) = damaged {
                             tracing::warn!(%error, fallback = %key, "a cache is damaged, and another one is taken");
                         }

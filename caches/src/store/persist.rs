@@ -22,8 +22,6 @@ use crate::format::{Entry, Hash, Manifest};
 const PIECES: usize = 4;
 /// How many other caches are looked at for chunks that they share.
 const RELATED: usize = 32;
-/// How many of their manifests are fetched at once: each may be some MiB.
-const MANIFESTS: usize = 2;
 /// Longest persist: what it relies on must not be pruned meanwhile, which a prune's grace is longer than.
 pub(super) const LONGEST: Duration = Duration::from_secs(12 * 3600);
 
@@ -99,6 +97,7 @@ impl Store {
             Err(error) if error.kind() == ErrorKind::Protocol => None,
             old => old?,
         };
+        let bad = self.bad_packs().clone();
         let (known, old_is_whole) = self.known(key, old.as_ref(), &packs).await?;
 
         let (piece, pieces) = mpsc::channel(PIECES);
@@ -136,9 +135,9 @@ impl Store {
         };
         self.put_entry(&entry).await?;
         self.check_rescued(key, &rescued).await?;
-        // What is bad was sent anew.
+        // What was bad was sent anew; what was found to be so meanwhile was not.
         self.bad_packs()
-            .retain(|pack| !manifest.packs.iter().any(|(of, _)| of == pack));
+            .retain(|pack| !bad.contains(pack) || !manifest.packs.iter().any(|(of, _)| of == pack));
         Ok(Persisted {
             unchanged,
             size: chunked.size,
@@ -234,8 +233,8 @@ impl Store {
             seen.extend(new);
             std::future::ready(new)
         });
-        let loaded = manifests.map(|name| async move { self.load_manifest(&name).await.ok() });
-        let mut loaded = std::pin::pin!(loaded.buffered(MANIFESTS).filter_map(std::future::ready));
+        // One after the other: each may be large.
+        let mut loaded = std::pin::pin!(manifests.filter_map(async |name| self.load_manifest(&name).await.ok()));
         while let Some(manifest) = loaded.next().await {
             if !known.add(&manifest, &usable) {
                 break;

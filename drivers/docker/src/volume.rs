@@ -95,9 +95,12 @@ impl DockerDriver {
         if !self.info.capabilities.volume_directories {
             return Ok(None);
         }
-        // Before it is looked at: it is not removed from then on.
         let held = self.held.hold(id, directory.clone());
-        let shown = was_made(folder, made.timestamp()).await || was_made(&directory, made.timestamp()).await;
+        let is_directory = tokio::fs::symlink_metadata(&directory)
+            .await
+            .is_ok_and(|found| found.is_dir());
+        let shown =
+            is_directory && (was_made(folder, made.timestamp()).await || was_made(&directory, made.timestamp()).await);
         Ok(shown.then_some(held))
     }
 

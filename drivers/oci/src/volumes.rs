@@ -94,7 +94,7 @@ impl VolumeStore {
         blocking(move || read(&root, &id)?.ok_or_else(|| not_found(&id))).await
     }
 
-    /// A volume's directory, held until [`released`](Self::released) is to wait no more.
+    /// A volume's directory, held: [`released`](Self::released) waits until it is dropped.
     ///
     /// # Errors
     /// [`VolumeNotFound`](ErrorKind::VolumeNotFound).

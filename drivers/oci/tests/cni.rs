@@ -145,3 +145,46 @@ fn walk(dir: &Path) -> Vec<String> {
     }
     names
 }
+
+/// A plugin that looks for what all containers share and makes it a while later, as Debian's do within a millisecond.
+const RACING: &str = r#"#!/bin/sh
+case "$CNI_COMMAND" in
+VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["0.4.0","1.0.0"]}' ;;
+ADD)
+    if ! test -d SHARED/$(basename $0); then
+        sleep 0.2
+        mkdir SHARED/$(basename $0) || exit 4
+    fi
+    echo '{"cniVersion":"1.0.0","ips":[{"address":"10.1.0.2/24"}]}' ;;
+esac
+"#;
+
+#[tokio::test]
+async fn what_all_share_is_made_by_one_of_several_processes() {
+    let (dir, shared) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let plugins = tempfile::tempdir().unwrap();
+    for name in ["bridge", "firewall", "host-local", "loopback"] {
+        let path = plugins.path().join(name);
+        // By another process: one that is forked while this one has the file open could not execute it.
+        let script = RACING.replace("SHARED", &shared.path().display().to_string());
+        let mut write = Command::new("sh");
+        write.args(["-c", "printf %s \"$0\" > \"$1\" && chmod 755 \"$1\"", &script]);
+        assert!(write.arg(&path).status().unwrap().success());
+    }
+    // Loopback is every namespace's own.
+    std::fs::create_dir(shared.path().join("loopback")).unwrap();
+    let mut config = config(dir.path());
+    config.plugin_dirs = vec![plugins.path().to_owned()];
+    let processes = [
+        Cni::open(config.clone()).await.unwrap(),
+        Cni::open(config).await.unwrap(),
+    ];
+    let netns = Path::new("/proc/self/ns/net");
+    let containers = (0..6).map(|number| {
+        let cni = processes[number % 2].clone();
+        async move { cni.attach(&format!("c{number}"), netns).await }
+    });
+    for attached in futures_util::future::join_all(containers).await {
+        assert_eq!(attached.unwrap().addresses.len(), 1);
+    }
+}

@@ -118,9 +118,11 @@ impl PodmanDriver {
         if !self.info.capabilities.volume_directories {
             return Ok(None);
         }
-        // Before it is looked at: it is not removed from then on.
         let held = self.held.hold(id, PathBuf::from(&found.mountpoint));
-        Ok(was_made(Path::new(folder), made).await.then_some(held))
+        let is_directory = tokio::fs::symlink_metadata(&held)
+            .await
+            .is_ok_and(|found| found.is_dir());
+        Ok((is_directory && was_made(Path::new(folder), made).await).then_some(held))
     }
 
     pub(crate) async fn remove_named_volume(&self, name: &str) -> Result<()> {

@@ -114,23 +114,27 @@ impl<'r> Levels<'r> {
 
     /// The next entry; `path` becomes its own.
     pub(super) fn next(&mut self, path: &mut Vec<u8>) -> Result<Option<Listed<'_>>> {
-        while self
-            .levels
-            .last()
-            .is_some_and(|level| level.entries.as_slice().is_empty())
-        {
+        while let Some(level) = self.levels.last_mut() {
+            path.truncate(level.length);
+            if !level.entries.as_slice().is_empty() && level.directory.is_none() {
+                match open_directory(self.root, path) {
+                    Ok(directory) => level.directory = Some(directory),
+                    // It was removed, or became something else, since it was listed.
+                    Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                        level.entries = Vec::new().into_iter();
+                    }
+                    Err(error) => return Err(TreeError::io("open", path)(error)),
+                }
+            }
+            if !level.entries.as_slice().is_empty() {
+                break;
+            }
             self.levels.pop();
         }
         let Some(level) = self.levels.last_mut() else {
             return Ok(None);
         };
-        path.truncate(level.length);
-        let directory = match level.directory.take() {
-            Some(directory) => directory,
-            None => open_directory(self.root, path).map_err(TreeError::io("open", path))?,
-        };
-        let directory = level.directory.insert(directory);
-        let Some((name, kind)) = level.entries.next() else {
+        let (Some(directory), Some((name, kind))) = (&level.directory, level.entries.next()) else {
             return Ok(None);
         };
         let name = name.into_vec();

@@ -47,8 +47,10 @@ struct Place {
     job: Name,
     step: Name,
     path: ContainerPath,
-    /// As the first of its steps has it: that is the volume's.
-    spec: CacheSpec,
+    /// The first of its steps, and as that one has it: that is the volume's.
+    first: (Name, CacheSpec),
+    /// The steps that were told that they want it differently.
+    told: Vec<Name>,
 }
 
 /// The layer's events on their way to whoever watches the run.
@@ -259,26 +261,29 @@ impl super::job::JobRun<'_> {
         }
     }
 
-    /// Notes which step a cache volume is of now. The first of its steps, if that one has it with other settings.
+    /// Notes which step a cache volume is of now. The first of its steps, if that one has it with other settings and this one
+    /// was not told so before.
     fn place(&self, step: &Step, cache: &CachePlan, volume: &Name, spec: &CacheSpec) -> Option<Name> {
-        let place = Place {
-            job: self.plan.name.clone(),
-            step: step.name.clone(),
-            path: cache.path.clone(),
-            spec: spec.clone(),
-        };
         let mut places = self
             .cache_use
             .0
             .as_ref()?
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let before = places.insert(self.job.id().volume(volume), place)?;
-        let differs = before.spec != *spec;
-        if let Some(place) = places.get_mut(&self.job.id().volume(volume)) {
-            place.spec = before.spec;
+        let place = places.entry(self.job.id().volume(volume)).or_insert_with(|| Place {
+            job: self.plan.name.clone(),
+            step: step.name.clone(),
+            path: cache.path.clone(),
+            first: (step.name.clone(), spec.clone()),
+            told: Vec::new(),
+        });
+        place.step.clone_from(&step.name);
+        place.path.clone_from(&cache.path);
+        if place.first.1 == *spec || place.told.contains(&step.name) {
+            return None;
         }
-        differs.then_some(before.step)
+        place.told.push(step.name.clone());
+        Some(place.first.0.clone())
     }
 
     async fn cache_spec(&self, step: &Step, artifacts: &[(&Artifact, Name)], cache: &CachePlan) -> Result<CacheSpec> {

@@ -644,7 +644,8 @@ impl<'a> JobRun<'a> {
         let job = self.job.clone();
         // What they write is whole then.
         self.watch(self.builders.stop()).await;
-        if self.succeeded && self.cache_use.is_on() {
+        // What is kept stays where it is.
+        if self.succeeded && self.cache_use.is_on() && !self.options.keep {
             self.release_all();
         }
         // Of a job that is kept, nothing else waits for caches that are being persisted.

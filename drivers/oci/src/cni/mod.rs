@@ -6,17 +6,19 @@
 
 mod plugin;
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use orchestra::{Error, ErrorKind, Result};
+use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
+use tokio::sync::OnceCell;
 
 use crate::blocking::blocking;
 use plugin::{Call, Plugins};
@@ -27,6 +29,9 @@ const VERSIONS: [&str; 2] = ["1.0.0", "0.4.0"];
 const INTERFACE: &str = "eth0";
 /// What a network is made of, in the order in which they are called; the addresses' own plugin is called by the first.
 const CHAIN: [&str; 2] = ["bridge", "firewall"];
+
+/// Held by who makes what all containers of the network share.
+const LOCK: &str = ".lock";
 
 /// A network of our own: a bridge, with addresses of a subnet, behind the machine's own address.
 #[derive(Clone, Debug)]
@@ -61,6 +66,8 @@ struct Inner {
     config: CniConfig,
     plugins: Plugins,
     version: &'static str,
+    /// Whether what all containers share is there: the bridge, and the firewall's chains.
+    begun: OnceCell<()>,
 }
 
 impl Cni {
@@ -99,6 +106,7 @@ impl Cni {
             config,
             plugins,
             version,
+            begun: OnceCell::new(),
         })))
     }
 
@@ -179,8 +187,36 @@ impl Cni {
         self.0.plugins.run("loopback", &call, &definition).await.map(drop)
     }
 
-    /// Each plugin is given what the one before it answered.
+    /// The first container that a process connects is alone, among all processes with this state. Plugins look for what all
+    /// share, and make what is missing: where two do so at once, one fails (firewall 1.1.1: "CHAIN_USER_ADD failed (File exists)").
     async fn add(&self, id: &str, netns: &Path) -> Result<Value> {
+        let mut first = None;
+        let begin = async || {
+            let lock = self.0.config.state_dir.join(LOCK);
+            let alone = move || {
+                let file = File::options()
+                    .write(true)
+                    .create(true)
+                    .truncate(false)
+                    .mode(0o600)
+                    .open(&lock)?;
+                flock(&file, FlockOperation::LockExclusive)?;
+                Ok(file)
+            };
+            let _alone =
+                blocking(move || alone().map_err(|error: io::Error| Error::io("lock the network", error))).await?;
+            first = Some(self.add_now(id, netns).await?);
+            Ok::<_, Error>(())
+        };
+        self.0.begun.get_or_try_init(begin).await?;
+        match first {
+            Some(result) => Ok(result),
+            None => self.add_now(id, netns).await,
+        }
+    }
+
+    /// Each plugin is given what the one before it answered.
+    async fn add_now(&self, id: &str, netns: &Path) -> Result<Value> {
         let mut result = None;
         for plugin in CHAIN {
             result = Some(self.call("ADD", plugin, id, Some(netns), result.as_ref()).await?);

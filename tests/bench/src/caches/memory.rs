@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use futures_util::TryStreamExt;
+use orchestra::VolumePath;
+use orchestra_volumes::directory;
 use tokio::process::Command;
 
 use super::parts::{content, persist_content, store_in, tar_of};
@@ -31,8 +32,11 @@ async fn measure(what: &str, store: &Path, tree: &Path) -> Outcome<()> {
     if what == "persist" {
         persist_content(&store, tar_of(tree)).await?;
     } else {
-        let mut content = content(&store).await?;
-        while content.try_next().await?.is_some() {}
+        let out = tree.with_extension("out");
+        std::fs::create_dir_all(&out)?;
+        let restored = directory::write(out.clone(), VolumePath::root(), content(&store).await?).await;
+        std::fs::remove_dir_all(out)?;
+        restored?;
     }
     println!("{}", status("VmHWM")?.saturating_sub(idle));
     Ok(())

@@ -16,7 +16,7 @@ use orchestra_caches::{CacheEventKind, CacheSpec, CachesLayer, CachesOptions};
 use orchestra_volumes::ExactVolumes;
 use tokio::sync::mpsc;
 
-use self::parts::{EXACT, content, fresh, key, persist_content, shell, store_in, tar_of};
+use self::parts::{EXACT, fresh, key, persist_content, shell, store_in, tar_of};
 use crate::pairs::{median, time};
 use crate::{Bench, Outcome};
 
@@ -162,6 +162,13 @@ async fn of_a_volume(bench: &mut Bench, job: &Job, work: &Path, tree: &Path) -> 
         first_persist().await?;
     }
 
+    // As a run does it: by the layer, which checks what it unpacks and looks at what became of it.
+    let (events, mut told) = mpsc::channel(64);
+    let layer = CachesLayer::new(bench.driver.clone(), store_in(&anew)?, CachesOptions::default()).events(events);
+    let restoring = Job::builder(Arc::new(layer)).build();
+    let mut spec = CacheSpec::new(key()?);
+    spec.devices = true;
+    let label = Labels::from([spec.label()]);
     let (out, number) = (Cell::new(None), Cell::new(0));
     let reset = || async {
         if let Some(volume) = out.take() {
@@ -169,16 +176,13 @@ async fn of_a_volume(bench: &mut Bench, job: &Job, work: &Path, tree: &Path) -> 
         }
         fresh(&theirs_out)?;
         std::fs::create_dir_all(&theirs_out)?;
-        number.set(number.get() + 1);
-        out.set(Some(job.create_volume(&format!("out-{}", number.get())).await?));
         // What the other side has left to be written is not to be paid for by this one.
         shell("sync".to_owned()).await
     };
     let ours = || async {
-        let volume = out.take().ok_or("there is no volume")?;
-        let content = content(&store_in(&anew)?).await?;
-        volumes.write(&volume, &root, content).await?;
-        out.set(Some(volume));
+        number.set(number.get() + 1);
+        let name = format!("out-{}", number.get());
+        out.set(Some(restoring.create_volume_with(&name, label.clone()).await?));
         Ok(())
     };
     let unpack = format!(
@@ -192,8 +196,12 @@ async fn of_a_volume(bench: &mut Bench, job: &Job, work: &Path, tree: &Path) -> 
     table
         .compare_anew(&row, "zstd -d | tar x", "≤ 1.1", rounds, reset, ours, theirs)
         .await?;
-    if let Some(volume) = out.take() {
-        bench.driver.remove_volume(&volume).await?;
+    bench.driver.end_job(restoring.id()).await?;
+    let restored = std::iter::from_fn(|| told.try_recv().ok())
+        .filter(|event| matches!(event.kind, CacheEventKind::Restored { .. }))
+        .count();
+    if restored != rounds + 1 {
+        return Err(format!("{restored} of {} volumes were restored", rounds + 1).into());
     }
     fresh(&theirs_out)?;
     std::fs::remove_file(&archive)?;

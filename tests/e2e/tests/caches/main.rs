@@ -60,6 +60,7 @@ fn main() {
             whatever_a_bucket_does_costs_a_run_a_bounded_delay,
             two_runs_persist_one_key_at_once,
             a_run_that_is_interrupted_while_it_restores_ends_soon_and_leaves_nothing,
+            a_run_that_is_interrupted_while_it_persists_ends_soon_and_leaves_nothing,
             a_run_that_is_killed_while_it_persists_leaves_the_old_cache_or_the_new,
         ]);
     } else {

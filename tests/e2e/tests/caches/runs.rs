@@ -135,6 +135,16 @@ pub(crate) async fn what_is_configured_of_caches_holds(fixture: &Fixture) {
         ],
     );
 
+    // Devices only where they were asked for.
+    let made = ran(keyed("devices"), "mknod state/gone c 0 0; echo x > state/file", &[]);
+    says(
+        &made,
+        &["use: 1 devices were left out of the cache state; set `devices: true` on it"],
+    );
+    let found = ran(keyed("devices"), "ls state", &[]);
+    says(&found, &["cache state: hit", "use | file"]);
+    assert!(!found.all().contains("gone"), "{found}");
+
     // A limit for all, and a longest time; both leave a green run and what was there.
     config("size_limit = \"1MB\"");
     says(

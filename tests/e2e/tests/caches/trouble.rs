@@ -260,3 +260,31 @@ pub(crate) async fn a_run_that_is_interrupted_while_it_restores_ends_soon_and_le
     let whole = run(fixture, &dir, &bucket.environment(), &["run", "ci.yml"]);
     green(whole, 60, &["grow cache state: hit", "seen 2"]);
 }
+
+pub(crate) async fn a_run_that_is_interrupted_while_it_persists_ends_soon_and_leaves_nothing(fixture: &Fixture) {
+    let bucket = Bucket::new("persisting").await;
+    let dir = Dir::with([("ci.yml", growing(fixture, 12 << 20))]);
+    let first = run(fixture, &dir, &bucket.environment(), &["run", "ci.yml"]);
+    green(first, 60, &["seen 1", "grow cache state: persisted"]);
+    let id = JobId::unique().to_string();
+    let command = fixture.orchestra(["run", "ci.yml", "--run-id", &id]).dir(dir.path());
+    let command = (bucket.environment().iter()).fold(command, |command, (name, value)| command.env(name, value));
+    let persisting = command.start();
+    let _ = persisting.line_with("seen 2");
+    // Connections that were made go on, and those of the packs are new.
+    bucket.proxy.set(Fault::Delay(Duration::from_secs(20)));
+    std::thread::sleep(Duration::from_millis(1500));
+    let began = std::time::Instant::now();
+    persisting.signal("INT");
+    let ended = persisting.finish();
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "{:?}\n{ended}",
+        began.elapsed()
+    );
+    assert_eq!(ended.code, 130, "{ended}");
+    assert!(fixture.engine.leftovers_of(&id).unwrap().0.is_empty(), "{ended}");
+    bucket.proxy.set(Fault::None);
+    let whole = run(fixture, &dir, &bucket.environment(), &["run", "ci.yml"]);
+    green(whole, 60, &["grow cache state: hit", "seen 2"]);
+}
