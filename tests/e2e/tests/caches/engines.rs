@@ -242,9 +242,11 @@ pub(crate) async fn a_cache_of_a_task_comes_back_on_an_engine_of_another_kind(fi
     // And back again.
     let back = run(fixture, &dir, &environment[..1], &["run", "ci.yml"]);
     says(&back, &["count cache state: hit", "count | 3"]);
+    comes_back_exactly(fixture, &other);
 }
 
-pub(crate) async fn what_a_task_makes_in_a_cache_comes_back_exactly_on_an_engine_of_another_kind(fixture: &Fixture) {
+/// Whatever a task makes in a cache is the same there.
+fn comes_back_exactly(fixture: &Fixture, other: &OwnEngine) {
     // A character device 0/0 is what no capability is needed for: the whiteout of an overlay.
     const MAKE: &str = "cd state; echo x > file; chown 70000:70001 file; chmod 4751 file; ln file hard; ln -s file link; \
                         mkfifo fifo; mknod gone c 0 0; touch -d '2020-02-02 02:02:02' file; \
@@ -252,7 +254,6 @@ pub(crate) async fn what_a_task_makes_in_a_cache_comes_back_exactly_on_an_engine
     const TELL: &str = "cd state; stat -c '%a %h %u:%g %Y' file; test file -ef hard && echo hard; readlink link; \
                         test -p fifo && echo fifo; stat -c '%F %t:%T' gone; stat -c '%s bytes' sparse; \
                         test $(du -k sparse | cut -f1) -lt 1000 && echo sparse";
-    let other = OwnEngine::start(Purpose::Other).unwrap();
     let dir = Dir::with([("unused", "")]);
     let store = format!("file://{}", dir.file("store").display());
     let mut environment = vec![("ORCHESTRA_CACHES__STORE", store.as_str())];
