@@ -67,6 +67,15 @@ impl World {
         }
     }
 
+    /// A run whose engine meets these faults.
+    fn run_among(&self, faults: Faults, options: CachesOptions) -> Run {
+        let (layer, events) = self.layer(Layered::wrap(self.engine.driver(), faults), options);
+        Run {
+            job: Job::builder(Arc::new(layer)).build(),
+            events,
+        }
+    }
+
     fn run(&self) -> Run {
         self.run_with(None, CachesOptions::default())
     }
@@ -422,11 +431,7 @@ async fn a_transfer_that_takes_too_long_ends_with_an_empty_volume() {
         .on_calls(Method::RemoveVolume, 0, 2, Fault::Before(ErrorKind::Conflict));
     let mut options = CachesOptions::default();
     options.timeout = Duration::from_millis(300);
-    let (layer, events) = world.layer(Layered::wrap(world.engine.driver(), faults), options);
-    let run = Run {
-        job: Job::builder(Arc::new(layer)).build(),
-        events,
-    };
+    let run = world.run_among(faults, options);
     let began = Instant::now();
     let volume = run.volume(&spec("ci/a")).await;
     run.task("write", &volume, "ls c > c/file").await;
@@ -446,11 +451,7 @@ async fn a_restore_waits_for_no_persist_of_another_key() {
     let faults = Faults::new().on(Method::ReadVolume, Fault::Hang);
     let mut options = CachesOptions::default();
     options.timeout = Duration::from_secs(4);
-    let (layer, events) = world.layer(Layered::wrap(world.engine.driver(), faults), options);
-    let run = Run {
-        job: Job::builder(Arc::new(layer)).build(),
-        events,
-    };
+    let run = world.run_among(faults, options);
     let first = run.volume(&spec("ci/a")).await;
     run.task("write", &first, "echo x > c/file").await;
     let job = run.job.clone();
@@ -472,11 +473,7 @@ async fn what_is_being_persisted_under_a_key_is_waited_for_by_who_asks_for_it() 
     write(&world, "ci/a", "old").await;
     // Long enough that a restore which does not wait finds the old one.
     let faults = Faults::new().on(Method::ReadVolume, Fault::Delay(Duration::from_millis(700)));
-    let (layer, events) = world.layer(Layered::wrap(world.engine.driver(), faults), CachesOptions::default());
-    let run = Run {
-        job: Job::builder(Arc::new(layer)).build(),
-        events,
-    };
+    let run = world.run_among(faults, CachesOptions::default());
     let first = run.volume(&spec("ci/a")).await;
     run.task("write", &first, "echo new > c/file").await;
     let job = run.job.clone();
@@ -536,14 +533,8 @@ async fn an_engine_that_can_not_be_read_never_fails_the_job() {
         Fault::Before(ErrorKind::Engine),
         Fault::CutStream(1, ErrorKind::Interrupted),
     ] {
-        let (layer, events) = world.layer(
-            Layered::wrap(world.engine.driver(), Faults::new().on(Method::ReadVolume, fault)),
-            CachesOptions::default(),
-        );
-        let run = Run {
-            job: Job::builder(Arc::new(layer)).build(),
-            events,
-        };
+        let faults = Faults::new().on(Method::ReadVolume, fault);
+        let run = world.run_among(faults, CachesOptions::default());
         let volume = run.volume(&spec("ci/a")).await;
         run.task("write", &volume, "echo new > c/file").await;
         let told = run.end().await;

@@ -65,12 +65,14 @@ impl HeldVolumes {
     }
 }
 
-/// Whether it is a process of root's that listens at a unix socket. What another one tells of this machine's directories is not
-/// to be believed by root.
-pub async fn root_listens(socket: &Path) -> bool {
+/// Whether an engine's own directory `root` is one of this machine's, as far as can be seen before there is a volume: it is
+/// there, and a process of root's listens at the engine's unix socket. What another one tells of this machine's directories
+/// is not to be believed by root. Each volume's has still to be shown to be that volume's.
+pub async fn root_shows(socket: &Path, root: &Path) -> bool {
     let stream = tokio::net::UnixStream::connect(socket).await;
     let peer = stream.and_then(|stream| stream.peer_cred());
-    peer.is_ok_and(|peer| peer.uid() == 0)
+    let believed = peer.is_ok_and(|peer| peer.uid() == 0) && root.is_absolute();
+    believed && tokio::fs::metadata(root).await.is_ok_and(|found| found.is_dir())
 }
 
 #[cfg(test)]

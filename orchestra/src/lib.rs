@@ -52,7 +52,7 @@ pub use container::{
     ContainerSpec, Cpus, Env, ExecSpec, ExtraHost, InjectedFile, KernelCapability, Limits, Mount, NetworkMode, Profile,
     Security, Tmpfs, Ulimit, User,
 };
-pub use directory::{HeldVolumes, VolumeDirectory, root_listens};
+pub use directory::{HeldVolumes, VolumeDirectory, root_shows};
 pub use driver::{Driver, DriverInfo, SharedDriver};
 pub use error::{Error, ErrorKind, Result};
 pub use exit::{ExitStatus, Signal};

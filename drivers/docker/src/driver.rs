@@ -15,7 +15,7 @@ use orchestra::{
     ByteStream, Capabilities, ContainerId, ContainerSpec, ContainerState, Created, Driver, DriverInfo, EndReport,
     Error, ErrorKind, ExecSpec, ExecStream, ExitStatus, HeldVolumes, ImageRef, InjectedFile, JobId, LogStream,
     Platform, PullImage, PullStream, Resource, ResourceKind, Result, Signal, VolumeDirectory, VolumeId, VolumePath,
-    VolumeSpec, labels, root_listens,
+    VolumeSpec, labels, root_shows,
 };
 use tokio_util::task::TaskTracker;
 
@@ -67,9 +67,7 @@ impl DockerDriver {
                 .map(|root| Path::new(root).join("volumes"));
             let mut info = describe(endpoint.to_string(), &version, &info)?;
             info.capabilities.volume_directories &= match (&endpoint, root) {
-                (Endpoint::Unix(socket), Some(root)) => {
-                    root_listens(socket).await && tokio::fs::metadata(root).await.is_ok_and(|root| root.is_dir())
-                }
+                (Endpoint::Unix(socket), Some(root)) => root_shows(socket, &root).await,
                 _ => false,
             };
             Ok(Self {

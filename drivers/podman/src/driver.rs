@@ -10,7 +10,7 @@ use orchestra::{
     ByteStream, Capabilities, ContainerId, ContainerSpec, Created, Driver, DriverInfo, EndReport, Error, ErrorKind,
     ExecSpec, ExecStream, ExitStatus, HeldVolumes, ImageRef, InjectedFile, JobId, Labels, LogStream, Platform,
     PullImage, PullStream, Resource, ResourceKind, Result, Signal, VolumeDirectory, VolumeId, VolumePath, VolumeSpec,
-    labels, root_listens,
+    labels, root_shows,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -162,11 +162,8 @@ impl PodmanDriver {
         let version: Version = client.get(&["version"]).value().await.map_err(failed)?;
         let info: Info = client.get(&["info"]).value().await.map_err(failed)?;
         let mut described = describe(endpoint.to_string(), &version, &info)?;
-        let root = &info.store.graph_root;
         described.capabilities.volume_directories &= match &endpoint {
-            Endpoint::Unix(socket) if Path::new(root).is_absolute() => {
-                root_listens(socket).await && tokio::fs::metadata(root).await.is_ok_and(|found| found.is_dir())
-            }
+            Endpoint::Unix(socket) => root_shows(socket, Path::new(&info.store.graph_root)).await,
             _ => false,
         };
         Ok(Self {

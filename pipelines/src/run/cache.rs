@@ -328,7 +328,7 @@ impl super::job::JobRun<'_> {
     }
 
     /// Lets caches go whose last user in this job was this step. They are persisted while later steps run.
-    pub(super) async fn release(&self, step: &Step, names: &[Name]) {
+    pub(super) fn release(&self, step: &Step, names: &[Name]) {
         let leaves = self.plan.leaves();
         // A shared builder writes to its caches until the job's end, of a step too that was only now known to have it.
         if step.shares_a_builder() {

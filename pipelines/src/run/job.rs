@@ -488,7 +488,7 @@ impl<'a> JobRun<'a> {
         if !scope.tried_again {
             locked(&self.pending).remove(&step.name);
             if self.cache_use.is_on() && status == Status::Succeeded {
-                self.release(step, &caches).await;
+                self.release(step, &caches);
             }
         }
         locked(&self.reports).insert(step.name.clone(), finished.clone());
