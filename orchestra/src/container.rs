@@ -21,7 +21,9 @@ use crate::{ContainerPath, Error, ImageRef, Labels, Platform, Result, Signal, Vo
 /// spec.validate()?;
 /// # Ok::<(), orchestra::Error>(())
 /// ```
-#[derive(Clone, Debug, PartialEq)]
+///
+/// `Debug` shows how many arguments there are and not what they say: a front end may have put a secret into one.
+#[derive(Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ContainerSpec {
     /// The image; it must be in the engine.
@@ -158,6 +160,14 @@ impl ContainerSpec {
                 _ => {}
             }
         }
+        // Engines take them in lines and options of their own, where a further word would be one of ours.
+        if let Some(host) = self.extra_hosts.iter().find(|host| !ExtraHost::is_name(&host.name)) {
+            return Err(Error::invalid(format!("{:?} is not a name of a host", host.name)));
+        }
+        if let Some(limit) = limits.ulimits.iter().find(|limit| !Ulimit::is_name(&limit.name)) {
+            return Err(Error::invalid(format!("{:?} is not a name of a ulimit", limit.name))
+                .with_hint("write it in lower case without RLIMIT_, for example nofile"));
+        }
         let mut targets = BTreeMap::new();
         let mounted = self.mounts.iter().map(|mount| &mount.target);
         for path in mounted.chain(self.tmpfs.iter().map(|tmpfs| &tmpfs.target)) {
@@ -178,9 +188,66 @@ impl ContainerSpec {
     pub fn fingerprint(&self) -> String {
         let mut bare = self.clone();
         bare.labels.clear();
-        bare.env.0.values_mut().for_each(String::clear);
-        let digest = Sha256::digest(format!("{bare:?}"));
+        let argv = (bare.entrypoint.as_ref(), bare.command.as_ref());
+        let digest = Sha256::digest(format!("{argv:?} {bare:?}"));
         digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl fmt::Debug for ContainerSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Every field by its name: one that is added can't be forgotten, and so not be missing in the fingerprint.
+        let Self {
+            image,
+            platform,
+            entrypoint,
+            command,
+            env,
+            working_dir,
+            user,
+            mounts,
+            tmpfs,
+            stdin,
+            privileged,
+            cap_add,
+            cap_drop,
+            security,
+            limits,
+            network,
+            extra_hosts,
+            labels,
+            stop_signal,
+        } = self;
+        f.debug_struct("ContainerSpec")
+            .field("image", image)
+            .field("platform", platform)
+            .field("entrypoint", &entrypoint.as_deref().map(Words))
+            .field("command", &command.as_deref().map(Words))
+            .field("env", env)
+            .field("working_dir", working_dir)
+            .field("user", user)
+            .field("mounts", mounts)
+            .field("tmpfs", tmpfs)
+            .field("stdin", stdin)
+            .field("privileged", privileged)
+            .field("cap_add", cap_add)
+            .field("cap_drop", cap_drop)
+            .field("security", security)
+            .field("limits", limits)
+            .field("network", network)
+            .field("extra_hosts", extra_hosts)
+            .field("labels", labels)
+            .field("stop_signal", stop_signal)
+            .finish()
+    }
+}
+
+/// What `Debug` shows of a command.
+struct Words<'a>(&'a [String]);
+
+impl fmt::Debug for Words<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} words", self.0.len())
     }
 }
 
@@ -393,15 +460,20 @@ pub struct Ulimit {
     pub hard: u64,
 }
 
+impl Ulimit {
+    fn is_name(name: &str) -> bool {
+        !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase())
+    }
+}
+
 impl FromStr for Ulimit {
     type Err = Error;
     /// From `NAME=SOFT[:HARD]`, as `docker run --ulimit` has it; the hard limit is the soft one where it is not given.
     fn from_str(value: &str) -> Result<Self> {
         let parsed = value.split_once('=').and_then(|(name, limits)| {
             let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
-            let valid = !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase());
             Some(Self {
-                name: Some(name).filter(|_| valid)?.to_owned(),
+                name: Some(name).filter(|name| Self::is_name(name))?.to_owned(),
                 soft: soft.parse().ok()?,
                 hard: hard.parse().ok()?,
             })
@@ -451,15 +523,19 @@ pub struct ExtraHost {
     pub address: IpAddr,
 }
 
+impl ExtraHost {
+    fn is_name(name: &str) -> bool {
+        !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c))
+    }
+}
+
 impl FromStr for ExtraHost {
     type Err = Error;
     /// From `NAME:ADDRESS`.
     fn from_str(value: &str) -> Result<Self> {
-        let valid =
-            |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c));
         value
             .split_once(':')
-            .filter(|(name, _)| valid(name))
+            .filter(|(name, _)| Self::is_name(name))
             .and_then(|(name, address)| {
                 Some(Self {
                     name: name.to_owned(),
@@ -530,8 +606,8 @@ impl fmt::Debug for InjectedFile {
     }
 }
 
-/// A further process in a running container.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A further process in a running container. `Debug` shows how many words its command has, as that of [`ContainerSpec`].
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ExecSpec {
     /// Program and arguments; no shell is involved.
@@ -553,6 +629,17 @@ impl ExecSpec {
             working_dir: None,
             user: None,
         }
+    }
+}
+
+impl fmt::Debug for ExecSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExecSpec")
+            .field("command", &Words(&self.command))
+            .field("env", &self.env)
+            .field("working_dir", &self.working_dir)
+            .field("user", &self.user)
+            .finish()
     }
 }
 
@@ -617,6 +704,23 @@ mod tests {
     }
 
     #[test]
+    fn names_that_would_be_more_than_a_name_are_refused_however_the_spec_is_made() {
+        let mut host = spec();
+        host.extra_hosts = vec![ExtraHost {
+            name: "db\n10.0.0.8 registry".into(),
+            address: "10.0.0.7".parse().unwrap(),
+        }];
+        assert!(host.validate().unwrap_err().message().contains("name of a host"));
+        let mut limit = spec();
+        limit.limits.ulimits = vec![Ulimit {
+            name: "nofile=1 --privileged".into(),
+            soft: 1,
+            hard: 1,
+        }];
+        assert!(limit.validate().unwrap_err().message().contains("name of a ulimit"));
+    }
+
+    #[test]
     fn a_relative_mount_needs_a_working_directory() {
         let mut spec = spec();
         spec.mounts = vec![mount("a")];
@@ -632,7 +736,15 @@ mod tests {
         assert_eq!(a.fingerprint(), b.fingerprint());
         b.privileged = true;
         assert_ne!(a.fingerprint(), b.fingerprint());
-        assert!(!format!("{a:?}").contains("hunter2"));
+        let argument = |text: &str| {
+            let mut spec = a.clone();
+            spec.command = Some(vec!["login".into(), text.into()]);
+            spec
+        };
+        assert_ne!(argument("hunter3").fingerprint(), argument("hunter4").fingerprint());
+        let exec = ExecSpec::new(["login", "hunter3"]);
+        let shown = format!("{a:?} {:?} {exec:?}", argument("hunter3"));
+        assert!(!shown.contains("hunter") && shown.contains("2 words"), "{shown}");
     }
 
     #[test]

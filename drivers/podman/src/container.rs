@@ -107,7 +107,10 @@ impl PodmanDriver {
         let mut pause = LOOK.0;
         loop {
             let failure = match self.create_of_image(id, spec).await? {
-                Ok(()) => return Ok(Created::New),
+                Ok(()) => {
+                    self.own.made(id, spec.stdin);
+                    return Ok(Created::New);
+                }
                 Err(failure) => failure,
             };
             let cause = cause_of(&failure);
@@ -270,20 +273,29 @@ impl PodmanDriver {
     }
 
     pub(crate) async fn start(&self, id: &ContainerId, stdin: Option<ByteStream>) -> Result<()> {
-        // libpod would run a container that has ended once more.
-        let found = self.inspect(id).await?;
-        if stdin.is_some() && !found.config.open_stdin {
+        let known = self.own.starting(id);
+        let (open_stdin, state) = match known {
+            Some(open_stdin) => (open_stdin, ContainerState::Created),
+            None => {
+                let found = self.inspect(id).await?;
+                (found.config.open_stdin, found.state())
+            }
+        };
+        if stdin.is_some() && !open_stdin {
             return Err(Error::new(
                 ErrorKind::Conflict,
                 "the container was created without standard input",
             ));
         }
-        match found.state() {
+        match state {
             ContainerState::Created => {}
             ContainerState::Running => return Ok(()),
-            _ => return Err(Error::new(ErrorKind::Conflict, "the container has ended; it runs once")),
+            // libpod would run it once more.
+            _ => {
+                return Err(Error::new(ErrorKind::Conflict, "the container has ended; it runs once"));
+            }
         }
-        let attached = if found.config.open_stdin {
+        let attached = if open_stdin {
             let attach = self.client.post(&["containers", id.as_str(), "attach"]);
             let attach = attach.query("stream", true).query("stdin", true);
             let attach = attach.query("stdout", false).query("stderr", false);
@@ -307,6 +319,7 @@ impl PodmanDriver {
             }
             tracing::warn!(%error, "the OCI runtime started a container at the second try only");
         }
+        self.own.started(id);
         if let Some(attached) = attached {
             let client = self.client.clone();
             let id = id.as_str().to_owned();
@@ -333,18 +346,30 @@ impl PodmanDriver {
     }
 
     pub(crate) async fn wait(&self, id: &ContainerId) -> Result<ExitStatus> {
-        let mut found = self.inspect(id).await?;
-        match found.state() {
-            // libpod answers 0 at once, or never if it was prepared.
-            ContainerState::Created => {
-                return Err(Error::new(ErrorKind::Conflict, "the container was never started"));
+        let mut found = None;
+        if !self.own.was_started(id) {
+            let now = self.inspect(id).await?;
+            match now.state() {
+                // libpod answers 0 at once, or never if it was prepared.
+                ContainerState::Created => {
+                    return Err(Error::new(ErrorKind::Conflict, "the container was never started"));
+                }
+                ContainerState::Running => {}
+                _ => found = Some(now),
             }
-            ContainerState::Running => {
-                ended(&self.client, id.as_str()).await?;
-                found = self.inspect(id).await?;
-            }
-            _ => {}
         }
+        let found = match found {
+            Some(found) => found,
+            None => {
+                let code = ended(&self.client, id.as_str()).await;
+                self.own.forget(id.as_str());
+                // Any other may be of a container that was killed for its memory, or to be removed.
+                if code? == 0 {
+                    return Ok(ExitStatus::Code(0));
+                }
+                self.inspect(id).await?
+            }
+        };
         // A removal kills first: whoever waits is told 137, of a container that is about to be gone.
         if found.is_going() {
             return Err(Error::new(
@@ -368,16 +393,18 @@ impl PodmanDriver {
     }
 
     pub(crate) async fn remove_named_container(&self, name: &str) -> Result<()> {
+        self.own.forget(name);
         let mut pause = LOOK.0;
         loop {
             // Without a timeout libpod asks politely and waits ten seconds, which is not the caller's wish here. For volumes of
             // the image its documentation has `v`, its code, from 4.3 to 5.8, `volumes`.
             let remove = self.client.delete(&["containers", name]).query("force", true);
-            let removed = remove.query("volumes", true).query("timeout", 0).done().await;
-            let failure = match removed {
+            let removed = remove.query("volumes", true).query("timeout", 0);
+            let failure = match removed.value::<Vec<Removed>>().await {
                 Err(failure) if is_missing(&failure) => return Ok(()),
                 Err(failure) => Some(failure),
-                Ok(()) => None,
+                Ok(removed) if !removed.is_empty() && removed.iter().all(|of| of.error.is_null()) => return Ok(()),
+                Ok(_) => None,
             };
             // Success may be told with an error in it, and somebody else's removal is an error of several kinds: what
             // counts is whether it is gone.
@@ -394,6 +421,14 @@ impl PodmanDriver {
             pause *= 2;
         }
     }
+}
+
+/// What a removal tells of each container that it was meant for (`reports.RmReport`).
+#[derive(Deserialize)]
+struct Removed {
+    /// Nothing, a text, or from before 5.0 an error of Go's as it is.
+    #[serde(rename = "Err", default)]
+    error: serde_json::Value,
 }
 
 /// What the archive calls tell of a path.
@@ -459,11 +494,12 @@ fn below<'a>(place: &str, path: &'a str) -> &'a str {
     path.strip_prefix(place).unwrap_or(path).trim_start_matches('/')
 }
 
-/// Waits until a container that was started has ended.
-pub(crate) async fn ended(client: &Client, name: &str) -> Result<()> {
+/// Waits until a container that was started has ended. Its exit code, or less than 0 where libpod does not know.
+pub(crate) async fn ended(client: &Client, name: &str) -> Result<i64> {
     let wait = |interval| {
         let wait = client.post(&["containers", name, "wait"]);
-        wait.query("condition", "exited").query("interval", interval).done()
+        let wait = wait.query("condition", "exited").query("interval", interval);
+        wait.value::<i64>()
     };
     let ended = match tokio::time::timeout(SOON, wait(INTERVAL.0)).await {
         Ok(ended) => ended,

@@ -19,6 +19,7 @@ use crate::client::{API, Client, major, too_old};
 use crate::config::{Endpoint, PodmanConfig};
 use crate::container::state_of;
 use crate::error::{Subject, about};
+use crate::own::Own;
 use crate::volume;
 
 /// Longest that [`PodmanDriver::connect`] takes.
@@ -34,6 +35,7 @@ pub struct PodmanDriver {
     pub(crate) info: DriverInfo,
     pub(crate) log_limit: u64,
     pub(crate) held: HeldVolumes,
+    pub(crate) own: Own,
 }
 
 /// What `GET /libpod/version` says, as far as it is asked here.
@@ -170,6 +172,7 @@ impl PodmanDriver {
             client,
             info: described,
             held: HeldVolumes::default(),
+            own: Own::default(),
             log_limit,
         })
     }

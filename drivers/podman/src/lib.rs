@@ -1,6 +1,7 @@
 //! The podman driver of [`orchestra`]: [`PodmanDriver`] is a [`Driver`](orchestra::Driver) over libpod's own HTTP
-//! API, as podman 4.3 to 5.8 have it. It spawns no program, and keeps nothing in memory that the engine's labels do not
-//! say. The service has to run: `systemctl --user start podman.socket`, or `podman system service --time=0`.
+//! API, as podman 4.3 to 5.8 have it. It spawns no program, and what it keeps in memory of the engine's resources
+//! only saves questions: another process carries on by the engine's labels alone. The service has to run: `systemctl --user
+//! start podman.socket`, or `podman system service --time=0`.
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -22,7 +23,8 @@
 //! noun:
 //!
 //! - `container`, with the spec's translation in `spec`; `logs` and `exec` for what processes write, which comes in
-//!   `frames`. A container that has not been started is attached to; a later reader gets the engine's own log.
+//!   `frames`; `own` is what need not be asked of containers that were made here. A container that has not been started is
+//!   attached to; a later reader gets the engine's own log.
 //! - `image`: the engine trusts the names inside an archive, so they are replaced as the tar streams by.
 //! - `volume`: a volume's content goes in and out through a container that mounts it and never runs.
 //! - `error` turns codes into [`ErrorKind`](orchestra::ErrorKind)s.
@@ -56,6 +58,7 @@ mod exec;
 mod frames;
 mod image;
 mod logs;
+mod own;
 mod spec;
 mod volume;
 

@@ -11,7 +11,7 @@ use orchestra::{ContainerId, ContainerState, Error, ErrorKind, LogChunk, LogStre
 use tokio::time::{Instant, sleep_until};
 use tokio_util::io::ReaderStream;
 
-use crate::container::ended;
+use crate::container::{Found, ended};
 use crate::driver::PodmanDriver;
 use crate::error::{Cause, Subject, about, cause_of, meanwhile};
 use crate::frames::demultiplexed;
@@ -29,8 +29,11 @@ const MOMENT: Duration = Duration::from_secs(1);
 
 impl PodmanDriver {
     pub(crate) async fn output(&self, id: &ContainerId, follow: bool) -> Result<LogStream> {
-        let found = self.inspect(id).await?;
-        let state = found.state();
+        let found = match follow && self.own.is_new(id) {
+            true => None,
+            false => Some(self.inspect(id).await?),
+        };
+        let state = found.as_ref().map_or(ContainerState::Created, Found::state);
         if follow && state == ContainerState::Created {
             let attach = self.client.post(&["containers", id.as_str(), "attach"]);
             let attach = attach.query("stream", true).query("stdin", false);
@@ -53,17 +56,17 @@ impl PodmanDriver {
             // on; following it ends when it does.
             return Ok(and_rest(output, async move || {
                 match ended(&driver.client, id.as_str()).await {
-                    Ok(()) => Ok(None),
+                    Ok(_) => Ok(None),
                     // It ended and was removed since.
                     Err(error) if error.kind() == ErrorKind::ContainerNotFound => Ok(None),
                     Err(error) => Err(meanwhile(error)),
                 }
             }));
         }
-        if follow && state == ContainerState::Running {
-            return self.followed(id, found.is_running()).await;
+        match found {
+            Some(found) if follow && state == ContainerState::Running => self.followed(id, found.is_running()).await,
+            _ => self.read_log(id, false).await,
         }
-        self.read_log(id, false).await
     }
 
     /// The output of a container that was attached to, or its log where conmon ended without having accepted the connection:
@@ -80,10 +83,7 @@ impl PodmanDriver {
             if !refused || begin.len() > 1 {
                 return Ok(stream::iter(begin).chain(output).boxed());
             }
-            tracing::debug!(
-                ?begin,
-                "a container is read from its log, as conmon ended without having been attached to"
-            );
+            tracing::debug!("a container is read from its log, as conmon ended without having been attached to");
             self.read_log(&id, false).await
         };
         stream::once(output).try_flatten().boxed()
