@@ -104,7 +104,8 @@ pub struct PullImage {
     pub credentials: Option<Credentials>,
     /// Permit plain HTTP and unverified TLS. Requires [`Capabilities::insecure_pull`](crate::Capabilities::insecure_pull).
     pub insecure: bool,
-    /// The job it is for, where it is for one: a layer that keeps something for each job looks at it, a driver never.
+    /// The job it is for, where it is for one: a layer, or a driver, may keep something for it until the job's end, as what
+    /// has come of an image before a pull failed.
     pub job: Option<JobId>,
 }
 

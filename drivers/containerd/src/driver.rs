@@ -141,6 +141,11 @@ impl ContainerdDriver {
         })
     }
 
+    /// Where containerd listens.
+    pub(crate) fn socket(&self) -> PathBuf {
+        PathBuf::from(self.info.endpoint.trim_start_matches("unix://"))
+    }
+
     pub(crate) fn snapshots(&self, client: &Client) -> Snapshots {
         Snapshots {
             client: client.clone(),
@@ -266,15 +271,25 @@ async fn check_snapshotter(client: &Client, wanted: &str) -> Result<()> {
         .filter(|plugin| plugin.init_err.is_none())
         .map(|plugin| plugin.id.as_str())
         .collect();
-    let others = format!(
-        "set `snapshotter` to one that works ({}); others come with packages of their own, such as fuse-overlayfs-snapshotter",
-        there.join(", ")
-    );
+    let package = match wanted {
+        "fuse-overlayfs" => Some("containerd-fuse-overlayfs, of the project of that name"),
+        "stargz" => Some("containerd-stargz-grpc, of stargz-snapshotter"),
+        "nydus" => Some("containerd-nydus-grpc, of nydus-snapshotter"),
+        "soci" => Some("soci-snapshotter-grpc, of soci-snapshotter"),
+        "zfs" => Some("containerd's own, which needs zfsutils-linux and its state on a zfs file system"),
+        "btrfs" => Some("containerd's own, which needs its state on a btrfs file system"),
+        "devmapper" => Some("containerd's own, which needs dmsetup and a thin pool in its configuration"),
+        _ => None,
+    };
+    let package = package
+        .map(|package| format!("; {wanted} is {package}"))
+        .unwrap_or_default();
+    let others = format!("set `snapshotter` to one that works ({}){package}", there.join(", "));
     Err(Error::invalid(why).with_hint(others))
 }
 
 /// The number of the process that listens, if it has one here.
-fn peer(socket: &Path) -> Option<u32> {
+pub(crate) fn peer(socket: &Path) -> Option<u32> {
     let stream = std::os::unix::net::UnixStream::connect(socket).ok()?;
     let peer = rustix::net::sockopt::socket_peercred(&stream).ok()?;
     u32::try_from(peer.pid.as_raw_nonzero().get()).ok()

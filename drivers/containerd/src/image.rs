@@ -9,7 +9,9 @@ use containerd_client::services::v1::{
 use containerd_client::tonic::Code;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use oci_spec::image::{Descriptor, Digest, MediaType};
-use orchestra::{ByteStream, Error, ErrorKind, ImageRef, Labels, Platform, PullEvent, PullImage, PullStream, Result};
+use orchestra::{
+    ByteStream, Error, ErrorKind, ImageRef, Labels, Platform, PullEvent, PullImage, PullStream, Result, labels,
+};
 use orchestra_oci::content::ContentStore;
 use orchestra_oci::image::Image;
 use orchestra_oci::{archive, registry};
@@ -49,7 +51,24 @@ impl ContainerdDriver {
     }
 
     async fn fetch(&self, pull: &PullImage, progress: mpsc::Sender<PullEvent>) -> Result<()> {
-        let lease = Lease::new(&self.client, &Labels::new()).await?;
+        let job = pull.job.iter().map(|job| (labels::JOB.to_owned(), job.to_string()));
+        let lease = Lease::new(&self.client, &job.collect()).await?;
+        match self.fetch_under(&lease, pull, progress).await {
+            Ok(()) => {
+                lease.end().await;
+                Ok(())
+            }
+            Err(error) => {
+                // What has come so far is there for the next try.
+                if pull.job.is_some() && error.is_retryable() {
+                    lease.leave();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn fetch_under(&self, lease: &Lease, pull: &PullImage, progress: mpsc::Sender<PullEvent>) -> Result<()> {
         let store: Arc<dyn ContentStore> = Arc::new(Content::new(lease.client.clone()));
         let resolved = registry::resolve(store, pull, &self.info.platform, progress).await?;
         let image = &resolved.image;
@@ -61,9 +80,7 @@ impl ContainerdDriver {
             snapshots.unpack(image, &chain_ids, place).await?;
         }
         snapshots.keep(image).await?;
-        self.name(&pull.image, &image.manifest).await?;
-        lease.end().await;
-        Ok(())
+        self.name(&pull.image, &image.manifest).await
     }
 
     pub(crate) async fn import(&self, name: &ImageRef, archive: ByteStream) -> Result<()> {
@@ -205,7 +222,7 @@ fn ended(joined: Result<Result<()>, tokio::task::JoinError>) -> Result<()> {
 mod tests {
     use bytes::Bytes;
     use containerd_client::services::v1::snapshots::StatSnapshotRequest;
-    use orchestra::{Driver, InjectedFile, JobId, labels, tar_of_files};
+    use orchestra::{Driver, InjectedFile, JobId, tar_of_files};
     use orchestra_oci::content::sha256;
     use serde_json::json;
 

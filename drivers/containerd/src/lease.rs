@@ -14,7 +14,7 @@ use crate::error::{Subject, about};
 /// maker's machine.
 const EXPIRY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A lease, deleted when this is dropped.
+/// A lease, deleted when this is dropped, if it is not [left](Self::leave).
 #[derive(Debug)]
 pub(crate) struct Lease {
     /// A client whose requests are under the lease.
@@ -54,6 +54,11 @@ impl Lease {
     /// Its name.
     pub(crate) fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Leaves it to the end of its job, or of this process.
+    pub(crate) fn leave(mut self) {
+        self.ended = true;
     }
 
     /// Deletes the lease. What was made under it and is used by nothing goes at containerd's leisure.

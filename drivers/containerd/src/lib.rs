@@ -61,6 +61,7 @@ mod exec;
 mod image;
 mod lease;
 mod logs;
+mod programs;
 mod rootfs;
 mod snapshot;
 mod state;

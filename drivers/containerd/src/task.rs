@@ -4,7 +4,7 @@
 //! container's log (the shim keeps its pipes open until then), and a restarted containerd would forget the task anyway.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use containerd_client::services::v1::{
     CloseIoRequest, Container, CreateTaskRequest, DeleteTaskRequest, GetRequest, KillRequest, StartRequest, WaitRequest,
@@ -19,12 +19,13 @@ use orchestra_oci::etc;
 use orchestra_oci::spec::CgroupVersion;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
+use tokio::time::Instant;
 
 use crate::container::{Extension, place};
-use crate::driver::{ContainerdDriver, blocking};
+use crate::driver::{ContainerdDriver, blocking, peer};
 use crate::error::{Subject, about, is_lost, meanwhile};
-use crate::rootfs;
 use crate::state::{Ended, Folder};
+use crate::{programs, rootfs};
 
 /// How long containerd may be away while something is waited for: it is restarted within this.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -33,10 +34,13 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_m
 /// Longest that a process which was killed is waited for.
 const DEATH: Duration = Duration::from_secs(60);
 
-/// Tries to reach an engine that went away while something was waited for.
+/// Tries to reach an engine that went away while something was waited for, as often as it does.
 #[derive(Debug)]
 pub(crate) struct Patience {
+    /// When it was first found away this time.
     since: Option<Instant>,
+    /// When it was asked last.
+    asked: Instant,
     pause: Duration,
 }
 
@@ -44,6 +48,7 @@ impl Patience {
     pub(crate) fn new() -> Self {
         Self {
             since: None,
+            asked: Instant::now(),
             pause: PAUSE.0,
         }
     }
@@ -55,12 +60,17 @@ impl Patience {
 
     /// Waits a little, or gives up with the error if it was away for too long. An error of the engine's own ends it at once.
     pub(crate) async fn bear(&mut self, error: Error) -> Result<()> {
+        // A wait that went on for so long was answered to: it is another time that the engine goes away.
+        if self.asked.elapsed() > PATIENCE {
+            self.restore();
+        }
         let lost = matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::Unreachable);
         if !lost || self.since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
             return Err(meanwhile(error));
         }
         tokio::time::sleep(self.pause).await;
         self.pause = (self.pause * 2).min(PAUSE.1);
+        self.asked = Instant::now();
         Ok(())
     }
 }
@@ -238,13 +248,21 @@ impl ContainerdDriver {
         folder.unmark_starting();
     }
 
-    /// What kept a task from being made: the program itself, if the container has none such.
+    /// What kept a task from being made: the program itself, if the container has none such, or one of containerd's.
     async fn explain(&self, container: &Container, extension: &Extension, error: Error) -> Error {
-        match self.can_execute(container, extension).await {
-            Ok(false) => unrunnable(error),
-            _ => error.with_hint(
-                "containerd's host needs containerd-shim-runc-v2 (package containerd) and runc (package runc) in containerd's PATH",
-            ),
+        if let Ok(false) = self.can_execute(container, extension).await {
+            return unrunnable(error);
+        }
+        let (socket, runtime) = (self.socket(), self.runtime.clone());
+        let missing = blocking(move || {
+            let containerd = peer(&socket);
+            Ok(containerd.map_or_else(Vec::new, |pid| programs::missing(pid, runtime.as_deref())))
+        });
+        match missing.await {
+            Ok(missing) if !missing.is_empty() => {
+                error.with_hint(format!("containerd's host lacks {}", missing.join(" and ")))
+            }
+            _ => error,
         }
     }
 
@@ -435,12 +453,16 @@ impl ContainerdDriver {
         let fifo = self.state.container(engine_id).path("stdin");
         let fed: Result<()> = tokio::select! {
             fed = pump(stdin, &fifo) => fed,
-            _ = self.wait_for(engine_id, "") => Ok(()),
+            // Seen through a restart of containerd, over which the container lives on.
+            ended = self.reap(engine_id) => ended.map(drop),
         };
         if let Err(error) = &fed {
             // The process would take what it got for all there is.
             tracing::warn!(%error, "standard input broke: the container is killed");
-            self.kill(engine_id, "", Signal::KILL).await.ok();
+            if self.kill(engine_id, "", Signal::KILL).await.is_err() {
+                // It reads on, and finds no end.
+                return;
+            }
         }
         self.close_input(engine_id, "").await;
     }
@@ -452,9 +474,16 @@ impl ContainerdDriver {
             exec_id: exec_id.to_owned(),
             stdin: true,
         };
-        // It fails where the process has ended.
-        if let Err(error) = self.client.tasks().close_io(self.client.request(request)).await {
-            tracing::debug!(%error, "standard input was not closed");
+        let mut patience = Patience::new();
+        loop {
+            let closed = self.client.tasks().close_io(self.client.request(request.clone())).await;
+            let Err(status) = closed else { return };
+            // One of the engine's own, where the process has ended; else it would wait for the end of its input.
+            let error = about(Subject::Container)(status);
+            if let Err(error) = patience.bear(error).await {
+                tracing::debug!(%error, "standard input was not closed");
+                return;
+            }
         }
     }
 }
@@ -510,4 +539,37 @@ fn out_of_memory(version: CgroupVersion, cgroup: &str) -> bool {
     let text = std::fs::read_to_string(file).unwrap_or_default();
     let kills = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
     kills.is_some_and(|kills| kills.trim() != "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lost() -> Error {
+        Error::new(ErrorKind::Interrupted, "the connection broke")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_engine_may_go_away_more_than_once_while_one_wait_lasts_but_not_for_long() {
+        let mut patience = Patience::new();
+        for _ in 0..3 {
+            patience.bear(lost()).await.unwrap();
+            patience.bear(lost()).await.unwrap();
+            // It was back, and answered when the next one came.
+            tokio::time::advance(Duration::from_secs(3600)).await;
+        }
+        let began = Instant::now();
+        let error = loop {
+            if let Err(error) = patience.bear(lost()).await {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::Interrupted);
+        assert!(
+            (PATIENCE..PATIENCE * 2).contains(&began.elapsed()),
+            "{:?}",
+            began.elapsed()
+        );
+        assert!(patience.bear(Error::new(ErrorKind::Engine, "no")).await.is_err());
+    }
 }

@@ -1,5 +1,9 @@
 //! The keeper of logs, as a process of its own, and who reads what it keeps.
-#![expect(clippy::unwrap_used, reason = "a test ends where something is missing")]
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test ends where something is missing, and says so when it is skipped"
+)]
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -23,7 +27,10 @@ struct Place {
 
 impl Place {
     async fn new(limit: u64) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::of(tempfile::tempdir().unwrap(), limit).await
+    }
+
+    async fn of(dir: tempfile::TempDir, limit: u64) -> Self {
         let program = dir.path().join("a helper");
         install_program(&program).unwrap();
         let logs = LogStore::open(dir.path().join("logs"), program, limit).await.unwrap();
@@ -374,6 +381,67 @@ async fn a_name_that_leads_elsewhere_is_refused() {
             place.logs.create(bad).await.unwrap_err().kind(),
             ErrorKind::InvalidInput,
             "{bad:?}"
+        );
+    }
+}
+
+/// A file system of this size, which goes with it.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(path: PathBuf, size: &str) -> Self {
+        fs::create_dir(&path).unwrap();
+        let options = format!("size={size}");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&path);
+        assert!(mount.status().unwrap().success());
+        Self(path)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_full_disk_has_no_room_for_is_told_and_holds_up_nobody() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: only root can make a small file system");
+        return;
+    }
+    const LIMIT: u64 = 64 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let _disk = SmallDisk::mount(dir.path().join("logs"), "1m");
+    let place = Place::of(dir, LIMIT).await;
+    let (keeper, mut out, err) = place.start(LIMIT);
+    let line = |number: usize| format!("{number:015}\n");
+    // Whoever writes is not held up.
+    let writing = spawn_blocking(move || {
+        let text: String = (0..(4 << 20) / 16).map(line).collect();
+        out.write_all(text.as_bytes()).unwrap();
+    });
+    timeout(SOON, writing).await.unwrap().unwrap();
+    drop(err);
+    keeper.ended();
+    for follow in [false, true] {
+        let mut log = place.logs.read("c", 0, follow).await.unwrap();
+        let mut came = Vec::new();
+        let error = loop {
+            match timeout(SOON, log.next()).await.unwrap().unwrap() {
+                Ok(chunk) => came.extend(chunk.bytes),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::DiskFull, "{error:?}");
+        let lines = String::from_utf8(came).unwrap();
+        assert!(lines.len() > 500_000, "{}", lines.len());
+        let whole = lines.as_bytes().chunks(16).enumerate();
+        assert!(
+            whole
+                .clone()
+                .all(|(number, seen)| line(number).as_bytes().starts_with(seen))
         );
     }
 }

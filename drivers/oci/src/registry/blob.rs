@@ -10,7 +10,7 @@ use super::session::Session;
 use crate::content::{self, ContentStore, Ingest, Labels};
 
 /// Tries in a row that bring nothing, before it is given up.
-const TRIES: u32 = 4;
+const TRIES: u32 = 6;
 /// Tries in all: a registry that breaks off after each byte is no registry.
 const MAX_TRIES: u32 = 30;
 /// Wait before the second try; it doubles from one to the next.

@@ -27,11 +27,11 @@ use crate::tarball::{END, Entry, file_header, pack};
 pub(super) const CASES: &[Case] = &[
     case!(an_engine_that_dies_interrupts_whoever_waits, "A daemon that dies while it is waited for, read from or executed in ends each in an error.", requires throwaway),
     case!(an_engine_that_died_is_unreachable, "After an engine died, calls fail with `Unreachable` and `info` still tells.", requires throwaway),
-    case!(an_engine_that_is_restarted_is_gone_on_with, "A daemon that is restarted while it is waited for, read from, given an image and told to fetch one: each goes on, or ends in `Interrupted`; asked again, a container's log and exit are told, and the driver is as good as new.", requires throwaway, deadlines 2),
+    case!(an_engine_that_is_restarted_is_gone_on_with, "A daemon that is restarted while it is waited for, read from, given an image, told to fetch one, and while a container reads its standard input: each goes on, or ends in `Interrupted`; asked again, a container's log and exit are told, none has taken half of its input for all of it, and the driver is as good as new.", requires throwaway, deadlines 2),
     case!(an_engine_that_hangs_ends_in_a_deadline, "With deadlines, calls to an engine that does not answer end in `DeadlineExceeded`.", requires throwaway),
     case!(an_engine_that_hung_can_be_used_again, "A call that was abandoned on a hanging engine leaves the driver usable.", requires throwaway),
     case!(a_socket_that_never_answers_is_no_hang, "Where something listens and never answers, connecting ends in `DeadlineExceeded`.", requires silent),
-    case!(a_full_disk_is_told, "Where an engine's disk is full, writing a volume ends in an error, `DiskFull` as far as it can tell, and what can't be removed then is told.", requires small_disk, deadlines 2),
+    case!(a_full_disk_is_told, "Where an engine's disk is full, writing a volume and importing an image end in an error, `DiskFull` as far as it can tell, and what can't be removed then is told.", requires small_disk, deadlines 2),
 ];
 
 fn throwaway(settings: &Settings) -> Option<String> {
@@ -149,9 +149,11 @@ async fn an_engine_that_is_restarted_is_gone_on_with(cx: Arc<Context>) -> Outcom
     let (importing, half, go_on) = import_that_stops_half_way(&cx, &driver).await?;
     within(SOON, "half of an import", half).await?.ok();
     let pull = StalledPull::begin(&cx, &driver).await?;
+    let reader = Reader::begin(&cx, &driver).await?;
     engine.restart().await?;
     drop(go_on);
     pull.ends(&driver).await?;
+    reader.ends(&driver).await?;
 
     let ends_or_breaks = |what: &str, answer: orchestra::Result<()>| match answer {
         Ok(()) => Ok(()),
@@ -195,6 +197,50 @@ async fn an_engine_that_is_restarted_is_gone_on_with(cx: Arc<Context>) -> Outcom
     let report = driver.end_job(&cx.job).await?;
     holds(report.remaining.is_empty(), format!("nothing stays: {report:?}"))?;
     same("what is listed", driver.list(Some(&cx.job)).await?, vec![])
+}
+
+/// A container that has read one half of its input.
+struct Reader {
+    id: ContainerId,
+    input: tokio::sync::mpsc::Sender<orchestra::Result<Bytes>>,
+}
+
+impl Reader {
+    async fn begin(cx: &Context, driver: &SharedDriver) -> Outcome<Self> {
+        let id = cx.id("reader");
+        let mut spec = cx.shell("read half; echo $half; read half || exit 3; read more && exit 4; exit 0");
+        spec.stdin = true;
+        driver.create_container(&id, &spec).await?;
+        let mut logs = driver.logs(&id, true).await?;
+        let (input, taken) = tokio::sync::mpsc::channel(1);
+        let stdin = tokio_stream::wrappers::ReceiverStream::new(taken).boxed();
+        driver.start_container(&id, Some(stdin)).await?;
+        input.send(Ok(Bytes::from_static(b"one\n"))).await.ok();
+        within(SOON, "a container's answer to its input", logs.next()).await?;
+        Ok(Self { id, input })
+    }
+
+    /// The other half comes. Whoever does not get it has to be ended: it would wait for ever, or take the half for all.
+    async fn ends(self, driver: &SharedDriver) -> Outcome {
+        let Self { id, input } = self;
+        input.send(Ok(Bytes::from_static(b"two\n"))).await.ok();
+        drop(input);
+        let ended = async {
+            loop {
+                match driver.wait_container(&id).await {
+                    Err(error) if LOST.contains(&error.kind()) => tokio::time::sleep(Duration::from_millis(100)).await,
+                    ended => return ended,
+                }
+            }
+        };
+        let exit = within(2 * SOON, "the end of a container that reads its input", ended).await??;
+        holds(
+            !matches!(exit, ExitStatus::Code(1..)),
+            format!("a container got all of its input or was ended: {exit:?}"),
+        )?;
+        driver.remove_container(&id).await?;
+        Ok(())
+    }
 }
 
 /// A pull from a registry that says nothing to the first question it is asked.
@@ -401,7 +447,36 @@ fn small_disk(settings: &Settings) -> Option<String> {
 async fn a_full_disk_is_told(cx: Arc<Context>) -> Outcome {
     overfilled(&cx, None).await?;
     overfilled(&cx, Some(false)).await?;
-    overfilled(&cx, Some(true)).await
+    overfilled(&cx, Some(true)).await?;
+    overfilled_by_an_image(&cx).await
+}
+
+async fn overfilled_by_an_image(cx: &Context) -> Outcome {
+    let (_engine, driver) = engine(cx).await?;
+    if !driver.info().capabilities.import_image {
+        return Ok(());
+    }
+    let layer = |size: u64| {
+        let content = Bytes::from(vec![1; usize::try_from(size).unwrap_or(usize::MAX)]);
+        pack(&[Entry::file("content", content)])
+    };
+    let name = cx.image("large");
+    let import = async |size: u64| {
+        let archive = TestImage::layout(&[&TestImage::of(layer(size), None)], "large.test/name:1");
+        driver.import_image(&name, stream::once(archive)).await
+    };
+    let answer = import(cx.settings.small_disk.unwrap_or_default()).await;
+    let kinds = &[ErrorKind::DiskFull, ErrorKind::Engine];
+    let error = fails("an image that does not fit", answer, kinds)?;
+    holds(
+        error.kind() == ErrorKind::DiskFull || error.to_string().contains("space"),
+        format!("the error says that the disk is full: {error}"),
+    )?;
+    let exists = driver.image_exists(&name).await?;
+    same("whether an image that did not fit is there", exists, false)?;
+    import(1 << 10).await?;
+    driver.remove_image(&name).await?;
+    Ok(())
 }
 
 /// By the driver's own calls, or exactly: past the engine where there is a way, or through it.
