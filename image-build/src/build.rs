@@ -5,8 +5,8 @@ use std::fmt;
 use std::time::Duration;
 
 use orchestra::{
-    ByteStream, ContainerPath, Credentials, Env, ImageRef, Job, Name, NetworkMode, OutputSink, Platform, PullPolicy,
-    SecretString, VolumeId,
+    ByteStream, ContainerPath, Credentials, Env, ImageRef, Job, Labels, Name, NetworkMode, OutputSink, Platform,
+    PullPolicy, SecretString, VolumeId,
 };
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -95,6 +95,8 @@ pub struct ImageBuild {
     pub base_registries: Vec<RegistryAuth>,
     /// The build container's network. A registry on the engine host's loopback is reached with [`NetworkMode::Host`].
     pub network: NetworkMode,
+    /// Labels of the build container, for layers that tell containers apart by them.
+    pub labels: Labels,
     /// When [`image`](Self::image) is fetched.
     pub pull: PullPolicy,
     /// How long an attempt may take; also how long the loading of the image into the engine may.
@@ -169,6 +171,7 @@ impl ImageBuild {
             registry: None,
             base_registries: Vec::new(),
             network: NetworkMode::Default,
+            labels: Labels::new(),
             pull: PullPolicy::IfNotPresent,
             timeout: None,
             attempts: 1,

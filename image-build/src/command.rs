@@ -71,6 +71,7 @@ pub(crate) fn task(build: &ImageBuild, out: Option<&VolumeId>, place: Place<'_>)
             }),
     );
     task.spec.mounts.extend(place.shared.map(|shared| shared.mount.clone()));
+    task.spec.labels.clone_from(&build.labels);
     let rawjson = labels::OUTPUT_RAWJSON.to_owned();
     task.spec.labels.insert(labels::OUTPUT.to_owned(), rawjson);
     for file in files(build, &registries)? {
@@ -82,11 +83,16 @@ pub(crate) fn task(build: &ImageBuild, out: Option<&VolumeId>, place: Place<'_>)
     Ok(task)
 }
 
+/// Whether BuildKit's state outlives the build.
+pub(crate) fn keeps_state(build: &ImageBuild) -> bool {
+    ContainerPath::new(STATE).is_ok_and(|state| in_cache(build, &state).is_some())
+}
+
 /// The daemon's `buildkitd.toml`; empty if it has nothing to be told.
 pub(crate) fn configuration(build: &ImageBuild, registries: &[&RegistryAuth]) -> String {
     let mut configuration = registry::configuration(registries, &build.tag, &build.options);
-    let keeps_state = ContainerPath::new(STATE).is_ok_and(|state| in_cache(build, &state).is_some());
-    if keeps_state && !configuration.contains("[history]") {
+    let own = build.options.daemon_config().ok().flatten();
+    if keeps_state(build) && own.is_none_or(|own| !own.contains_key("history")) {
         // The record of a build has all that its steps have written, with every secret among it. It would stay in the
         // cache, as it was written.
         configuration.push_str("[history]\n  maxEntries = 0\n");
@@ -275,8 +281,26 @@ mod tests {
             path: STATE.parse().unwrap(),
         });
         assert_eq!(configuration(&build, &[]), "[history]\n  maxEntries = 0\n");
+        build.options.buildkitd_config = Some("# [history]".to_owned());
+        assert_eq!(configuration(&build, &[]), "# [history]\n[history]\n  maxEntries = 0\n");
+        // Who has no secrets may want the records.
         build.options.buildkitd_config = Some("[history]\n  maxEntries = 7".to_owned());
         assert_eq!(configuration(&build, &[]), "[history]\n  maxEntries = 7\n");
+        crate::validate::check_records(&build).unwrap();
+        build.secrets.insert("token".to_owned(), "hunter2".into());
+        let mut refused = |config: &str| {
+            build.options.buildkitd_config = Some(config.to_owned());
+            crate::validate::check_records(&build).map_err(|error| error.message().to_owned())
+        };
+        for config in [
+            "[history]\nmaxEntries = 7",
+            "[history]\nmaxAge = 60",
+            "history = { maxEntries = 1 }",
+        ] {
+            assert!(refused(config).unwrap_err().contains("history of builds"), "{config}");
+        }
+        assert_eq!(refused("[history]\nmaxEntries = 0"), Ok(()));
+        assert!(refused("a = 1\n[history").unwrap_err().contains("no TOML, line 2"));
     }
 
     #[test]

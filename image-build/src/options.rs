@@ -222,6 +222,19 @@ impl FromStr for Sbom {
 }
 
 impl BuildOptions {
+    /// The daemon's own configuration, if there is one.
+    pub(crate) fn daemon_config(&self) -> Result<Option<toml::Table>> {
+        let text = self.buildkitd_config.as_deref();
+        let config = text.map(str::parse::<toml::Table>).transpose();
+        config.map_err(|error| {
+            let place = error
+                .span()
+                .map(|span| text.unwrap_or_default()[..span.start].matches('\n').count() + 1);
+            let place = place.map(|line| format!(", line {line}")).unwrap_or_default();
+            Error::invalid(format!("buildkitd_config is no TOML{place}: {}", error.message()))
+        })
+    }
+
     /// Whether each fits the others, and into BuildKit's options.
     pub(crate) fn check(&self) -> Result<()> {
         if let Some(tag) = self.tags.iter().find(|tag| tag.digest().is_some()) {

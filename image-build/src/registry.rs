@@ -16,7 +16,7 @@ const CREDENTIALS: &str = ".docker/config.json";
 const DOCKER_IO: &str = "https://index.docker.io/v1/";
 
 /// What a value begins with that stands for a secret: a layer resolves it when the file is written.
-const REFERENCE: &str = "secret:";
+pub(crate) const REFERENCE: &str = "secret:";
 
 /// How a registry is spoken to. `Debug` shows no credentials.
 #[derive(Clone, Debug, Default)]

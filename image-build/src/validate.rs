@@ -52,6 +52,8 @@ pub(crate) fn check(build: &ImageBuild) -> Result<()> {
         return Err(Error::invalid("a registry of base images has no hostname"));
     }
     build.options.check()?;
+    check_references(build)?;
+    check_records(build)?;
     check_layers(build)?;
     check_outputs(build)?;
     if build.timeout.is_some_and(|timeout| timeout.is_zero()) {
@@ -61,6 +63,44 @@ pub(crate) fn check(build: &ImageBuild) -> Result<()> {
     command::task(build, Some(&VolumeId::new(out.as_str())?), Place::default())?
         .spec
         .validate()
+}
+
+/// Refuses a secret where others would see it: a layer that resolves references would put it there.
+fn check_references(build: &ImageBuild) -> Result<()> {
+    let shown = "is a secret, and stands in the image for all to see";
+    let of_container = "is a secret, and stands in what the engine shows of the build container";
+    let env = build.env.0.iter().map(|of| ("variable", of, of_container));
+    let args = build.build_args.iter().map(|of| ("build argument", of, shown));
+    let labels = build.options.labels.iter().map(|of| ("label", of, shown));
+    let annotations = build.options.annotations.iter().map(|of| ("annotation", of, shown));
+    let mut texts = env.chain(args).chain(labels).chain(annotations);
+    match texts.find(|(_, (_, value), _)| value.starts_with(crate::registry::REFERENCE)) {
+        None => Ok(()),
+        Some((what, (name, _), why)) => Err(Error::invalid(format!("the value of the {what} {name} {why}"))
+            .with_hint("a step of the Dockerfile gets a secret by `secrets` and RUN --mount=type=secret")),
+    }
+}
+
+/// Refuses records of what steps have written, with every secret among it, in state that is kept.
+pub(crate) fn check_records(build: &ImageBuild) -> Result<()> {
+    let Some(config) = build.options.daemon_config()? else {
+        return Ok(());
+    };
+    let entries = config
+        .get("history")
+        .map(|history| history.get("maxEntries").and_then(toml::Value::as_integer));
+    let registries = build.registry.iter().chain(&build.base_registries);
+    let has_secrets = !build.secrets.is_empty()
+        || !build.ssh.is_empty()
+        || build.cache_credentials.is_some()
+        || registries.map(|registry| &registry.credentials).any(Option::is_some);
+    if command::keeps_state(build) && has_secrets && entries.is_some_and(|entries| entries != Some(0)) {
+        return Err(Error::invalid(
+            "buildkitd_config keeps a history of builds, which holds what their steps have written, in a cache, and this build has secrets",
+        )
+        .with_hint("write maxEntries = 0 under [history], or leave [history] out"));
+    }
+    Ok(())
 }
 
 fn check_outputs(build: &ImageBuild) -> Result<()> {
@@ -382,6 +422,33 @@ mod tests {
             &refused(|build| drop(build.env.0.insert("A=B".into(), String::new()))),
             &["environment variable"],
         );
+    }
+
+    #[test]
+    fn a_secret_where_others_see_it_is_refused() {
+        let secret = || "secret:TOKEN".to_owned();
+        let places: [(&str, fn(&mut ImageBuild, String)); 4] = [
+            ("variable A", |build, text| drop(build.env.0.insert("A".into(), text))),
+            ("build argument A", |build, text| {
+                drop(build.build_args.insert("A".into(), text))
+            }),
+            ("label a", |build, text| {
+                drop(build.options.labels.insert("a".into(), text))
+            }),
+            ("annotation a", |build, text| {
+                drop(build.options.annotations.insert("a".into(), text))
+            }),
+        ];
+        for (what, put) in places {
+            contains(
+                &refused(|build| put(build, secret())),
+                &[what, "is a secret", "type=secret"],
+            );
+            let mut open = build();
+            open.push = true;
+            put(&mut open, "no secret:TOKEN".to_owned());
+            open.validate().unwrap();
+        }
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub struct Pipeline {
     pub(crate) digest: String,
     /// What is right, and yet should be known: keys that have no meaning in a run of one's own.
     pub(crate) notes: Vec<crate::Problem>,
+    /// Those of them that each run tells: secrets that others may see.
+    pub(crate) warnings: Vec<crate::Problem>,
     /// Every secret that the text refers to, as it was fetched.
     pub(crate) secrets: Vec<(Reference, SecretValue)>,
     /// The secrets as a whole that those are, or are fields of.

@@ -374,6 +374,15 @@ async fn a_secret_in_a_command_is_noted_and_one_that_is_read_late_is_refused_all
         notes[0].message.contains("secret_env: hidden") && notes[0].line() == Some(4),
         "{notes:?}"
     );
+    let (report, told, _) = executed(text).await;
+    let [warning] = &report.warnings[..] else {
+        panic!("{report:#?}")
+    };
+    assert!(warning.starts_with("ci.yml:4: a secret in"), "{warning}");
+    assert!(
+        told.contains("secret_env: hidden") && !told.contains("hunter2"),
+        "{told}"
+    );
     let late = "plan:\n- task: makes\n  image: busybox\n  config: { outputs: [{ name: o }], run: { path: sh, args: [-c, 'echo -n 1 > o/v'] } }\n- { load_var: v, file: o/v }\n- task: t((.:v))\n  image: busybox:((TOKEN))\n  config: { run: { path: 'true' } }\n";
     let refused = Pipeline::parse_with("ci.yml", late, &values().0).await;
     let told = match refused {

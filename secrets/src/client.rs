@@ -22,6 +22,8 @@ use crate::files::Zeroed;
 /// What a helper may take, and say.
 const DEADLINE: Duration = Duration::from_secs(30);
 const LIMIT: usize = 256 << 10;
+/// How much of a helper's complaint is shown.
+const SAID: usize = 500;
 /// A file that is larger is something else.
 const MAX_FILE: usize = 4 << 20;
 /// The key of docker.io, since its first registry.
@@ -210,9 +212,15 @@ impl ClientConfig {
             if String::from_utf8_lossy(&answer).contains("credentials not found") {
                 return Ok(None);
             }
+            // By the protocol it says why on its output; what is an answer is not shown.
+            let said = String::from_utf8_lossy(&answer).trim().to_owned();
+            let why = match said.starts_with('{') || said.is_empty() {
+                true => String::new(),
+                false => format!(": {}", &said[..said.floor_char_boundary(SAID)]),
+            };
             return Err(Error::new(
                 ErrorKind::Io,
-                format!("{program} failed for {server}: {status}"),
+                format!("{program} failed for {server}: {status}{why}"),
             ));
         }
         let answer = serde_json::from_slice(&answer).map(Zeroed);

@@ -48,7 +48,8 @@ pub(crate) async fn resolve(file: &InjectedFile, job: &JobSecrets) -> Result<(In
 /// The content of a file that was said to be a secret.
 fn literal(file: &InjectedFile, job: &JobSecrets) -> Result<Option<SecretValue>> {
     let value = file.secret.then(|| SecretValue::new(file.content.to_vec()));
-    let masked = value.iter().try_for_each(|value| job.mask(value));
+    let what = format!("the secret file {}", file.path);
+    let masked = value.iter().try_for_each(|value| job.mask_given(&what, value));
     masked.map_err(|error| error.with("file", &file.path))?;
     Ok(value)
 }

@@ -5,7 +5,7 @@
 //! variables in its environment. Nothing of it is on a disk, in an argument, or in what the engine shows. The rest of the
 //! input is the real program's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use bytes::{BufMut, Bytes};
@@ -13,7 +13,6 @@ use futures_util::StreamExt;
 use orchestra::{
     ByteStream, ContainerPath, ContainerSpec, DriverInfo, Error, ErrorKind, InjectedFile, Result, Task, Tmpfs,
 };
-use zeroize::Zeroizing;
 
 use crate::files::zeroed;
 use crate::{SecretKey, SecretValue};
@@ -118,13 +117,13 @@ pub(crate) fn numbers(user: &str) -> Option<(u32, u32)> {
 #[derive(Default)]
 pub(crate) struct Hidden {
     paths: BTreeSet<String>,
-    count: u32,
-    entries: Zeroizing<Vec<u8>>,
+    /// By kind and name: who writes a file again means the same one.
+    entries: BTreeMap<(u8, String), SecretValue>,
 }
 
 impl fmt::Debug for Hidden {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Hidden({})", self.count)
+        write!(f, "Hidden({})", self.entries.len())
     }
 }
 
@@ -136,33 +135,57 @@ impl Hidden {
 
     /// A file that is made at the start.
     pub(crate) fn file(&mut self, path: &str, value: &SecretValue) {
-        self.entry(b'f', path, value.expose());
+        self.entries.insert((b'f', path.to_owned()), value.clone());
     }
 
-    fn entry(&mut self, kind: u8, name: &str, value: &[u8]) {
-        let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        // A vector that grows leaves its bytes behind.
-        let mut grown = Zeroizing::new(Vec::with_capacity(self.entries.len() + name.len() + value.len() + 9));
-        grown.extend_from_slice(&self.entries);
-        grown.put_u8(kind);
-        grown.put_u32(length(name.as_bytes()));
-        grown.extend_from_slice(name.as_bytes());
-        grown.put_u32(length(value));
-        grown.extend_from_slice(value);
-        self.entries = grown;
-        self.count += 1;
+    fn variable(&mut self, name: &str, value: String) {
+        self.entries.insert((b'e', name.to_owned()), SecretValue::new(value));
     }
 
     /// Standard input with all this before it.
     pub(crate) fn before(&self, stdin: Option<ByteStream>) -> ByteStream {
-        let mut frame = Vec::with_capacity(self.entries.len() + 4);
-        frame.put_u32(self.count);
-        frame.extend_from_slice(&self.entries);
+        let length = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let sizes = self
+            .entries
+            .iter()
+            .map(|((_, name), value)| name.len() + value.expose().len() + 9);
+        // With room for all of it: a vector that grows leaves its bytes behind.
+        let mut frame = Vec::with_capacity(sizes.sum::<usize>() + 4);
+        frame.put_u32(u32::try_from(self.entries.len()).unwrap_or(u32::MAX));
+        for ((kind, name), value) in &self.entries {
+            frame.put_u8(*kind);
+            for text in [name.as_bytes(), value.expose()] {
+                frame.put_u32(length(text));
+                frame.extend_from_slice(text);
+            }
+        }
         let first = orchestra::stream::once(zeroed(frame));
         match stdin {
             Some(stdin) => first.chain(stdin).boxed(),
             None => first,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::TryStreamExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_that_is_written_twice_is_told_once() {
+        let mut hidden = Hidden::default();
+        hidden.file("/s/a", &"first".into());
+        hidden.file("/s/a", &"second".into());
+        hidden.variable("A", "x".to_owned());
+        let told: Vec<Bytes> = hidden.before(None).try_collect().await.unwrap();
+        let expected = [
+            &[0, 0, 0, 2][..],
+            b"e\0\0\0\x01A\0\0\0\x01x",
+            b"f\0\0\0\x04/s/a\0\0\0\x06second",
+        ];
+        assert_eq!(told.concat(), expected.concat());
     }
 }
 
@@ -207,7 +230,7 @@ pub(crate) fn prepare(spec: &mut ContainerSpec, secret: &[String], info: &Driver
     if hides_env {
         for name in secret {
             if let Some(value) = spec.env.0.remove(name) {
-                hidden.entry(b'e', name, Zeroizing::new(value).as_bytes());
+                hidden.variable(name, value);
             }
         }
     }

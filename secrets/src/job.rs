@@ -191,6 +191,18 @@ impl JobSecrets {
         self.mask(value)
     }
 
+    /// The same of a value that is no stored secret: a [warning](Self::warnings) tells of `what` is too short.
+    pub(crate) fn mask_given(&self, what: &str, value: &SecretValue) -> Result<()> {
+        if (1..SHORTEST).contains(&value.expose().trim_ascii().len()) {
+            let told = format!("{what} is too short to be redacted, less than four bytes: what prints it shows it");
+            let mut short = lock(&self.0.short);
+            if !short.untold.contains(&told) {
+                short.untold.push(told);
+            }
+        }
+        self.mask(value)
+    }
+
     /// All texts that are looked for; for measurements.
     #[doc(hidden)]
     #[must_use]
@@ -215,7 +227,11 @@ impl JobSecrets {
     }
 
     pub(crate) fn mask_credentials(&self, username: &str, password: &str) -> Result<()> {
-        self.mask(&password.into())?;
+        self.mask_given("the password of a registry", &password.into())?;
+        // The user's name alone is no secret.
+        if password.trim().len() < SHORTEST {
+            return Ok(());
+        }
         let pair = zeroize::Zeroizing::new(format!("{username}:{password}"));
         self.mask(&pair.as_str().into())
     }

@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt};
 use orchestra::{
     ByteStream, ContainerId, ContainerSpec, Created, Driver, DriverInfo, EndReport, Env, Error, ErrorKind, ExecSpec,
-    ExecStream, ExitStatus, ImageRef, InjectedFile, JobId, LogStream, PullImage, PullStream, Resource, Result,
-    SharedDriver, Signal, VolumeDirectory, VolumeId, VolumePath, VolumeSpec, labels,
+    ExecStream, ExitStatus, ExposeSecret, ImageRef, InjectedFile, JobId, LogStream, PullImage, PullStream, Resource,
+    Result, SharedDriver, Signal, VolumeDirectory, VolumeId, VolumePath, VolumeSpec, labels,
 };
 use zeroize::Zeroize;
 
@@ -24,8 +24,10 @@ use crate::{JobSecrets, Reference, SecretKey, Secrets, files, hide, stream};
 /// | `write_files` | files that are `secret:KEY` as a whole; in files called `.json`, texts that are |
 /// | `pull_image` | user name and password |
 ///
-/// What a container or an exec writes, and every error, is redacted by the list of the job it belongs to; a volume's content
-/// is not, on its way in and out. Put it next to
+/// What a container or an exec writes, and every error, is redacted by the list of the job it belongs to, or by all there
+/// are; a volume's content is not, on its way in and out. What a job's list has to have is fetched by `create_container`: who
+/// reads a container that another process made says it again first, as [`Job`](orchestra::Job) does, or
+/// [provides](JobSecrets::provide) it. Put it next to
 /// the driver, with [`orchestra::layer::standard`] around it, so that what is traced and reported is redacted too.
 ///
 /// ```
@@ -136,7 +138,10 @@ impl Driver for SecretsLayer {
     }
 
     async fn ping(&self) -> Result<()> {
-        self.inner.ping().await
+        self.inner
+            .ping()
+            .await
+            .map_err(|error| self.secrets.redact_error(error))
     }
 
     async fn pull_image(&self, pull: &PullImage) -> Result<PullStream> {
@@ -156,22 +161,38 @@ impl Driver for SecretsLayer {
             None => JobSecrets::new(self.secrets.clone()),
         };
         let mut resolved = pull.clone();
-        resolved.credentials = Some(job.credentials(credentials).await?);
+        resolved.credentials = Some(match &of_client {
+            None => job.credentials(credentials).await?,
+            // Nobody refers to anything in there.
+            Some(own) => {
+                job.mask_credentials(own.username.expose_secret(), own.password.expose_secret())?;
+                own.clone()
+            }
+        });
         let stream = self.inner.pull_image(&resolved).await;
         let stream = stream.map_err(|error| job.redact_error(error))?;
         Ok(stream.map_err(move |error| job.redact_error(error)).boxed())
     }
 
     async fn import_image(&self, image: &ImageRef, archive: ByteStream) -> Result<()> {
-        self.inner.import_image(image, archive).await
+        self.inner
+            .import_image(image, archive)
+            .await
+            .map_err(|error| self.secrets.redact_error(error))
     }
 
     async fn image_exists(&self, image: &ImageRef) -> Result<bool> {
-        self.inner.image_exists(image).await
+        self.inner
+            .image_exists(image)
+            .await
+            .map_err(|error| self.secrets.redact_error(error))
     }
 
     async fn remove_image(&self, image: &ImageRef) -> Result<()> {
-        self.inner.remove_image(image).await
+        self.inner
+            .remove_image(image)
+            .await
+            .map_err(|error| self.secrets.redact_error(error))
     }
 
     async fn create_volume(&self, id: &VolumeId, spec: &VolumeSpec) -> Result<Created> {
@@ -362,7 +383,10 @@ impl Driver for SecretsLayer {
     }
 
     async fn list(&self, job: Option<&JobId>) -> Result<Vec<Resource>> {
-        self.inner.list(job).await
+        self.inner
+            .list(job)
+            .await
+            .map_err(|error| self.secrets.redact_error(error))
     }
 
     async fn end_job(&self, job: &JobId) -> Result<EndReport> {

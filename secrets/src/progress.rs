@@ -21,6 +21,9 @@ const KEYS: [&str; 4] = ["vertexes", "statuses", "logs", "warnings"];
 /// The key of the lines that the build container's own script writes between them.
 const OWN: &str = "orchestra";
 /// What stands for the content of something, computed by BuildKit: no secret, and of no use in parts.
+/// Keys of its times.
+const TIMES: [&str; 3] = ["started", "completed", "timestamp"];
+
 const DIGESTS: [&str; 5] = [
     "digest",
     "inputs",
@@ -292,6 +295,13 @@ fn is_digest(key: &str, text: &str) -> bool {
     DIGESTS.contains(&key) && text.strip_prefix("sha256:").is_some_and(hex)
 }
 
+/// A time as RFC 3339 has it, which BuildKit writes and no step does: a short number may stand in any of them.
+fn is_time(key: &str, text: &str) -> bool {
+    let mut shape = text.bytes().map(|byte| if byte.is_ascii_digit() { b'0' } else { byte });
+    let begins = shape.by_ref().take(19).eq(*b"0000-00-00T00:00:00");
+    TIMES.contains(&key) && begins && text.len() <= 40 && shape.all(|byte| b"0.:+-Z".contains(&byte))
+}
+
 fn decode(data: &Value) -> Option<Vec<u8>> {
     STANDARD.decode(data.as_str()?).ok()
 }
@@ -303,7 +313,7 @@ fn clean(job: &JobSecrets, key: &str, value: &mut Value) {
             Ok(bytes) => *text = STANDARD.encode(job.redact(&String::from_utf8_lossy(&bytes))),
             Err(_) => *text = job.redact(text),
         },
-        Value::String(text) if is_digest(key, text) => {}
+        Value::String(text) if is_digest(key, text) || is_time(key, text) => {}
         Value::String(text) => *text = job.redact(text),
         Value::Array(items) => items.iter_mut().for_each(|item| clean(job, key, item)),
         Value::Object(fields) => fields.iter_mut().for_each(|(key, value)| clean(job, key, value)),
@@ -409,12 +419,21 @@ mod tests {
     fn a_secret_that_is_a_word_of_the_protocol_breaks_no_line() {
         let (job, mut progress) = (job(), Progress::default());
         let digest = format!("sha256:{}", "ab01".repeat(16));
-        for word in ["orchestra", "metadata", "vertexes", "sha256", "ab01ab01", "digest"] {
+        for word in [
+            "orchestra",
+            "metadata",
+            "vertexes",
+            "sha256",
+            "ab01ab01",
+            "digest",
+            "2026",
+            "1234",
+        ] {
             job.mask(&word.into()).unwrap();
         }
         let lines = [
             json!({"orchestra": "start"}),
-            json!({"vertexes": [{"digest": digest, "name": "push to orchestra/x"}]}),
+            json!({"vertexes": [{"digest": digest, "name": "push to orchestra/x", "started": "2026-01-01T00:00:00.12345Z", "completed": "2026-01-01T00:00:01+12:34"}]}),
             json!({"orchestra": "metadata", "metadata": {"containerimage.digest": digest, "image.name": "orchestra/x", "hunter2hunter3": 1}}),
             json!({"orchestra": "target", "digest": digest}),
             json!({"orchestra": "manifest", "digest": digest, "metadata": {
@@ -430,7 +449,7 @@ mod tests {
         };
         let expected = [
             lines[0].clone(),
-            json!({"vertexes": [{"digest": digest, "name": format!("push to {MARKER}/x")}]}),
+            json!({"vertexes": [{"digest": digest, "name": format!("push to {MARKER}/x"), "started": "2026-01-01T00:00:00.12345Z", "completed": "2026-01-01T00:00:01+12:34"}]}),
             json!({"orchestra": "metadata", "metadata": {"containerimage.digest": digest}}),
             lines[3].clone(),
             json!({"orchestra": "manifest", "digest": digest, "metadata": {

@@ -34,6 +34,7 @@ struct Inner {
     stores: Vec<(String, Arc<dyn SecretStore>)>,
     scopes: Vec<Scope>,
     client: Option<ClientConfig>,
+    remembers: bool,
     jobs: Mutex<HashMap<String, JobSecrets>>,
 }
 
@@ -44,6 +45,7 @@ impl Inner {
             stores: self.stores.clone(),
             scopes: self.scopes.clone(),
             client: self.client.clone(),
+            remembers: self.remembers,
             jobs: Mutex::default(),
         }
     }
@@ -57,6 +59,7 @@ impl Secrets {
             stores: Vec::new(),
             scopes: scopes.into_iter().collect(),
             client: None,
+            remembers: false,
             jobs: Mutex::default(),
         }))
     }
@@ -83,6 +86,16 @@ impl Secrets {
     pub fn client_config(self, client: ClientConfig) -> Self {
         Self(Arc::new(Inner {
             client: Some(client),
+            ..self.0.without_jobs()
+        }))
+    }
+
+    /// What is redacted for a job is remembered after its end, until this goes: for a process that runs one pipeline, and still
+    /// shows what jobs have said when they have ended. The jobs' lists begin anew.
+    #[must_use]
+    pub fn remember(self) -> Self {
+        Self(Arc::new(Inner {
+            remembers: true,
             ..self.0.without_jobs()
         }))
     }
@@ -188,9 +201,12 @@ impl Secrets {
         known.unwrap_or_else(|| JobSecrets::new(self.clone()))
     }
 
-    /// Forgets a job. The layer does it when a job has ended; one that is kept is forgotten by this.
+    /// Forgets a job, if it is not to be [remembered](Self::remember). The layer does it when a job has ended; one that is kept
+    /// is forgotten by this.
     pub fn forget(&self, id: impl AsRef<str>) {
-        self.jobs().remove(id.as_ref());
+        if !self.0.remembers {
+            self.jobs().remove(id.as_ref());
+        }
     }
 
     /// Redacts a text by the lists of all jobs: for the process's own log, which belongs to none.
@@ -200,6 +216,16 @@ impl Secrets {
         let patterns = jobs.iter().map(|job| job.patterns().map(|(_, patterns)| patterns));
         let patterns: Result<Vec<_>> = patterns.collect();
         redact(text, patterns.map(|patterns| Arc::new(Patterns::of_all(&patterns))))
+    }
+
+    /// The same of an error that belongs to no job.
+    pub(crate) fn redact_error(&self, error: Error) -> Error {
+        // `Debug` shows hint and causes too.
+        let shown = format!("{error:?}");
+        match self.redact(&shown) == shown {
+            true => error,
+            false => error.map_text(|text| self.redact(text)),
+        }
     }
 
     fn jobs(&self) -> std::sync::MutexGuard<'_, HashMap<String, JobSecrets>> {
@@ -288,6 +314,18 @@ mod tests {
         assert!(job.resolve(&"A".parse().unwrap()).await.is_ok());
         drop(job);
         assert_eq!(Arc::strong_count(&stored), 1, "nobody else holds the store");
+    }
+
+    #[test]
+    fn a_job_that_has_ended_is_forgotten_unless_it_is_to_be_remembered() {
+        for (secrets, shown) in [
+            (Secrets::new([]), "hunter2"),
+            (Secrets::new([]).remember(), crate::redact::MARKER),
+        ] {
+            secrets.job("a").mask(&"hunter2".into()).unwrap();
+            secrets.forget("a");
+            assert_eq!(secrets.redact("hunter2"), shown);
+        }
     }
 
     #[test]

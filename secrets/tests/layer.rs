@@ -480,3 +480,43 @@ async fn nothing_of_a_secret_is_in_debug() {
         format!("a log line with {MARKER}")
     );
 }
+
+#[tokio::test]
+async fn a_registry_without_a_password_shreds_no_log_and_a_short_one_is_told() {
+    let secrets = secrets();
+    let job = secrets.job("a");
+    let login = |password: &str| orchestra::Credentials::new("robot", password.to_owned());
+    job.credentials(&login("")).await.unwrap();
+    assert_eq!(job.redact("robot: cm9ib3Q6"), "robot: cm9ib3Q6");
+    assert!(job.warnings().is_empty());
+    for _ in 0..2 {
+        job.credentials(&login("abc")).await.unwrap();
+    }
+    let told = job.warnings();
+    assert!(
+        told.len() == 1 && told[0].contains("password of a registry is too short"),
+        "{told:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_password_of_a_clients_own_is_no_reference() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.json");
+    let pair = STANDARD.encode("robot:secret:none");
+    std::fs::write(
+        &path,
+        format!(r#"{{"auths": {{"private.test:5000": {{"auth": "{pair}"}}}}}}"#),
+    )
+    .unwrap();
+    let client = orchestra_secrets::ClientConfig::read(path).unwrap();
+    let engine = engine();
+    engine.add_registry("private.test:5000", Some(("robot", "secret:none")));
+    let driver = SecretsLayer::wrap(engine.driver(), secrets().client_config(client));
+    let pull = PullImage::new("private.test:5000/x".parse().unwrap());
+    let pulled = match driver.pull_image(&pull).await {
+        Ok(mut stream) => stream.next().await.unwrap().map(drop),
+        Err(error) => Err(error),
+    };
+    assert_eq!(pulled.unwrap_err().kind(), ErrorKind::ImageNotFound, "it was logged in");
+}

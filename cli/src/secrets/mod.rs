@@ -147,7 +147,8 @@ pub(crate) fn open(config: &SecretsConfig, args: &SecretArgs, name: &str) -> Res
     let command_line = given.into_iter().fold(MemoryStore::new(), |store, (key, value)| {
         store.with(scope.clone(), key, value)
     });
-    let mut secrets = Secrets::new([scope, Scope::Global]).store(COMMAND_LINE, command_line);
+    let secrets = Secrets::new([scope, Scope::Global]).remember();
+    let mut secrets = secrets.store(COMMAND_LINE, command_line);
     for store in order {
         secrets = match (store, config.command.get(store)) {
             (ENVIRONMENT, _) if config.environment.is_empty() => secrets,

@@ -128,6 +128,9 @@ pub async fn run(pipeline: &Pipeline, driver: SharedDriver, options: RunOptions)
         warnings: Vec::new(),
         duration: Duration::ZERO,
     };
+    let place = |of: &crate::Problem| of.line().map_or_else(String::new, |line| format!(":{line}"));
+    let told = pipeline.warnings.iter();
+    let told: Vec<String> = told.map(|of| format!("{}{}: {of}", pipeline.name, place(of))).collect();
     let refused = match &options.job {
         Some(name) if jobs.is_empty() => Some(format!("{} has no job `{name}`", pipeline.name)),
         _ if options.secrets.is_none() && !pipeline.secrets.is_empty() => {
@@ -138,7 +141,10 @@ pub async fn run(pipeline: &Pipeline, driver: SharedDriver, options: RunOptions)
             .err()
             .map(|error| error.to_string()),
     };
-    if let Some(message) = refused {
+    if refused.is_some() {
+        report.status = Status::Failed;
+    }
+    for message in refused.into_iter().chain(told) {
         teller
             .tell(RunEventKind::Warning {
                 job: None,
@@ -146,7 +152,6 @@ pub async fn run(pipeline: &Pipeline, driver: SharedDriver, options: RunOptions)
             })
             .await;
         report.warnings.push(message);
-        report.status = Status::Failed;
     }
     let (driver, cache_events, cache_use) = match &options.caches {
         Some(caches) => {

@@ -154,7 +154,7 @@ fn finish(name: &str, text: &str, root: Node, variables: &Variables, fetched: &F
     let root = interpolation.node(root);
     let used = interpolation.used;
     let pipeline = pipeline::read(&reader, name, &root);
-    let notes = reader.notes();
+    let [notes, warnings] = reader.notes();
     let mut problems = reader.finish();
     if !used.is_empty() {
         // What is wrong with a value is said with the value.
@@ -177,6 +177,7 @@ fn finish(name: &str, text: &str, root: Node, variables: &Variables, fetched: &F
             let digest = Sha256::digest(text);
             pipeline.digest = digest.iter().map(|byte| format!("{byte:02x}")).collect();
             pipeline.notes = notes;
+            pipeline.warnings = warnings;
             pipeline.secrets = fetched
                 .values()
                 .map(|(of, value)| (of.clone(), value.clone()))

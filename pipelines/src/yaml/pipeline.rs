@@ -94,6 +94,7 @@ pub(super) fn read(reader: &Reader<'_>, name: &str, root: &Node) -> Option<Pipel
         execution: execution(reader, fields.get("assert")),
         digest: String::new(),
         notes: Vec::new(),
+        warnings: Vec::new(),
         secrets: Vec::new(),
         wholes: Vec::new(),
     })

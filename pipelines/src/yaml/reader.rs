@@ -27,6 +27,8 @@ pub(super) struct Reader<'t> {
     lines: Vec<usize>,
     problems: RefCell<Vec<Problem>>,
     notes: RefCell<Vec<Problem>>,
+    /// Those of them that a run tells, too.
+    warnings: RefCell<Vec<Problem>>,
     /// Where the values begin into which a secret was put.
     secret: RefCell<BTreeSet<usize>>,
     count: Cell<usize>,
@@ -48,6 +50,7 @@ impl<'t> Reader<'t> {
             lines,
             problems: RefCell::default(),
             notes: RefCell::default(),
+            warnings: RefCell::default(),
             secret: RefCell::default(),
             count: Cell::new(0),
             told: Cell::new(0),
@@ -100,10 +103,12 @@ impl<'t> Reader<'t> {
     /// Notes a secret that whoever may ask the engine sees.
     pub(super) fn remark_secret(&self, spot: &Spot, what: &str) {
         if self.holds_secret(spot) {
-            self.remark(
+            let note = self.noted(
                 spot,
                 format!("a secret in {what} stands in the engine's records while the container is there: `env` with `secret_env: hidden`, or `secret_files`, keep it out of them"),
             );
+            keep(&self.warnings, note.clone());
+            keep(&self.notes, note);
         }
     }
 
@@ -119,22 +124,24 @@ impl<'t> Reader<'t> {
 
     /// Notes something that is right, and yet should be known.
     pub(super) fn remark(&self, spot: &Spot, message: impl Into<String>) {
-        let note = Problem {
+        keep(&self.notes, self.noted(spot, message));
+    }
+
+    fn noted(&self, spot: &Spot, message: impl Into<String>) -> Problem {
+        Problem {
             message: message.into(),
             help: None,
             places: vec![self.place(spot.span.clone(), "")],
-        };
-        let mut notes = self.notes.borrow_mut();
-        if notes.len() < MAX_PROBLEMS && !notes.contains(&note) {
-            notes.push(note);
         }
     }
 
-    /// All that should be known, in the order of the file.
-    pub(super) fn notes(&self) -> Vec<Problem> {
-        let mut notes = self.notes.take();
-        notes.sort_by_key(|note| note.places.first().map(|place| place.span.start));
-        notes
+    /// All that should be known, in the order of the file, and of it what a run tells.
+    pub(super) fn notes(&self) -> [Vec<Problem>; 2] {
+        [&self.notes, &self.warnings].map(|noted| {
+            let mut noted = noted.take();
+            noted.sort_by_key(|note| note.places.first().map(|place| place.span.start));
+            noted
+        })
     }
 
     /// Notes a problem at a node; where an alias brought it elsewhere, that place is shown too.
@@ -352,6 +359,14 @@ pub(super) fn closest<'c>(name: &str, candidates: &[&'c str]) -> Option<&'c str>
         .max_by(|a, b| score(a).total_cmp(&score(b)))?;
     let edits = strsim::damerau_levenshtein(&name.to_ascii_lowercase(), &best.to_ascii_lowercase());
     (edits <= 2.max(name.len() / 3) || score(&best) > 0.88).then_some(best)
+}
+
+/// Adds a note that is not there.
+fn keep(notes: &RefCell<Vec<Problem>>, note: Problem) {
+    let mut notes = notes.borrow_mut();
+    if notes.len() < MAX_PROBLEMS && !notes.contains(&note) {
+        notes.push(note);
+    }
 }
 
 /// Names as a person lists them.

@@ -10,13 +10,13 @@ use tokio::process::Command;
 use zeroize::Zeroizing;
 
 use super::{Listed, SecretStore, read_only};
-use crate::redact::MARKER;
+use crate::redact::{LONGEST, MARKER};
 use crate::{Scope, SecretKey, SecretValue, Secrets};
 
 /// What the key is filled in for.
 const PLACE: &str = "{key}";
 /// How much of a program's complaint is shown.
-const SAID: u64 = 4 << 10;
+const SAID: usize = 4 << 10;
 
 /// Asks a program for each secret. No shell is involved; its arguments are a fixed list, in which only `{key}` is filled
 /// in. It has this process's environment, and no input. Secrets are global.
@@ -78,7 +78,8 @@ impl CommandStore {
         let asked = async {
             let (value, said, status) = tokio::join!(
                 read(stdout, limit, &mut value),
-                read(stderr, SAID, &mut said),
+                // More than is shown: a value that was cut would not be found.
+                read(stderr, SAID as u64 + LONGEST as u64, &mut said),
                 child.wait()
             );
             value.and(said).and(status)
@@ -104,6 +105,7 @@ impl CommandStore {
                 Ok(()) => own.redact(String::from_utf8_lossy(&said).trim()),
                 Err(_) => MARKER.to_owned(),
             };
+            let said = &said[..said.floor_char_boundary(SAID)];
             return Err(Error::new(
                 ErrorKind::Io,
                 format!("{program} failed for the secret {key}: {status}: {said}"),
@@ -195,6 +197,13 @@ mod tests {
         );
         failing.missing = vec![3];
         assert!(get(&failing, "k").await.unwrap().is_none());
+        // The value stands across the place where what it said is cut.
+        let talks = "head -c 4090 /dev/zero | tr '\\0' x >&2; echo hunter2hunter2 >&2; echo hunter2hunter2; exit 1";
+        let error = get(&store(talks), "k").await.unwrap_err();
+        assert!(
+            error.message().contains("xxxx") && !error.message().contains("hun"),
+            "{error}"
+        );
         let error = get(&CommandStore::new(["/no/such/program", "{key}"]).unwrap(), "k").await;
         assert!(error.unwrap_err().message().contains("/no/such/program"));
     }

@@ -228,6 +228,7 @@ fn the_program_can_not_be_dumped_and_a_file_that_is_read_only_is_told(fixture: &
     let set = |input: &str| fixture.orchestra(["secrets", "set", "A"]).dir(dir.path()).input(input);
     assert_eq!(set("value-0").run().code, 0);
     if !rustix::process::getuid().is_root() {
+        println!("skipped: only root can give files away and run as another user");
         return;
     }
     // Of a process that can't be dumped, /proc belongs to root, whoever it is.
