@@ -216,6 +216,74 @@ async fn damage_never_reaches_a_volume_and_the_next_persist_mends_it() {
 }
 
 #[tokio::test]
+async fn a_key_whose_cache_is_damaged_falls_back_as_one_that_has_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder_store(folder.path());
+    persist(&store, "ci/lock-1", &project(1)).await.unwrap();
+    let before: Vec<String> = files(folder.path()).into_iter().map(|(name, _)| name).collect();
+    persist(&store, "ci/lock-2", &project(2)).await.unwrap();
+    let of_second = |name: &String| name.starts_with("entries/") && !before.contains(name);
+    for (name, bytes) in files(folder.path()).into_iter().filter(|(name, _)| of_second(name)) {
+        std::fs::write(folder.path().join(name), &bytes[..bytes.len() / 2]).unwrap();
+    }
+    let find = async |restore_keys: &[String]| store.find(&key("ci/lock-2"), restore_keys).await;
+    let found = find(&["ci/lock-".to_owned()]).await.unwrap().unwrap();
+    assert_eq!((found.entry.key.as_str(), found.exact), ("ci/lock-1", false));
+    assert_eq!(
+        find(&[]).await.unwrap_err().kind(),
+        ErrorKind::Protocol,
+        "without a fallback it is told"
+    );
+}
+
+#[tokio::test]
+async fn a_cache_with_damage_in_several_packs_is_mended_by_one_persist() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder_store(folder.path());
+    for version in 1..=3 {
+        persist(&store, "ci/a", &project(version)).await.unwrap();
+    }
+    let packs = files(folder.path());
+    let packs: Vec<_> = packs
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("packs/"))
+        .collect();
+    assert!(packs.len() >= 3, "{}", packs.len());
+    for (name, mut bytes) in packs {
+        bytes.iter_mut().step_by(500).for_each(|byte| *byte ^= 1);
+        std::fs::write(folder.path().join(name), bytes).unwrap();
+    }
+    assert_eq!(restore(&store, "ci/a").await.unwrap_err().kind(), ErrorKind::Protocol);
+    persist(&store, "ci/a", &project(3)).await.unwrap();
+    assert!(restore(&folder_store(folder.path()), "ci/a").await.unwrap().unwrap() == project(3));
+}
+
+#[tokio::test]
+async fn a_restore_that_nobody_reads_on_asks_for_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let objects = Arc::new(Flaky::new(folder.path()));
+    let store = Store::in_objects(objects.clone(), "flaky");
+    persist(&store, "ci/a", &tar(&[("a", noise(1, 64 << 20))]))
+        .await
+        .unwrap();
+    let entry = store.get(&key("ci/a")).await.unwrap().unwrap();
+    let mut content = store.restore(&entry).await.unwrap().content;
+    content.next().await.unwrap().unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let (asked, whole) = (objects.gets.load(Ordering::SeqCst), 64 / 2);
+    assert!(asked < whole / 2, "{asked} requests");
+    let rest: usize = content
+        .map(|piece| piece.unwrap().len())
+        .fold(0, async |sum, piece| sum + piece)
+        .await;
+    assert!(rest > 60 << 20);
+    assert!(
+        objects.gets.load(Ordering::SeqCst) >= whole,
+        "the rest was asked for then"
+    );
+}
+
+#[tokio::test]
 async fn a_verification_that_repairs_lets_others_send_what_is_damaged_anew() {
     let folder = tempfile::tempdir().unwrap();
     let store = folder_store(folder.path());

@@ -13,6 +13,8 @@ pub mod labels {
     pub const JOB: &str = "dev.orchestra.job";
     /// The task or volume's name within the job.
     pub const NAME: &str = "dev.orchestra.name";
+    /// What the task is another try of, where that is not its name: of several tries the last one counts.
+    pub const STEP: &str = "dev.orchestra.step";
     /// Who runs the job: see [`Runner`](crate::Runner).
     pub const RUNNER: &str = "dev.orchestra.runner";
     /// When it was made, in seconds since 1970.

@@ -272,6 +272,36 @@ async fn a_step_that_fails_leaves_the_cache_that_was_there() {
     assert_eq!(output, "x\nx\n");
 }
 
+#[tokio::test]
+async fn of_tries_of_a_sequence_the_last_one_decides_whether_its_cache_is_persisted() {
+    let sequence = |attempts: u32| {
+        let broken = "if test -e state/runs; then echo x >> state/runs; cat state/runs; else echo x > state/runs; cat state/runs; exit 1; fi";
+        format!(
+            "
+plan:
+  - attempts: {attempts}
+    do:
+      - task: count
+        image: busybox
+        config:
+          caches: [{{ path: state }}]
+          run: {{ path: sh, args: [-c, '{broken}'] }}
+"
+        )
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let (_, caches, report) = run_with(&sequence(1), engine().driver(), options(folder.path())).await;
+    assert_eq!(report.status, Status::Failed);
+    assert!(caches.last().unwrap().contains("Skipped"), "{caches:?}");
+    let (output, caches, report) = run_with(&sequence(2), engine().driver(), options(folder.path())).await;
+    assert_eq!(
+        (output.as_str(), report.status),
+        ("x\nx\nx\n", Status::Succeeded),
+        "{report:#?}"
+    );
+    assert_eq!(caches.last().unwrap(), "count persisted", "{caches:?}");
+}
+
 /// A step with this cache at `state`: it lists what it finds, adds a line to `keep/who` there, shows it, and makes `drop`.
 fn with_cache(settings: &str) -> String {
     format!(

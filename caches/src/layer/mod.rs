@@ -324,10 +324,10 @@ impl Driver for CachesLayer {
     async fn create_container(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<Created> {
         let written = spec.mounts.iter().filter(|mount| !mount.read_only);
         let volumes: Vec<_> = written.filter_map(|mount| self.known(&mount.volume)).collect();
-        let task = spec
-            .labels
-            .get(labels::NAME)
-            .map_or_else(|| id.to_string(), Clone::clone);
+        let named = [labels::STEP, labels::NAME]
+            .into_iter()
+            .find_map(|label| spec.labels.get(label));
+        let task = named.map_or_else(|| id.to_string(), Clone::clone);
         let created = self.inner.create_container(id, spec).await?;
         for volume in &volumes {
             volume.used.store(true, Ordering::Relaxed);

@@ -42,6 +42,13 @@ fn status(step: &StepRecord) -> TestCaseStatus {
     let kind = match report.status {
         Status::Succeeded => return TestCaseStatus::success(),
         Status::Skipped => return TestCaseStatus::skipped(),
+        // Its failure is none of the run.
+        _ if report.tolerated => {
+            let mut status = TestCaseStatus::skipped();
+            let error = report.error.as_deref().unwrap_or_default().lines().next();
+            status.set_message(format!("{}, and may: {}", report.status, error.unwrap_or_default()));
+            return status;
+        }
         Status::Failed => NonSuccessKind::Failure,
         Status::Errored | Status::Aborted => NonSuccessKind::Error,
     };

@@ -482,9 +482,10 @@ impl<'a> JobRun<'a> {
     /// Runs a step that holds no others.
     pub(super) async fn leaf(&self, step: &Step, scope: &Scope) -> Status {
         locked(&self.executed).push(step.name.clone());
-        let (finished, caches, whole) = self.step(step, scope).await;
+        let (mut finished, caches, whole) = self.step(step, scope).await;
         let step = whole.as_ref().unwrap_or(step);
         let status = finished.status;
+        finished.tolerated = scope.tolerated && matches!(status, Status::Failed | Status::Errored);
         if !scope.tried_again {
             locked(&self.pending).remove(&step.name);
             if self.cache_use.is_on() && status == Status::Succeeded {

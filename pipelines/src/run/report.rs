@@ -38,6 +38,9 @@ pub struct StepReport {
     pub kind: StepKind,
     /// How it ended.
     pub status: Status,
+    /// Whether it did not succeed and was allowed to: in a `try`, or by `allowFailure` of a script.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub tolerated: bool,
     /// How its process ended, if there was one.
     pub exit: Option<ExitStatus>,
     /// Which try that was, from 1; `None` where it is not known.
@@ -68,6 +71,7 @@ impl StepReport {
             name: name.clone(),
             kind,
             status,
+            tolerated: false,
             exit: None,
             attempt: None,
             duration: Duration::ZERO,

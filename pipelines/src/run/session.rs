@@ -260,18 +260,25 @@ impl Session<'_> {
             cancel: self.cancel().clone(),
             tries: String::new(),
             tried_again: true,
+            tolerated: false,
             variables: Default::default(),
             artifacts: self.artifacts.clone(),
         }
     }
 
-    /// Runs a step, whose artifacts are volumes of this session, or are made.
-    pub async fn step(&self, single: SingleStep, output: Option<Box<dyn OutputSink>>) -> StepOutcome {
+    /// Runs a step, whose artifacts are volumes of this session, or are made. `allow_failure` says that its program may fail.
+    pub async fn step(
+        &self,
+        single: SingleStep,
+        output: Option<Box<dyn OutputSink>>,
+        allow_failure: bool,
+    ) -> StepOutcome {
         let step = &single.step;
         if let Some(output) = output {
             self.run.also(&step.name, output);
         }
-        let report = self.run.step(step, &self.scope()).await.0;
+        let mut report = self.run.step(step, &self.scope()).await.0;
+        report.tolerated = allow_failure && report.status == Status::Failed && report.exit.is_some();
         let (stdout, stderr) = self.run.kept(&step.name);
         self.finish(report.clone()).await;
         StepOutcome { report, stdout, stderr }

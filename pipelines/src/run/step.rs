@@ -2,7 +2,7 @@
 
 use orchestra::{
     ContainerPath, Error, ErrorKind, ExitStatus, Labels, Mount, Name, NetworkMode, PullPolicy, Result, Task,
-    TaskResult, VolumeId,
+    TaskResult, VolumeId, labels,
 };
 use orchestra_image_build::{BuildError, BuildResult, ImageBuild};
 use orchestra_secrets::TaskSecrets;
@@ -83,6 +83,7 @@ impl JobRun<'_> {
             task = task.secret_file(path.as_str(), key)?;
         }
         let spec = &mut task.spec;
+        spec.labels.insert(labels::STEP.to_owned(), step.name.to_string());
         spec.platform.clone_from(&plan.platform);
         spec.env.clone_from(&plan.env);
         spec.user.clone_from(&plan.user);
@@ -246,6 +247,7 @@ impl JobRun<'_> {
         build.attempts = step.attempts;
         build.pull = self.options.pull;
         build.capture = self.options.capture;
+        build.labels.insert(labels::STEP.to_owned(), step.name.to_string());
         if let (None, Some(image)) = (&plan.image, &self.options.buildkit) {
             build.image = image.clone();
         }

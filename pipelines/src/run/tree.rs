@@ -32,6 +32,8 @@ pub(super) struct Scope {
     pub(super) tries: String,
     /// Whether it may be run again after its end.
     pub(super) tried_again: bool,
+    /// Whether it may fail.
+    pub(super) tolerated: bool,
     /// What `load_var` steps have set.
     pub(super) variables: Arc<Locals>,
     /// What steps have made.
@@ -58,6 +60,7 @@ impl Scope {
             cancel: self.cancel.child_token(),
             tries,
             tried_again: self.tried_again || of > 1,
+            tolerated: self.tolerated,
             variables: self.variables.clone(),
             artifacts: artifacts.within(),
         }
@@ -71,6 +74,7 @@ impl JobRun<'_> {
             cancel: cancel.clone(),
             tries: String::new(),
             tried_again: false,
+            tolerated: false,
             variables: Arc::default(),
             artifacts: Arc::default(),
         };
@@ -109,10 +113,16 @@ impl JobRun<'_> {
             match &step.action {
                 Action::Do(steps) => self.sequence(steps, &scope).await,
                 Action::InParallel(parallel) => self.parallel(parallel, &scope).await,
-                Action::Try(tried) => match self.tree(tried, scope.clone()).await {
-                    Status::Aborted => Status::Aborted,
-                    _ => Status::Succeeded,
-                },
+                Action::Try(tried) => {
+                    let within = Scope {
+                        tolerated: true,
+                        ..scope.clone()
+                    };
+                    match self.tree(tried, within).await {
+                        Status::Aborted => Status::Aborted,
+                        _ => Status::Succeeded,
+                    }
+                }
                 _ => self.leaf(step, &scope).await,
             }
         };

@@ -392,14 +392,13 @@ impl<'a, 'r> Host<'a, 'r> {
         let single = self.read(written).await?;
         let what = single.step.kind().to_string();
         let sink = tap.clone().map(|tap| Box::new(tap) as Box<dyn orchestra::OutputSink>);
-        let outcome = self.session.step(single, sink).await;
+        let outcome = self.session.step(single, sink, allow_failure).await;
         if let Some(tap) = tap {
             tap.finish().await;
         }
         let code = outcome.report.exit.map(|exit| exit.code());
         let succeeded = outcome.report.status == Status::Succeeded;
-        let allowed = allow_failure && outcome.report.status == Status::Failed && code.is_some();
-        if !(succeeded || allowed) {
+        if !(succeeded || outcome.report.tolerated) {
             return Err(failed(&what, outcome));
         }
         let mut answer = json!({

@@ -135,13 +135,15 @@ fn a_report_that_cant_be_written_is_refused_before_anything_runs(fixture: &Fixtu
 fn junit_tells_what_became_of_each_step(fixture: &Fixture) {
     let steps = [
         task(fixture, "good", "true"),
+        json!({"try": task(fixture, "may-fail", "exit 4")}),
         task(fixture, "bad", r"printf 'a \033[31m<b>\033[0m \001\n'; exit 3"),
         task(fixture, "late", "true"),
     ];
     let (dir, _) = reported(fixture, steps, &[]);
     let text = fs::read_to_string(dir.file("run.xml")).expect("a report");
     for part in [
-        r#"<testsuite name="p" tests="3" skipped="1" errors="0" failures="1">"#,
+        r#"<testsuite name="p" tests="4" skipped="2" errors="0" failures="1">"#,
+        r#"<skipped message="failed, and may: exit code 4"/>"#,
         r#"<failure message="exit code 3" type="failed">"#,
         "<skipped/>",
         "a &lt;b&gt;",
