@@ -14,6 +14,7 @@ use orchestra::{
 };
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::watch;
 
 use crate::client::Client;
 use crate::driver::PodmanDriver;
@@ -30,6 +31,10 @@ const LOOK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_sec
 const INTERVAL: (&str, &str) = ("10ms", "50ms");
 /// How long the first of these goes on.
 const SOON: Duration = Duration::from_secs(5);
+/// The same where the end of a container's output is seen before.
+const SELDOM: &str = "250ms";
+/// How long that is waited for alone.
+const MOMENT: Duration = Duration::from_millis(250);
 
 /// What `GET /libpod/containers/ID/json` says, as far as it is asked here.
 #[derive(Debug, Default, Deserialize)]
@@ -346,30 +351,26 @@ impl PodmanDriver {
     }
 
     pub(crate) async fn wait(&self, id: &ContainerId) -> Result<ExitStatus> {
-        let mut found = None;
-        if !self.own.was_started(id) {
-            let now = self.inspect(id).await?;
-            match now.state() {
+        let code = match self.own.exit(id) {
+            Some(exit) => {
+                let code = self.ended_here(id, exit).await;
+                self.own.forget(id.as_str());
+                Some(code?)
+            }
+            None => match self.inspect(id).await?.state() {
                 // libpod answers 0 at once, or never if it was prepared.
                 ContainerState::Created => {
                     return Err(Error::new(ErrorKind::Conflict, "the container was never started"));
                 }
-                ContainerState::Running => {}
-                _ => found = Some(now),
-            }
-        }
-        let found = match found {
-            Some(found) => found,
-            None => {
-                let code = ended(&self.client, id.as_str()).await;
-                self.own.forget(id.as_str());
-                // Any other may be of a container that was killed for its memory, or to be removed.
-                if code? == 0 {
-                    return Ok(ExitStatus::Code(0));
-                }
-                self.inspect(id).await?
-            }
+                ContainerState::Running => Some(ended(&self.client, id.as_str()).await?),
+                _ => None,
+            },
         };
+        // Any other may be of a container that was killed for its memory, or to be removed.
+        if code == Some(0) {
+            return Ok(ExitStatus::Code(0));
+        }
+        let found = self.inspect(id).await?;
         // A removal kills first: whoever waits is told 137, of a container that is about to be gone.
         if found.is_going() {
             return Err(Error::new(
@@ -377,10 +378,38 @@ impl PodmanDriver {
                 "the container is being removed",
             ));
         }
+        if found.state() == ContainerState::Running {
+            return Err(Error::new(
+                ErrorKind::Engine,
+                "the engine ended the wait for a container that runs on",
+            ));
+        }
         Ok(ExitStatus::from_engine(
             found.state.exit_code,
             found.state.out_of_memory,
         ))
+    }
+
+    /// Waits for a container that was started here, and whose output is read here: the end of that comes first, and libpod tells
+    /// the exit of a container that has ended at once. One that is still waited for then it tells when it looks next, and
+    /// each of its looks holds up all else that is done with the container.
+    async fn ended_here(&self, id: &ContainerId, mut exit: watch::Receiver<Option<i64>>) -> Result<i64> {
+        let told = async {
+            match exit.wait_for(Option::is_some).await.map(|code| *code) {
+                Ok(Some(code)) => code,
+                _ => future::pending().await,
+            }
+        };
+        // Who reads the output may be slow, or have stopped.
+        let asked = async {
+            tokio::time::sleep(MOMENT).await;
+            exited(&self.client, id.as_str(), SELDOM).await
+        };
+        tokio::select! {
+            biased;
+            code = told => Ok(code),
+            code = asked => code.map_err(about(Subject::Container)),
+        }
     }
 
     pub(crate) async fn signal(&self, id: &ContainerId, signal: Signal) -> Result<()> {
@@ -496,16 +525,17 @@ fn below<'a>(place: &str, path: &'a str) -> &'a str {
 
 /// Waits until a container that was started has ended. Its exit code, or less than 0 where libpod does not know.
 pub(crate) async fn ended(client: &Client, name: &str) -> Result<i64> {
-    let wait = |interval| {
-        let wait = client.post(&["containers", name, "wait"]);
-        let wait = wait.query("condition", "exited").query("interval", interval);
-        wait.value::<i64>()
-    };
-    let ended = match tokio::time::timeout(SOON, wait(INTERVAL.0)).await {
+    let ended = match tokio::time::timeout(SOON, exited(client, name, INTERVAL.0)).await {
         Ok(ended) => ended,
-        Err(_) => wait(INTERVAL.1).await,
+        Err(_) => exited(client, name, INTERVAL.1).await,
     };
     ended.map_err(about(Subject::Container))
+}
+
+async fn exited(client: &Client, name: &str, interval: &str) -> Result<i64, Failure> {
+    let wait = client.post(&["containers", name, "wait"]);
+    let wait = wait.query("condition", "exited").query("interval", interval);
+    wait.value().await
 }
 
 async fn kill(client: &Client, name: &str, signal: Signal) -> Result<(), Failure> {

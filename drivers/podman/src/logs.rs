@@ -50,13 +50,18 @@ impl PodmanDriver {
             };
             let output = ReaderStream::with_capacity(attached, BUFFER).map_err(lost);
             let output = self.clone().unless_refused(id.clone(), demultiplexed(output).boxed());
-            let (driver, id) = (self.clone(), id.clone());
+            let (driver, exit, id) = (self.clone(), self.own.attached(id), id.clone());
             // A connection that was taken over from HTTP ends in the same way when the container does and when the engine
             // dies: only the answer to a wait tells that nothing is missing. A container may also close its output and run
             // on; following it ends when it does.
             return Ok(and_rest(output, async move || {
                 match ended(&driver.client, id.as_str()).await {
-                    Ok(_) => Ok(None),
+                    Ok(code) => {
+                        if let Some(exit) = exit {
+                            exit.send_replace(Some(code));
+                        }
+                        Ok(None)
+                    }
                     // It ended and was removed since.
                     Err(error) if error.kind() == ErrorKind::ContainerNotFound => Ok(None),
                     Err(error) => Err(meanwhile(error)),
