@@ -427,7 +427,8 @@ mod tests {
     #[test]
     fn a_secret_where_others_see_it_is_refused() {
         let secret = || "secret:TOKEN".to_owned();
-        let places: [(&str, fn(&mut ImageBuild, String)); 4] = [
+        type Put = fn(&mut ImageBuild, String);
+        let places: [(&str, Put); 4] = [
             ("variable A", |build, text| drop(build.env.0.insert("A".into(), text))),
             ("build argument A", |build, text| {
                 drop(build.build_args.insert("A".into(), text))

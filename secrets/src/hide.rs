@@ -167,28 +167,6 @@ impl Hidden {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use futures_util::TryStreamExt;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_file_that_is_written_twice_is_told_once() {
-        let mut hidden = Hidden::default();
-        hidden.file("/s/a", &"first".into());
-        hidden.file("/s/a", &"second".into());
-        hidden.variable("A", "x".to_owned());
-        let told: Vec<Bytes> = hidden.before(None).try_collect().await.unwrap();
-        let expected = [
-            &[0, 0, 0, 2][..],
-            b"e\0\0\0\x01A\0\0\0\x01x",
-            b"f\0\0\0\x04/s/a\0\0\0\x06second",
-        ];
-        assert_eq!(told.concat(), expected.concat());
-    }
-}
-
 /// Whether variables that hold secrets are to be hidden.
 pub(crate) fn hides_env(spec: &ContainerSpec) -> bool {
     spec.labels.get(ENV).is_some_and(|how| how == HIDDEN)
@@ -297,5 +275,27 @@ fn architecture(go: &str) -> &str {
         "386" => "x86",
         "ppc64le" => "powerpc64",
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::TryStreamExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_that_is_written_twice_is_told_once() {
+        let mut hidden = Hidden::default();
+        hidden.file("/s/a", &"first".into());
+        hidden.file("/s/a", &"second".into());
+        hidden.variable("A", "x".to_owned());
+        let told: Vec<Bytes> = hidden.before(None).try_collect().await.unwrap();
+        let expected = [
+            &[0, 0, 0, 2][..],
+            b"e\0\0\0\x01A\0\0\0\x01x",
+            b"f\0\0\0\x04/s/a\0\0\0\x06second",
+        ];
+        assert_eq!(told.concat(), expected.concat());
     }
 }

@@ -389,7 +389,7 @@ impl ContainerdDriver {
     async fn remove_whole(&self, id: &ContainerId) -> Result<()> {
         let engine_id = engine_id(id.as_str());
         let folder = self.state.container(&engine_id);
-        if self.find(id).await?.is_none() {
+        if !folder.path("").exists() && self.find(id).await?.is_none() {
             return self.forget(&engine_id).await;
         }
         let locked = folder.clone();
@@ -416,6 +416,7 @@ impl ContainerdDriver {
 
     /// Removes what is kept of a container beside containerd.
     pub(crate) async fn forget(&self, engine_id: &str) -> Result<()> {
+        self.turns.forget(engine_id);
         self.logs.remove(engine_id).await?;
         let folder = self.state.container(engine_id);
         blocking(move || folder.remove()).await

@@ -1,8 +1,9 @@
 //! The driver: connection, what the engine is, and what it holds of ours.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,6 +15,7 @@ use orchestra::{
     Resource, ResourceKind, Result, Signal, VolumeDirectory, VolumeId, VolumePath, VolumeSpec, labels,
 };
 use orchestra_oci::cni::{Cni, CniConfig};
+use orchestra_oci::image::Image;
 use orchestra_oci::logs::{LogStore, Watcher};
 use orchestra_oci::spec::{CgroupVersion, Host};
 use orchestra_oci::volumes::VolumeStore;
@@ -26,7 +28,7 @@ use crate::error::{Subject, about};
 use crate::lease;
 use crate::snapshot::Snapshots;
 use crate::state::State;
-use crate::task::state_of;
+use crate::task::{Turns, state_of};
 
 /// Longest that [`ContainerdDriver::connect`] takes.
 const CONNECT: Duration = Duration::from_secs(20);
@@ -57,6 +59,9 @@ pub struct ContainerdDriver {
     /// Whether the numbers that containerd tells of processes are those that they have here.
     pub(crate) sees_processes: bool,
     pub(crate) watcher: Watcher,
+    pub(crate) turns: Turns,
+    /// What images are, by what names point at and by platform.
+    pub(crate) images: Arc<Mutex<HashMap<(String, String), Image>>>,
     /// The default network, or why there is none.
     pub(crate) network: Result<Cni, Arc<Error>>,
     /// Containers that are being made or started: a job's end looks for what is left only after that.
@@ -136,6 +141,8 @@ impl ContainerdDriver {
             host: Arc::new(host),
             sees_processes,
             watcher: Watcher::new()?,
+            turns: Turns::default(),
+            images: Arc::default(),
             network,
             making: TaskTracker::new(),
         })

@@ -1,6 +1,6 @@
 //! Images: pulled and unpacked by this side into containerd's content store and snapshots, named in its image store.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use containerd_client::services::v1::{
     CreateImageRequest, DeleteImageRequest, GetImageRequest, Image as Record, ListContainersRequest, ListImagesRequest,
@@ -27,6 +27,9 @@ use crate::snapshot;
 
 /// Events that are kept for one who reads a pull's progress slowly.
 const EVENTS: usize = 64;
+
+/// How many images are remembered.
+const IMAGES: usize = 64;
 
 /// How often a name that others give and take is tried for.
 const ATTEMPTS: usize = 5;
@@ -164,8 +167,7 @@ impl ContainerdDriver {
     pub(crate) async fn image(&self, name: &ImageRef, platform: Option<&Platform>) -> Result<Image> {
         let absent = || Error::new(ErrorKind::ImageNotFound, format!("containerd has no image {name}"));
         let target = self.target(name).await?.ok_or_else(absent)?;
-        let store = Content::new(self.client.clone());
-        let image = Image::load(&store, &target, platform.unwrap_or(&self.info.platform)).await?;
+        let image = self.load(&target, platform.unwrap_or(&self.info.platform)).await?;
         match platform {
             Some(wanted) if !image.fits(wanted) => {
                 let message = format!("containerd has {name} for {}, not for {wanted}", image.platform());
@@ -173,6 +175,22 @@ impl ContainerdDriver {
             }
             _ => Ok(image),
         }
+    }
+
+    /// The image that a digest stands for, which never changes: it is read once.
+    async fn load(&self, target: &Descriptor, platform: &Platform) -> Result<Image> {
+        let key = (target.digest().to_string(), platform.to_string());
+        let images = || self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = images().get(&key) {
+            return Ok(known.clone());
+        }
+        let image = Image::load(&Content::new(self.client.clone()), target, platform).await?;
+        let mut images = images();
+        if images.len() >= IMAGES {
+            images.clear();
+        }
+        images.insert(key, image.clone());
+        Ok(image)
     }
 
     pub(crate) async fn untag(&self, name: &ImageRef) -> Result<()> {

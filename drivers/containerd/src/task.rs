@@ -3,7 +3,9 @@
 //! How a task ended is recorded beside containerd by whoever sees it first, who then deletes the task: only that ends the
 //! container's log (the shim keeps its pipes open until then), and a restarted containerd would forget the task anyway.
 
+use std::collections::HashMap;
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use containerd_client::services::v1::{
@@ -19,6 +21,7 @@ use orchestra_oci::etc;
 use orchestra_oci::spec::CgroupVersion;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
+use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
 
 use crate::container::{Extension, place};
@@ -75,6 +78,39 @@ impl Patience {
     }
 }
 
+/// Whose turn it is to wait for a container's end, by its id.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Turns(Arc<Mutex<HashMap<String, Arc<AsyncMutex<Turn>>>>>);
+
+/// What those who wait for one container hand on.
+#[derive(Debug)]
+struct Turn {
+    /// Whether its task was deleted after its end.
+    cleared: bool,
+    patience: Patience,
+}
+
+impl Turns {
+    fn turns(&self) -> MutexGuard<'_, HashMap<String, Arc<AsyncMutex<Turn>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn of(&self, engine_id: &str) -> Arc<AsyncMutex<Turn>> {
+        let new = || {
+            Arc::new(AsyncMutex::new(Turn {
+                cleared: false,
+                patience: Patience::new(),
+            }))
+        };
+        self.turns().entry(engine_id.to_owned()).or_insert_with(new).clone()
+    }
+
+    /// The container is gone.
+    pub(crate) fn forget(&self, engine_id: &str) {
+        self.turns().remove(engine_id);
+    }
+}
+
 /// Where a container is in its life, by its task, if it has one.
 pub(crate) fn state_of(folder: &Folder, task: Option<&Process>) -> ContainerState {
     match task.map(Process::status) {
@@ -98,6 +134,14 @@ impl ContainerdDriver {
             Ok(answer) => Ok(answer.into_inner().process),
             Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(about(Subject::Container)(status)),
+        }
+    }
+
+    /// The same of a container of this folder, which is marked before its task is made: of one that is not, nothing is asked.
+    pub(crate) async fn task_of(&self, folder: &Folder, engine_id: &str) -> Result<Option<Process>> {
+        match folder.was_started() {
+            true => self.task(engine_id).await,
+            false => Ok(None),
         }
     }
 
@@ -126,7 +170,7 @@ impl ContainerdDriver {
         let locked = folder.clone();
         let _lock = blocking(move || locked.lock()).await?;
         self.still_there(&container).await?;
-        let task = self.task(&engine_id).await?;
+        let task = self.task_of(&folder, &engine_id).await?;
         match state_of(&folder, task.as_ref()) {
             ContainerState::Running => return folder.mark_started(),
             ContainerState::Created => {}
@@ -288,25 +332,39 @@ impl ContainerdDriver {
     }
 
     /// Waits until a task has ended, and records how. `None` if it was not started.
+    ///
+    /// One at a time in this process: what one has waited for, the next finds recorded.
     pub(crate) async fn reap(&self, engine_id: &str) -> Result<Option<Ended>> {
         let folder = self.state.container(engine_id);
-        let mut patience = Patience::new();
+        let turn = self.turns.of(engine_id);
+        let mut turn = turn.lock().await;
         loop {
-            match self.try_reap(engine_id, &folder).await {
+            match self.try_reap(engine_id, &folder, &mut turn.cleared).await {
                 Ok(Some(reaped)) => return Ok(reaped),
-                Ok(None) => patience.restore(),
-                Err(error) => patience.bear(error).await?,
+                Ok(None) => turn.patience.restore(),
+                Err(error) => turn.patience.bear(error).await?,
             }
         }
     }
 
     /// One try; `None` if the task has changed meanwhile.
-    async fn try_reap(&self, engine_id: &str, folder: &Folder) -> Result<Option<Option<Ended>>> {
+    async fn try_reap(&self, engine_id: &str, folder: &Folder, cleared: &mut bool) -> Result<Option<Option<Ended>>> {
         if let Some(ended) = folder.ended() {
-            self.clear(engine_id, folder).await?;
+            if !*cleared {
+                self.clear(engine_id, folder).await?;
+                *cleared = true;
+            }
             return Ok(Some(Some(ended)));
         }
-        let Some(task) = self.task(engine_id).await? else {
+        // One that was started: its task is there until its end was recorded.
+        if folder.is_started()
+            && let Some(code) = self.exit_of(engine_id, folder).await?
+        {
+            let ended = self.record(engine_id, folder, code).await?;
+            *cleared = true;
+            return Ok(Some(Some(ended)));
+        }
+        let Some(task) = self.task_of(folder, engine_id).await? else {
             // Between the two looks somebody else may have seen its end.
             if let Some(ended) = folder.ended() {
                 return Ok(Some(Some(ended)));
@@ -322,18 +380,25 @@ impl ContainerdDriver {
         };
         match task.status() {
             TaskStatus::Created => Ok(Some(None)),
-            TaskStatus::Stopped => self
-                .record(engine_id, folder, task.exit_status)
-                .await
-                .map(|ended| Some(Some(ended))),
-            _ => match self.wait_for(engine_id, "").await {
-                Ok(code) => self
-                    .record(engine_id, folder, code)
-                    .await
-                    .map(|ended| Some(Some(ended))),
-                Err(error) if error.kind() == ErrorKind::ContainerNotFound => Ok(None),
-                Err(error) => Err(error),
-            },
+            status => {
+                let code = match status {
+                    TaskStatus::Stopped => Some(task.exit_status),
+                    _ => self.exit_of(engine_id, folder).await?,
+                };
+                let Some(code) = code else { return Ok(None) };
+                let ended = self.record(engine_id, folder, code).await?;
+                *cleared = true;
+                Ok(Some(Some(ended)))
+            }
+        }
+    }
+
+    /// Waits for a task; `None` if there is none any more. While somebody else deletes it, containerd says that in many ways
+    /// (1.6: `ttrpc: closed`); that one has recorded its end before.
+    async fn exit_of(&self, engine_id: &str, folder: &Folder) -> Result<Option<u32>> {
+        match self.wait_for(engine_id, "").await {
+            Err(error) if error.kind() == ErrorKind::ContainerNotFound || folder.ended().is_some() => Ok(None),
+            waited => waited.map(Some),
         }
     }
 
@@ -369,10 +434,7 @@ impl ContainerdDriver {
         // it is deleted, containerd says that there is no such task, and refuses another one of that name.
         let clearing = tokio::spawn(async move {
             let _lock = blocking(move || folder.lock_if_there()).await?;
-            match driver.task(&engine_id).await? {
-                Some(_) => driver.delete_task(&engine_id).await,
-                None => Ok(()),
-            }
+            driver.delete_task(&engine_id).await
         });
         clearing.await.unwrap_or_else(|error| {
             let message = format!("the runtime ended while a task was deleted: {error}");
@@ -415,6 +477,9 @@ impl ContainerdDriver {
         let folder = self.state.container(&container.id);
         let reaped = self.reap(&container.id).await;
         // A removal kills first: that is no end to be told.
+        if let Ok(Some(Ended { code: 0, .. })) = &reaped {
+            return Ok(ExitStatus::Code(0));
+        }
         if folder.is_going() || self.find(id).await?.is_none() {
             return Err(Error::new(
                 ErrorKind::ContainerNotFound,

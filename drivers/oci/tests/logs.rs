@@ -1,9 +1,5 @@
 //! The keeper of logs, as a process of its own, and who reads what it keeps.
-#![expect(
-    clippy::print_stdout,
-    clippy::unwrap_used,
-    reason = "a test ends where something is missing, and says so when it is skipped"
-)]
+#![expect(clippy::unwrap_used, reason = "a test ends where something is missing")]
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
