@@ -1,7 +1,6 @@
 //! containerd's calls, on a connection that is kept, and two fifos for the output, as `ctr` has them.
 
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use containerd_client::services::v1::container::Runtime;
@@ -17,6 +16,7 @@ use orchestra::{ContainerId, ContainerSpec, Driver, NetworkMode};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
+use tokio::net::unix::pipe;
 
 use super::Task;
 use crate::Outcome;
@@ -124,7 +124,7 @@ impl Containerd {
         let namespace = self.namespace.as_str();
         let folder = tempfile::tempdir()?;
         let [stdout, stderr] = ["stdout", "stderr"].map(|name| folder.path().join(name));
-        let outputs = [read_fifo(&stdout)?, read_fifo(&stderr)?];
+        let mut outputs = [open_fifo(&stdout)?, open_fifo(&stderr)?];
         let create = CreateTaskRequest {
             container_id: id.to_owned(),
             rootfs,
@@ -145,14 +145,18 @@ impl Containerd {
             exec_id: String::new(),
         };
         self.client.tasks().start(with_namespace!(start, namespace)).await?;
+        let output = tokio::spawn(async move {
+            for output in &mut outputs {
+                tokio::io::copy(output, &mut tokio::io::sink()).await?;
+            }
+            Ok::<_, std::io::Error>(())
+        });
         let status = waiting.await??.into_inner().exit_status;
         let delete = DeleteTaskRequest {
             container_id: id.to_owned(),
         };
         self.client.tasks().delete(with_namespace!(delete, namespace)).await?;
-        for output in outputs {
-            output.await??;
-        }
+        output.await??;
         if status == 0 {
             Ok(())
         } else {
@@ -206,8 +210,8 @@ impl Containerd {
     }
 }
 
-/// Makes a fifo and reads it to its end: opening it waits for the shim.
-fn read_fifo(path: &Path) -> Outcome<tokio::task::JoinHandle<std::io::Result<usize>>> {
+/// Makes a fifo and opens it, before the shim does: later it may have come and gone.
+fn open_fifo(path: &Path) -> Outcome<pipe::Receiver> {
     rustix::fs::mknodat(
         rustix::fs::CWD,
         path,
@@ -215,8 +219,5 @@ fn read_fifo(path: &Path) -> Outcome<tokio::task::JoinHandle<std::io::Result<usi
         rustix::fs::Mode::from_raw_mode(0o600),
         0,
     )?;
-    let path: PathBuf = path.to_owned();
-    Ok(tokio::task::spawn_blocking(move || {
-        std::fs::File::open(path)?.read_to_end(&mut Vec::new())
-    }))
+    Ok(pipe::OpenOptions::new().open_receiver(path)?)
 }
