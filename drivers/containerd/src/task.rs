@@ -23,6 +23,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::container::{Extension, place};
 use crate::driver::{ContainerdDriver, blocking, peer};
@@ -333,8 +334,18 @@ impl ContainerdDriver {
 
     /// Waits until a task has ended, and records how. `None` if it was not started.
     ///
-    /// One at a time in this process: what one has waited for, the next finds recorded.
+    /// One at a time in this process: what one has waited for, the next finds recorded. By a task of its own, as whoever has
+    /// the turn has to go on though nobody polls what waits for it, such as a log that nobody reads.
     pub(crate) async fn reap(&self, engine_id: &str) -> Result<Option<Ended>> {
+        let (driver, engine_id) = (self.clone(), engine_id.to_owned());
+        let reaping = tokio::spawn(async move { driver.reap_in_turn(&engine_id).await });
+        AbortOnDropHandle::new(reaping).await.unwrap_or_else(|error| {
+            let message = format!("the runtime ended while a container was waited for: {error}");
+            Err(Error::new(ErrorKind::Cancelled, message))
+        })
+    }
+
+    async fn reap_in_turn(&self, engine_id: &str) -> Result<Option<Ended>> {
         let folder = self.state.container(engine_id);
         let turn = self.turns.of(engine_id);
         let mut turn = turn.lock().await;

@@ -140,7 +140,8 @@ async fn a_runtime_that_is_not_there_is_named_with_its_package() {
         said.contains("lacks the runtime /nonexistent/runc") && said.contains("package runc"),
         "{said}"
     );
-    assert!(!said.contains("shim"), "what is there is not named: {said}");
+    let hint = error.hint().unwrap_or_default();
+    assert!(!hint.contains("shim"), "what is there is not named: {hint}");
 }
 
 #[tokio::test]

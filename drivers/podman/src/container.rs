@@ -326,9 +326,8 @@ impl PodmanDriver {
         }
         self.own.started(id);
         if let Some(attached) = attached {
-            let client = self.client.clone();
-            let id = id.as_str().to_owned();
-            tokio::spawn(async move { feed(client, id, attached, stdin).await });
+            let (driver, id) = (self.clone(), id.clone());
+            tokio::spawn(async move { driver.feed(id.as_str(), attached, stdin).await });
         }
         Ok(())
     }
@@ -353,9 +352,9 @@ impl PodmanDriver {
     pub(crate) async fn wait(&self, id: &ContainerId) -> Result<ExitStatus> {
         let code = match self.own.exit(id) {
             Some(exit) => {
-                let code = self.ended_here(id, exit).await;
-                self.own.forget(id.as_str());
-                Some(code?)
+                let code = self.ended_here(id, exit).await?;
+                self.own.ended(id);
+                Some(code)
             }
             None => match self.inspect(id).await?.state() {
                 // libpod answers 0 at once, or never if it was prepared.
@@ -366,6 +365,10 @@ impl PodmanDriver {
                 _ => None,
             },
         };
+        if self.own.is_deprived(id) {
+            let message = "the engine went away while the container read its input, which broke off";
+            return Err(Error::new(ErrorKind::Interrupted, message).with_hint("run it again"));
+        }
         // Any other may be of a container that was killed for its memory, or to be removed.
         if code == Some(0) {
             return Ok(ExitStatus::Code(0));
@@ -409,6 +412,45 @@ impl PodmanDriver {
             biased;
             code = told => Ok(code),
             code = asked => code.map_err(about(Subject::Container)),
+        }
+    }
+
+    /// Feeds a container's standard input until it or the stream ends.
+    async fn feed(&self, name: &str, attached: TokioIo<Upgraded>, stdin: Option<ByteStream>) {
+        let (mut output, input) = tokio::io::split(attached);
+        // libpod closes its side when the process has ended, and so does the kernel when libpod has.
+        let closed = async move {
+            let mut rest = [0; 1024];
+            while matches!(output.read(&mut rest).await, Ok(1..)) {}
+        };
+        let mut closed = std::pin::pin!(closed);
+        let lost = async || ended(&self.client, name).await.err();
+        let failed = tokio::select! {
+            pumped = pump(stdin, input) => match pumped {
+                Ok(Pumped::All) => return closed.await,
+                Ok(Pumped::Part) => lost().await,
+                Err(error) => {
+                    tracing::warn!(container = name, %error, "standard input failed");
+                    self.kill_deprived(name).await;
+                    return;
+                }
+            },
+            () = &mut closed => lost().await,
+            failed = lost() => failed,
+        };
+        // It has ended, unless its end could not be asked for.
+        if let Some(error) = failed {
+            tracing::warn!(container = name, %error, "standard input broke off");
+            self.own.deprive(name);
+            self.kill_deprived(name).await;
+        }
+    }
+
+    /// The process would take what it got for all there is.
+    async fn kill_deprived(&self, name: &str) {
+        if let Err(failure) = kill(&self.client, name, Signal::KILL).await {
+            let error = about(Subject::Container)(failure);
+            tracing::warn!(container = name, %error, "the container could not be killed");
         }
     }
 
@@ -543,40 +585,23 @@ async fn kill(client: &Client, name: &str, signal: Signal) -> Result<(), Failure
     kill.query("signal", signal.number()).done().await
 }
 
-/// Feeds a container's standard input until it or the stream ends.
-async fn feed(client: Client, name: String, attached: TokioIo<Upgraded>, stdin: Option<ByteStream>) {
-    let (mut output, input) = tokio::io::split(attached);
-    let fed = async {
-        pump(stdin, input).await?;
-        // libpod closes its side when the process has ended.
-        let mut rest = [0; 1024];
-        while matches!(output.read(&mut rest).await, Ok(1..)) {}
-        Ok(())
-    };
-    let fed: Result<()> = tokio::select! {
-        fed = fed => fed,
-        _ = ended(&client, &name) => Ok(()),
-    };
-    if let Err(error) = fed {
-        // The process would take what it got for all there is.
-        tracing::warn!(container = name, %error, "standard input failed; the container is killed");
-        if let Err(failure) = kill(&client, &name, Signal::KILL).await {
-            let error = about(Subject::Container)(failure);
-            tracing::warn!(container = name, %error, "the container could not be killed");
-        }
-    }
+/// How much of an input was written.
+pub(crate) enum Pumped {
+    All,
+    /// Nobody reads any further.
+    Part,
 }
 
 /// Writes all of `stdin` and closes `input`. Fails with `stdin`'s own error, and leaves `input` open then; a process that
 /// reads no further is no error.
-pub(crate) async fn pump(stdin: Option<ByteStream>, mut input: impl AsyncWrite + Send + Unpin) -> Result<()> {
+pub(crate) async fn pump(stdin: Option<ByteStream>, mut input: impl AsyncWrite + Send + Unpin) -> Result<Pumped> {
     let mut stdin = stdin.unwrap_or_else(|| stream::empty().boxed());
     while let Some(piece) = stdin.next().await {
         if input.write_all(&piece?).await.is_err() {
-            return Ok(());
+            return Ok(Pumped::Part);
         }
     }
     // Fails only where the process is gone already.
     let _ = input.shutdown().await;
-    Ok(())
+    Ok(Pumped::All)
 }

@@ -17,6 +17,8 @@ struct Known {
     phase: Phase,
     /// Whether its output is read here, from its beginning.
     attached: bool,
+    /// Whether it has not got all of its input.
+    deprived: bool,
     exit: watch::Sender<Option<i64>>,
 }
 
@@ -39,6 +41,7 @@ impl Own {
             stdin,
             phase: Phase::New,
             attached: false,
+            deprived: false,
             exit: watch::Sender::default(),
         };
         self.known().insert(id.to_string(), known);
@@ -81,7 +84,23 @@ impl Own {
         known.attached.then(|| known.exit.subscribe())
     }
 
-    /// It has ended, or is gone.
+    /// Its input broke off: what it makes of that means nothing.
+    pub(crate) fn deprive(&self, name: &str) {
+        if let Some(known) = self.known().get_mut(name) {
+            known.deprived = true;
+        }
+    }
+
+    pub(crate) fn is_deprived(&self, id: &ContainerId) -> bool {
+        self.known().get(id.as_str()).is_some_and(|known| known.deprived)
+    }
+
+    /// It has ended.
+    pub(crate) fn ended(&self, id: &ContainerId) {
+        self.known().retain(|name, known| name != id.as_str() || known.stdin);
+    }
+
+    /// It is gone.
     pub(crate) fn forget(&self, name: &str) {
         self.known().remove(name);
     }
