@@ -42,7 +42,7 @@
 //! - Output goes through the shim into a log keeper, a small process for each container, which outlives this process and
 //!   containerd alike. It keeps up to [`ContainerdConfig::log_limit`].
 //! - How a task ended is recorded in its folder by whoever sees it first: containerd forgets that when it is restarted. Waits,
-//!   logs and execs go on over a restart of up to 10 seconds; containers do not notice one.
+//!   logs, execs and what is fed to containers go on over each restart of up to 10 seconds; containers do not notice one.
 //! - The default network is a bridge of the driver's own, made by the CNI plugins `bridge`, `firewall`, `host-local` and
 //!   `loopback`; no file of `/etc/cni` is read. Without them (package `containernetworking-plugins`) the driver lacks
 //!   [`default_network`](orchestra::Capabilities::default_network), and says why; the networks `none` and `host` need none.
