@@ -393,16 +393,17 @@ impl ContainerdDriver {
             return self.forget(&engine_id).await;
         }
         let locked = folder.clone();
-        let lock = blocking(move || {
-            let lock = locked.lock()?;
-            locked.mark_going();
-            Ok(lock)
-        });
-        let _lock = lock.await?;
+        let _lock = blocking(move || locked.lock()).await?;
         // Whoever held the lock may have removed it.
         let Some((container, _)) = self.find(id).await? else {
             return self.forget(&engine_id).await;
         };
+        let going = folder.clone();
+        blocking(move || {
+            going.mark_going();
+            Ok(())
+        })
+        .await?;
         self.end_task(&engine_id).await?;
         self.disconnect(&engine_id).await?;
         self.snapshots(&self.client).remove(&container.snapshot_key).await?;

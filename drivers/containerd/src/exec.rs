@@ -203,7 +203,12 @@ impl Exec {
         loop {
             match self.driver.wait_for(&self.container, &self.id).await {
                 Ok(code) => return Ok(ExitStatus::from_engine(i64::from(code), false)),
-                Err(error) => patience.bear(error).await?,
+                Err(error) => {
+                    patience.bear(error).await?;
+                    if self.driver.task(&self.container).await.is_ok() {
+                        patience.restore();
+                    }
+                }
             }
         }
     }

@@ -89,7 +89,7 @@ async fn delete(client: &Client, id: String, sync: bool) {
     }
 }
 
-/// Deletes the leases of a job that has ended, and those of processes that have died: a pull belongs to no job.
+/// Deletes the leases of a job that has ended, and those of processes that have died: a pull may belong to no job.
 pub(crate) async fn delete_of(client: &Client, job: &JobId) -> Result<()> {
     let filters = vec![format!("labels.{:?}", labels::RUNNER)];
     let request = containerd_client::services::v1::ListRequest { filters };

@@ -24,7 +24,7 @@ impl ContainerdDriver {
                 format!("no such container: {id}"),
             ));
         }
-        let task = self.task_of(&folder, &engine_id).await?;
+        let task = self.task(&engine_id).await?;
         let ended = state_of(&folder, task.as_ref()) == orchestra::ContainerState::Exited;
         // Of a container that has ended all is on its way to the log, and the end is marked there when it has come.
         let log = self.logs.read(&engine_id, 0, follow || ended).await?;

@@ -17,15 +17,15 @@ pub(crate) fn missing(containerd: u32, runtime: Option<&str>) -> Vec<String> {
         .split(|byte| *byte == 0)
         .find_map(|one| one.strip_prefix(b"PATH="));
     let folders = std::env::split_paths(OsStr::from_bytes(path.unwrap_or_default()));
-    let mut folders: Vec<PathBuf> = folders.collect();
+    let folders: Vec<PathBuf> = folders.collect();
     // Shims are looked for beside it, too.
     let program = std::fs::read_link(format!("/proc/{containerd}/exe"));
-    folders.extend(program.ok().and_then(|program| Some(program.parent()?.to_owned())));
+    let beside = program.ok().and_then(|program| Some(program.parent()?.to_owned()));
     let root = PathBuf::from(format!("/proc/{containerd}/root"));
-    missing_in(&root, &folders, runtime)
+    missing_in(&root, &folders, beside.as_deref(), runtime)
 }
 
-fn missing_in(root: &Path, folders: &[PathBuf], runtime: Option<&str>) -> Vec<String> {
+fn missing_in(root: &Path, folders: &[PathBuf], beside: Option<&Path>, runtime: Option<&str>) -> Vec<String> {
     let below = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
     let is_there = |program: &str| match Path::new(program) {
         path if path.is_absolute() => std::fs::symlink_metadata(below(path)).is_ok(),
@@ -36,7 +36,8 @@ fn missing_in(root: &Path, folders: &[PathBuf], runtime: Option<&str>) -> Vec<St
     };
     let runtime = runtime.unwrap_or("runc");
     let mut missing = Vec::new();
-    if !is_there(SHIM) {
+    let beside = beside.and_then(|folder| folder.join(SHIM).to_str().map(str::to_owned));
+    if !is_there(SHIM) && !beside.is_some_and(|shim| is_there(&shim)) {
         missing.push(format!("{SHIM} (package containerd)"));
     }
     if !is_there(runtime) {
@@ -57,7 +58,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let folders = [PathBuf::from("/usr/bin"), PathBuf::from("/usr/local/bin")];
         std::fs::create_dir_all(root.path().join("usr/local/bin")).unwrap();
-        let told = |runtime| missing_in(root.path(), &folders, runtime).join(", ");
+        let told = |runtime| missing_in(root.path(), &folders, None, runtime).join(", ");
         let neither = "containerd-shim-runc-v2 (package containerd), runc (package runc)";
         assert_eq!(told(None), neither);
         std::fs::write(root.path().join("usr/local/bin/runc"), "").unwrap();
@@ -65,6 +66,8 @@ mod tests {
         std::fs::write(root.path().join("usr/local/bin").join(SHIM), "").unwrap();
         assert_eq!(told(None), "");
         assert_eq!(told(Some("/usr/local/bin/runc")), "");
+        let beside = missing_in(root.path(), &[], Some(Path::new("/usr/local/bin")), None);
+        assert_eq!(beside, ["runc (package runc)"], "only shims are looked for beside it");
         assert!(told(Some("/opt/runc")).contains("/opt/runc"));
         assert!(
             missing(u32::MAX, None).is_empty(),

@@ -35,6 +35,9 @@ use crate::{programs, rootfs};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Pauses between tries to reach it again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
+/// How often, and after what pause, what a process waits for is tried to be done: half an hour.
+const INSISTING: u32 = 3600;
+const AGAIN: Duration = Duration::from_millis(500);
 /// Longest that a process which was killed is waited for.
 const DEATH: Duration = Duration::from_secs(60);
 
@@ -138,14 +141,6 @@ impl ContainerdDriver {
         }
     }
 
-    /// The same of a container of this folder, which is marked before its task is made: of one that is not, nothing is asked.
-    pub(crate) async fn task_of(&self, folder: &Folder, engine_id: &str) -> Result<Option<Process>> {
-        match folder.was_started() {
-            true => self.task(engine_id).await,
-            false => Ok(None),
-        }
-    }
-
     pub(crate) async fn start(&self, id: &ContainerId, stdin: Option<ByteStream>) -> Result<()> {
         let (container, extension) = self.named(id).await?;
         if stdin.is_some() && !extension.stdin {
@@ -171,7 +166,7 @@ impl ContainerdDriver {
         let locked = folder.clone();
         let _lock = blocking(move || locked.lock()).await?;
         self.still_there(&container).await?;
-        let task = self.task_of(&folder, &engine_id).await?;
+        let task = self.task(&engine_id).await?;
         match state_of(&folder, task.as_ref()) {
             ContainerState::Running => return folder.mark_started(),
             ContainerState::Created => {}
@@ -353,7 +348,13 @@ impl ContainerdDriver {
             match self.try_reap(engine_id, &folder, &mut turn.cleared).await {
                 Ok(Some(reaped)) => return Ok(reaped),
                 Ok(None) => turn.patience.restore(),
-                Err(error) => turn.patience.bear(error).await?,
+                Err(error) => {
+                    turn.patience.bear(error).await?;
+                    // What goes away after an answer goes away another time.
+                    if self.task(engine_id).await.is_ok() {
+                        turn.patience.restore();
+                    }
+                }
             }
         }
     }
@@ -367,6 +368,7 @@ impl ContainerdDriver {
             }
             return Ok(Some(Some(ended)));
         }
+        *cleared = false;
         // One that was started: its task is there until its end was recorded.
         if folder.is_started()
             && let Some(code) = self.exit_of(engine_id, folder).await?
@@ -375,7 +377,10 @@ impl ContainerdDriver {
             *cleared = true;
             return Ok(Some(Some(ended)));
         }
-        let Some(task) = self.task_of(folder, engine_id).await? else {
+        if folder.ended().is_some() {
+            return Ok(None);
+        }
+        let Some(task) = self.task(engine_id).await? else {
             // Between the two looks somebody else may have seen its end.
             if let Some(ended) = folder.ended() {
                 return Ok(Some(Some(ended)));
@@ -535,8 +540,7 @@ impl ContainerdDriver {
         if let Err(error) = &fed {
             // The process would take what it got for all there is.
             tracing::warn!(%error, "standard input broke: the container is killed");
-            if self.kill(engine_id, "", Signal::KILL).await.is_err() {
-                // It reads on, and finds no end.
+            if !self.insist(|| self.kill(engine_id, "", Signal::KILL)).await {
                 return;
             }
         }
@@ -545,22 +549,44 @@ impl ContainerdDriver {
 
     /// Makes the shim, which keeps it open too, close a process' standard input.
     pub(crate) async fn close_input(&self, engine_id: &str, exec_id: &str) {
-        let request = CloseIoRequest {
-            container_id: engine_id.to_owned(),
-            exec_id: exec_id.to_owned(),
-            stdin: true,
+        let close = || {
+            let request = CloseIoRequest {
+                container_id: engine_id.to_owned(),
+                exec_id: exec_id.to_owned(),
+                stdin: true,
+            };
+            let (request, mut tasks) = (self.client.request(request), self.client.tasks());
+            async move {
+                tasks
+                    .close_io(request)
+                    .await
+                    .map(drop)
+                    .map_err(about(Subject::Container))
+            }
         };
-        let mut patience = Patience::new();
-        loop {
-            let closed = self.client.tasks().close_io(self.client.request(request.clone())).await;
-            let Err(status) = closed else { return };
-            // One of the engine's own, where the process has ended; else it would wait for the end of its input.
-            let error = about(Subject::Container)(status);
-            if let Err(error) = patience.bear(error).await {
-                tracing::debug!(%error, "standard input was not closed");
-                return;
+        self.insist(close).await;
+    }
+
+    /// Does something that a process would wait for for ever if it was not done, as soon as containerd can be reached. Whether
+    /// containerd has answered; an error of its own is one, as where the process has ended.
+    async fn insist<F>(&self, mut done: impl FnMut() -> F) -> bool
+    where
+        F: Future<Output = Result<()>>,
+    {
+        for _ in 0..INSISTING {
+            match done().await {
+                Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::Unreachable) => {
+                    tokio::time::sleep(AGAIN).await;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a container's input is left as it is");
+                    return true;
+                }
+                Ok(()) => return true,
             }
         }
+        tracing::warn!("containerd was away for too long: a container may wait for its input");
+        false
     }
 }
 

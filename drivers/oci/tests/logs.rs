@@ -409,7 +409,7 @@ async fn what_a_full_disk_has_no_room_for_is_told_and_holds_up_nobody() {
     }
     const LIMIT: u64 = 64 << 20;
     let dir = tempfile::tempdir().unwrap();
-    let _disk = SmallDisk::mount(dir.path().join("logs"), "1m");
+    let disk = SmallDisk::mount(dir.path().join("logs"), "1m");
     let place = Place::of(dir, LIMIT).await;
     let (keeper, mut out, err) = place.start(LIMIT);
     let line = |number: usize| format!("{number:015}\n");
@@ -440,4 +440,6 @@ async fn what_a_full_disk_has_no_room_for_is_told_and_holds_up_nobody() {
                 .all(|(number, seen)| line(number).as_bytes().starts_with(seen))
         );
     }
+    // Before the folder that it is in.
+    drop(disk);
 }

@@ -256,7 +256,7 @@ fn the_machine_is_hidden_unless_privileged() {
     }
     let bundle = Bundle::new();
     let script = "(echo other > /proc/sys/kernel/hostname) 2>/dev/null && echo writable; mount | grep -c ' /sys .*ro,'; wc -c < /proc/timer_list; \
-                  ls /dev | wc -l; mount -t tmpfs none /tmp && echo mounted; \
+                  mount -t tmpfs none /tmp && echo mounted; \
                   mount | grep -q ' /sys/fs/cgroup' && echo cgroups; true";
     let seen = bundle.run(&shell(script));
     assert!(!seen.contains("writable") && !seen.contains("mounted"), "{seen}");

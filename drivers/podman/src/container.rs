@@ -124,6 +124,7 @@ impl PodmanDriver {
                 && let Ok(found) = self.inspect(id).await
                 && !found.is_going()
             {
+                self.own.forget(id.as_str());
                 return Ok(Created::Existing);
             }
             if cause != Some(Cause::Exists) || pause > LOOK.1 {
@@ -350,30 +351,40 @@ impl PodmanDriver {
     }
 
     pub(crate) async fn wait(&self, id: &ContainerId) -> Result<ExitStatus> {
-        let code = match self.own.exit(id) {
-            Some(exit) => {
-                let code = self.ended_here(id, exit).await?;
-                self.own.ended(id);
-                Some(code)
-            }
-            None => match self.inspect(id).await?.state() {
-                // libpod answers 0 at once, or never if it was prepared.
-                ContainerState::Created => {
-                    return Err(Error::new(ErrorKind::Conflict, "the container was never started"));
+        let (waited, mut found) = match self.own.over(id) {
+            Some(over) => (self.ended_here(id, over).await, None),
+            None => {
+                let found = self.inspect(id).await?;
+                match found.state() {
+                    // libpod answers 0 at once, or never if it was prepared.
+                    ContainerState::Created => {
+                        return Err(Error::new(ErrorKind::Conflict, "the container was never started"));
+                    }
+                    ContainerState::Running => (ended(&self.client, id.as_str()).await, None),
+                    _ => (Ok(()), Some(found)),
                 }
-                ContainerState::Running => Some(ended(&self.client, id.as_str()).await?),
-                _ => None,
-            },
+            }
+        };
+        if found.is_none() {
+            // Only this is sure: from 4.9 on libpod answers a wait that failed with 0, and 4.3 fails one for a container that
+            // has ended five minutes ago.
+            found = match (self.inspect(id).await, waited) {
+                (Ok(found), Ok(())) => Some(found),
+                (Ok(found), Err(_)) if found.state() == ContainerState::Exited => Some(found),
+                (_, Err(error)) | (Err(error), _) => return Err(error),
+            };
+        }
+        let Some(found) = found else {
+            return Err(Error::new(
+                ErrorKind::Protocol,
+                "the engine says nothing of the container",
+            ));
         };
         if self.own.is_deprived(id) {
             let message = "the engine went away while the container read its input, which broke off";
             return Err(Error::new(ErrorKind::Interrupted, message).with_hint("run it again"));
         }
-        // Any other may be of a container that was killed for its memory, or to be removed.
-        if code == Some(0) {
-            return Ok(ExitStatus::Code(0));
-        }
-        let found = self.inspect(id).await?;
+        self.own.ended(id);
         // A removal kills first: whoever waits is told 137, of a container that is about to be gone.
         if found.is_going() {
             return Err(Error::new(
@@ -396,11 +407,10 @@ impl PodmanDriver {
     /// Waits for a container that was started here, and whose output is read here: the end of that comes first, and libpod tells
     /// the exit of a container that has ended at once. One that is still waited for then it tells when it looks next, and
     /// each of its looks holds up all else that is done with the container.
-    async fn ended_here(&self, id: &ContainerId, mut exit: watch::Receiver<Option<i64>>) -> Result<i64> {
+    async fn ended_here(&self, id: &ContainerId, mut over: watch::Receiver<bool>) -> Result<()> {
         let told = async {
-            match exit.wait_for(Option::is_some).await.map(|code| *code) {
-                Ok(Some(code)) => code,
-                _ => future::pending().await,
+            if over.wait_for(|over| *over).await.is_err() {
+                future::pending::<()>().await;
             }
         };
         // Who reads the output may be slow, or have stopped.
@@ -410,8 +420,8 @@ impl PodmanDriver {
         };
         tokio::select! {
             biased;
-            code = told => Ok(code),
-            code = asked => code.map_err(about(Subject::Container)),
+            () = told => Ok(()),
+            asked = asked => asked.map_err(about(Subject::Container)),
         }
     }
 
@@ -424,20 +434,23 @@ impl PodmanDriver {
             while matches!(output.read(&mut rest).await, Ok(1..)) {}
         };
         let mut closed = std::pin::pin!(closed);
-        let lost = async || ended(&self.client, name).await.err();
+        // One wait from the beginning: another one, after a service that comes back by itself, would find that it has ended.
+        let mut ended = std::pin::pin!(ended(&self.client, name));
         let failed = tokio::select! {
             pumped = pump(stdin, input) => match pumped {
                 Ok(Pumped::All) => return closed.await,
-                Ok(Pumped::Part) => lost().await,
+                Ok(Pumped::Part) => ended.await.err(),
                 Err(error) => {
                     tracing::warn!(container = name, %error, "standard input failed");
                     self.kill_deprived(name).await;
                     return;
                 }
             },
-            () = &mut closed => lost().await,
-            failed = lost() => failed,
+            () = &mut closed => ended.await.err(),
+            ended = &mut ended => ended.err(),
         };
+        // Whoever removes it knows.
+        let failed = failed.filter(|error| error.kind() != ErrorKind::ContainerNotFound);
         // It has ended, unless its end could not be asked for.
         if let Some(error) = failed {
             tracing::warn!(container = name, %error, "standard input broke off");
@@ -565,8 +578,8 @@ fn below<'a>(place: &str, path: &'a str) -> &'a str {
     path.strip_prefix(place).unwrap_or(path).trim_start_matches('/')
 }
 
-/// Waits until a container that was started has ended. Its exit code, or less than 0 where libpod does not know.
-pub(crate) async fn ended(client: &Client, name: &str) -> Result<i64> {
+/// Waits until a container that was started has ended, as far as libpod knows.
+pub(crate) async fn ended(client: &Client, name: &str) -> Result<()> {
     let ended = match tokio::time::timeout(SOON, exited(client, name, INTERVAL.0)).await {
         Ok(ended) => ended,
         Err(_) => exited(client, name, INTERVAL.1).await,
@@ -574,10 +587,10 @@ pub(crate) async fn ended(client: &Client, name: &str) -> Result<i64> {
     ended.map_err(about(Subject::Container))
 }
 
-async fn exited(client: &Client, name: &str, interval: &str) -> Result<i64, Failure> {
+async fn exited(client: &Client, name: &str, interval: &str) -> Result<(), Failure> {
     let wait = client.post(&["containers", name, "wait"]);
     let wait = wait.query("condition", "exited").query("interval", interval);
-    wait.value().await
+    wait.done().await
 }
 
 async fn kill(client: &Client, name: &str, signal: Signal) -> Result<(), Failure> {

@@ -36,8 +36,8 @@
 //! - A registry on the engine's own host is spoken to without TLS, as all engines do but podman.
 //! - Output is kept in podman's `k8s-file` form, whatever its configuration says, up to [`PodmanConfig::log_limit`].
 //! - That a container was out of memory is told by podman 5.0 and newer.
-//! - A container loses its standard input with the service. Whoever waits for one that has not got all of it then is told
-//!   `Interrupted`, and not what it made of a part.
+//! - A container loses its standard input with the service. Who has started one and waits for it is told `Interrupted` if
+//!   that was before its input had ended, and not what it made of a part.
 //! - A seccomp profile of the caller's own can't be sent: libpod reads profiles from files of its host.
 //! - What reads a volume leaves folders beside the volume's directory in podman's store, which go with the volume.
 //!

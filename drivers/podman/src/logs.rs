@@ -50,15 +50,15 @@ impl PodmanDriver {
             };
             let output = ReaderStream::with_capacity(attached, BUFFER).map_err(lost);
             let output = self.clone().unless_refused(id.clone(), demultiplexed(output).boxed());
-            let (driver, exit, id) = (self.clone(), self.own.attached(id), id.clone());
+            let (driver, over, id) = (self.clone(), self.own.attached(id), id.clone());
             // A connection that was taken over from HTTP ends in the same way when the container does and when the engine
             // dies: only the answer to a wait tells that nothing is missing. A container may also close its output and run
             // on; following it ends when it does.
             return Ok(and_rest(output, async move || {
                 match ended(&driver.client, id.as_str()).await {
-                    Ok(code) => {
-                        if let Some(exit) = exit {
-                            exit.send_replace(Some(code));
+                    Ok(()) => {
+                        if let Some(over) = over {
+                            over.send_replace(true);
                         }
                         Ok(None)
                     }

@@ -124,7 +124,7 @@ impl Containerd {
         let namespace = self.namespace.as_str();
         let folder = tempfile::tempdir()?;
         let [stdout, stderr] = ["stdout", "stderr"].map(|name| folder.path().join(name));
-        let mut outputs = [open_fifo(&stdout)?, open_fifo(&stderr)?];
+        let [mut stdout_of, mut stderr_of] = [open_fifo(&stdout)?, open_fifo(&stderr)?];
         let create = CreateTaskRequest {
             container_id: id.to_owned(),
             rootfs,
@@ -146,10 +146,11 @@ impl Containerd {
         };
         self.client.tasks().start(with_namespace!(start, namespace)).await?;
         let output = tokio::spawn(async move {
-            for output in &mut outputs {
-                tokio::io::copy(output, &mut tokio::io::sink()).await?;
-            }
-            Ok::<_, std::io::Error>(())
+            let (mut first, mut second) = (tokio::io::sink(), tokio::io::sink());
+            tokio::try_join!(
+                tokio::io::copy(&mut stdout_of, &mut first),
+                tokio::io::copy(&mut stderr_of, &mut second)
+            )
         });
         let status = waiting.await??.into_inner().exit_status;
         let delete = DeleteTaskRequest {

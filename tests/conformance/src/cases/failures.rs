@@ -216,7 +216,9 @@ impl Reader {
         let stdin = tokio_stream::wrappers::ReceiverStream::new(taken).boxed();
         driver.start_container(&id, Some(stdin)).await?;
         input.send(Ok(Bytes::from_static(b"one\n"))).await.ok();
-        within(SOON, "a container's answer to its input", logs.next()).await?;
+        let answer = within(SOON, "a container's answer to its input", logs.next()).await?;
+        let answer = answer.ok_or_else(|| Failure::new("the log ended before the answer"))??;
+        same("what it has read", &answer.bytes[..], &b"one\n"[..])?;
         Ok(Self { id, input })
     }
 
