@@ -8,6 +8,7 @@ use orchestra::{
 };
 
 use crate::arguments::{Place, argv};
+use crate::validate::{HISTORY, field};
 use crate::{BuildCache, CacheTo, ImageBuild, RegistryAuth, registry};
 
 /// The context is no directory.
@@ -92,7 +93,7 @@ pub(crate) fn keeps_state(build: &ImageBuild) -> bool {
 pub(crate) fn configuration(build: &ImageBuild, registries: &[&RegistryAuth]) -> String {
     let mut configuration = registry::configuration(registries, &build.tag, &build.options);
     let own = build.options.daemon_config().ok().flatten();
-    if keeps_state(build) && own.is_none_or(|own| !own.contains_key("history")) {
+    if keeps_state(build) && own.is_none_or(|own| field(&own, HISTORY).is_none()) {
         // The record of a build has all that its steps have written, with every secret among it. It would stay in the
         // cache, as it was written.
         configuration.push_str("[history]\n  maxEntries = 0\n");
@@ -295,6 +296,8 @@ mod tests {
         for config in [
             "[history]\nmaxEntries = 7",
             "[history]\nmaxAge = 60",
+            "[history]\nmaxEntries = 0\nmaxAge = 60",
+            "[History]\nmaxage = '48h'",
             "history = { maxEntries = 1 }",
         ] {
             assert!(refused(config).unwrap_err().contains("history of builds"), "{config}");

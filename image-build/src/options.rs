@@ -231,7 +231,8 @@ impl BuildOptions {
                 .span()
                 .map(|span| text.unwrap_or_default()[..span.start].matches('\n').count() + 1);
             let place = place.map(|line| format!(", line {line}")).unwrap_or_default();
-            Error::invalid(format!("buildkitd_config is no TOML{place}: {}", error.message()))
+            let why = error.message().replace('\n', "; ");
+            Error::invalid(format!("buildkitd_config is no TOML{place}: {why}"))
         })
     }
 

@@ -65,42 +65,61 @@ pub(crate) fn check(build: &ImageBuild) -> Result<()> {
         .validate()
 }
 
-/// Refuses a secret where others would see it: a layer that resolves references would put it there.
+/// Refuses a secret where others would see it, or where a reference to one would stand as it is written.
 fn check_references(build: &ImageBuild) -> Result<()> {
-    let shown = "is a secret, and stands in the image for all to see";
-    let of_container = "is a secret, and stands in what the engine shows of the build container";
-    let env = build.env.0.iter().map(|of| ("variable", of, of_container));
-    let args = build.build_args.iter().map(|of| ("build argument", of, shown));
-    let labels = build.options.labels.iter().map(|of| ("label", of, shown));
-    let annotations = build.options.annotations.iter().map(|of| ("annotation", of, shown));
-    let mut texts = env.chain(args).chain(labels).chain(annotations);
-    match texts.find(|(_, (_, value), _)| value.starts_with(crate::registry::REFERENCE)) {
+    let is_secret = |value: &str| value.starts_with(crate::registry::REFERENCE);
+    if let Some((name, _)) = build.env.0.iter().find(|(_, value)| is_secret(value)) {
+        return Err(Error::invalid(format!(
+            "the value of the variable {name} is a secret, and would stand in what the engine shows of the build container"
+        ))
+        .with_hint("a step of the Dockerfile gets a secret by `secrets` and RUN --mount=type=secret; a proxy's address is to have none"));
+    }
+    let args = build.build_args.iter().map(|of| ("build argument", of));
+    let labels = build.options.labels.iter().map(|of| ("label", of));
+    let annotations = build.options.annotations.iter().map(|of| ("annotation", of));
+    match args
+        .chain(labels)
+        .chain(annotations)
+        .find(|(_, (_, value))| is_secret(value))
+    {
         None => Ok(()),
-        Some((what, (name, _), why)) => Err(Error::invalid(format!("the value of the {what} {name} {why}"))
-            .with_hint("a step of the Dockerfile gets a secret by `secrets` and RUN --mount=type=secret")),
+        Some((what, (name, _))) => Err(Error::invalid(format!(
+            "the value of the {what} {name} is a reference to a secret, and stands in the image for all to see"
+        ))
+        .with_hint("a step of the Dockerfile gets a secret by `secrets` and RUN --mount=type=secret")),
     }
 }
 
 /// Refuses records of what steps have written, with every secret among it, in state that is kept.
 pub(crate) fn check_records(build: &ImageBuild) -> Result<()> {
-    let Some(config) = build.options.daemon_config()? else {
+    let config = build.options.daemon_config()?.unwrap_or_default();
+    let Some(history) = field(&config, HISTORY) else {
         return Ok(());
     };
-    let entries = config
-        .get("history")
-        .map(|history| history.get("maxEntries").and_then(toml::Value::as_integer));
-    let registries = build.registry.iter().chain(&build.base_registries);
-    let has_secrets = !build.secrets.is_empty()
-        || !build.ssh.is_empty()
-        || build.cache_credentials.is_some()
-        || registries.map(|registry| &registry.credentials).any(Option::is_some);
-    if command::keeps_state(build) && has_secrets && entries.is_some_and(|entries| entries != Some(0)) {
+    // BuildKit drops a record that is over both limits.
+    let of = |name: &str| {
+        history
+            .as_table()
+            .and_then(|history| field(history, name))
+            .map(toml::Value::as_integer)
+    };
+    let keeps_none = of("maxEntries") == Some(Some(0)) && matches!(of("maxAge"), None | Some(Some(0)));
+    if command::keeps_state(build) && !build.secrets.is_empty() && !keeps_none {
         return Err(Error::invalid(
             "buildkitd_config keeps a history of builds, which holds what their steps have written, in a cache, and this build has secrets",
         )
-        .with_hint("write maxEntries = 0 under [history], or leave [history] out"));
+        .with_hint("write maxEntries = 0 and no maxAge under [history], or leave [history] out"));
     }
     Ok(())
+}
+
+/// What the daemon's configuration says of the records of builds.
+pub(crate) const HISTORY: &str = "history";
+
+/// A field of the daemon's configuration, which takes names in any case.
+pub(crate) fn field<'t>(table: &'t toml::Table, name: &str) -> Option<&'t toml::Value> {
+    let mut fields = table.iter();
+    fields.find_map(|(key, value)| key.eq_ignore_ascii_case(name).then_some(value))
 }
 
 fn check_outputs(build: &ImageBuild) -> Result<()> {
@@ -443,7 +462,7 @@ mod tests {
         for (what, put) in places {
             contains(
                 &refused(|build| put(build, secret())),
-                &[what, "is a secret", "type=secret"],
+                &[what, "secret, and", "type=secret"],
             );
             let mut open = build();
             open.push = true;

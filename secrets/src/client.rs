@@ -176,11 +176,15 @@ impl ClientConfig {
                 self.path.display()
             )));
         }
+        self.run(&program, server).await
+    }
+
+    async fn run(&self, program: &str, server: &str) -> Result<Option<Credentials>> {
         let failed = |error| {
             Error::io(format!("ask {program} for {server}"), error)
                 .with_hint("check that the helper is installed, or leave out --use-docker-config")
         };
-        let mut child = Command::new(&program)
+        let mut child = Command::new(program)
             .arg("get")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -212,11 +216,12 @@ impl ClientConfig {
             if String::from_utf8_lossy(&answer).contains("credentials not found") {
                 return Ok(None);
             }
-            // By the protocol it says why on its output; what is an answer is not shown.
-            let said = String::from_utf8_lossy(&answer).trim().to_owned();
-            let why = match said.starts_with('{') || said.is_empty() {
+            // By the protocol it says why on its output, in a line; what may be an answer is not shown.
+            let said = Zeroizing::new(String::from_utf8_lossy(&answer).into_owned());
+            let line = said.trim().lines().next().unwrap_or_default();
+            let why = match said.contains('{') || line.is_empty() {
                 true => String::new(),
-                false => format!(": {}", &said[..said.floor_char_boundary(SAID)]),
+                false => format!(": {}", &line[..line.floor_char_boundary(SAID)]),
             };
             return Err(Error::new(
                 ErrorKind::Io,
@@ -341,6 +346,27 @@ mod tests {
             .await
             .unwrap();
         assert!(none.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_fails_says_why_and_shows_no_answer() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let answer = r#"{"Username": "robot", "Secret": "hunter2"}"#;
+        for (says, told) in [
+            ("not signed in", "not signed in"),
+            (answer, "exit status: 1"),
+            (&format!("careful\n{answer}"), "exit status: 1"),
+        ] {
+            let program = dir.path().join("docker-credential-fails");
+            std::fs::write(&program, format!("#!/bin/sh\ncat <<'END'\n{says}\nEND\nexit 1\n")).unwrap();
+            std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+            // By its path: a test changes no variable of its process.
+            let config = config(&dir, "{}").unwrap();
+            let error = config.run(&program.display().to_string(), "r").await.unwrap_err();
+            assert!(error.message().ends_with(told), "{error}");
+            assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
+        }
     }
 
     #[tokio::test]

@@ -42,6 +42,8 @@ struct Short {
     values: BTreeMap<Reference, SecretValue>,
     /// What is to be said of it, and of values that a task announced.
     untold: Vec<String>,
+    /// What was said of literal values.
+    told: BTreeSet<String>,
     /// Whether it was said of such a value: a task may announce any number.
     announced: bool,
 }
@@ -196,7 +198,7 @@ impl JobSecrets {
         if (1..SHORTEST).contains(&value.expose().trim_ascii().len()) {
             let told = format!("{what} is too short to be redacted, less than four bytes: what prints it shows it");
             let mut short = lock(&self.0.short);
-            if !short.untold.contains(&told) {
+            if short.told.insert(told.clone()) {
                 short.untold.push(told);
             }
         }

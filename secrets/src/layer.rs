@@ -149,11 +149,15 @@ impl Driver for SecretsLayer {
             Some(_) => None,
             None => {
                 let (host, repository) = (pull.image.registry(), pull.image.repository());
-                self.secrets.registry(host, Some(repository)).await?
+                let login = self.secrets.registry(host, Some(repository)).await;
+                login.map_err(|error| self.secrets.redact_error(error))?
             }
         };
         let Some(credentials) = pull.credentials.as_ref().or(of_client.as_ref()) else {
-            return self.inner.pull_image(pull).await;
+            let secrets = self.secrets.clone();
+            let stream = self.inner.pull_image(pull).await;
+            let stream = stream.map_err(|error| secrets.redact_error(error))?;
+            return Ok(stream.map_err(move |error| secrets.redact_error(error)).boxed());
         };
         let job = match &pull.job {
             Some(job) => self.secrets.job(job),
@@ -383,10 +387,11 @@ impl Driver for SecretsLayer {
     }
 
     async fn list(&self, job: Option<&JobId>) -> Result<Vec<Resource>> {
-        self.inner
-            .list(job)
-            .await
-            .map_err(|error| self.secrets.redact_error(error))
+        let listed = self.inner.list(job).await;
+        listed.map_err(|error| match job {
+            Some(job) => self.secrets.known(job).redact_error(error),
+            None => self.secrets.redact_error(error),
+        })
     }
 
     async fn end_job(&self, job: &JobId) -> Result<EndReport> {

@@ -34,7 +34,7 @@
 //! # Who can see what
 //! | who | sees |
 //! | --- | --- |
-//! | who listens to [`tracing`] | none in what the layers above [`SecretsLayer`] tell; a driver below it tells the engine's own words, and its HTTP client what it sends: write events through [`Secrets::redact`], as the command `orchestra` does, and leave out those of `bollard` and `hyper` |
+//! | who listens to [`tracing`] | none in what the layers above [`SecretsLayer`] tell; a driver below it tells the engine's own words, and docker's client, `bollard`, what it sends: write events through [`Secrets::redact`], and leave out those of that client, as the command `orchestra` does |
 //! | the task | its secrets; what it writes to volumes and over the network is its own matter |
 //! | who reads output, events, errors, reports | none |
 //! | who may ask the engine | the environment of a container while it exists, unless it is [hidden](TaskSecrets::hide_secret_env); arguments that a pipeline puts a secret into; what the task prints, in the engine's own log |

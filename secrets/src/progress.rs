@@ -21,9 +21,6 @@ const KEYS: [&str; 4] = ["vertexes", "statuses", "logs", "warnings"];
 /// The key of the lines that the build container's own script writes between them.
 const OWN: &str = "orchestra";
 /// What stands for the content of something, computed by BuildKit: no secret, and of no use in parts.
-/// Keys of its times.
-const TIMES: [&str; 3] = ["started", "completed", "timestamp"];
-
 const DIGESTS: [&str; 5] = [
     "digest",
     "inputs",
@@ -31,6 +28,9 @@ const DIGESTS: [&str; 5] = [
     "containerimage.digest",
     "containerimage.config.digest",
 ];
+
+/// Keys of its times.
+const TIMES: [&str; 3] = ["started", "completed", "timestamp"];
 
 /// A part of the output.
 #[derive(Debug, PartialEq, Eq)]

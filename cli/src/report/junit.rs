@@ -45,8 +45,9 @@ fn status(step: &StepRecord) -> TestCaseStatus {
         // Its failure is none of the run.
         _ if report.tolerated => {
             let mut status = TestCaseStatus::skipped();
-            let error = report.error.as_deref().unwrap_or_default().lines().next();
-            status.set_message(format!("{}, and may: {}", report.status, error.unwrap_or_default()));
+            let error = report.error.as_deref().and_then(|error| error.lines().next());
+            let why = error.map(|error| format!(": {error}")).unwrap_or_default();
+            status.set_message(format!("{}, and may{why}", report.status));
             return status;
         }
         Status::Failed => NonSuccessKind::Failure,

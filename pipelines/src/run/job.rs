@@ -485,7 +485,9 @@ impl<'a> JobRun<'a> {
         let (mut finished, caches, whole) = self.step(step, scope).await;
         let step = whole.as_ref().unwrap_or(step);
         let status = finished.status;
-        finished.tolerated = scope.tolerated && matches!(status, Status::Failed | Status::Errored);
+        // What was aborted from within, by a step beside it or a timeout, has failed as the whole has.
+        let from_within = status == Status::Aborted && !self.options.cancel.is_cancelled();
+        finished.tolerated = scope.tolerated && (from_within || matches!(status, Status::Failed | Status::Errored));
         if !scope.tried_again {
             locked(&self.pending).remove(&step.name);
             if self.cache_use.is_on() && status == Status::Succeeded {

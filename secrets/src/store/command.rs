@@ -98,6 +98,7 @@ impl CommandStore {
             if status.code().is_some_and(|code| self.missing.contains(&code)) {
                 return Ok(None);
             }
+            let cut = said.len() >= SAID + LONGEST;
             // A script that traces itself says the value there too.
             let own = Secrets::new([]).job(key.to_string());
             let traced = own.mask(&SecretValue::from_input(std::mem::take(&mut value)));
@@ -105,7 +106,11 @@ impl CommandStore {
                 Ok(()) => own.redact(String::from_utf8_lossy(&said).trim()),
                 Err(_) => MARKER.to_owned(),
             };
-            let said = &said[..said.floor_char_boundary(SAID)];
+            // A value that the reading has cut is not found.
+            let said = match cut {
+                true => "it said too much to be shown",
+                false => &said[..said.floor_char_boundary(SAID)],
+            };
             return Err(Error::new(
                 ErrorKind::Io,
                 format!("{program} failed for the secret {key}: {status}: {said}"),
@@ -204,6 +209,10 @@ mod tests {
             error.message().contains("xxxx") && !error.message().contains("hun"),
             "{error}"
         );
+        let talks = "head -c 69630 /dev/zero | tr '\\0' x >&2; echo hunter2hunter2 >&2; echo hunter2hunter2; exit 1";
+        let error = get(&store(talks), "k").await.unwrap_err();
+        let said = error.message();
+        assert!(said.contains("too much") && !said.contains("hun"), "{error}");
         let error = get(&CommandStore::new(["/no/such/program", "{key}"]).unwrap(), "k").await;
         assert!(error.unwrap_err().message().contains("/no/such/program"));
     }
