@@ -282,12 +282,7 @@ impl JobSecrets {
         if self.0.version.load(Ordering::Acquire) == 0 {
             return error;
         }
-        // `Debug` shows hint and causes too.
-        let shown = format!("{error:?}");
-        if self.redact(&shown) == shown {
-            return error;
-        }
-        error.map_text(|text| self.redact(text))
+        clean(error, |text| self.redact(text))
     }
 
     /// What changes when the list does.
@@ -305,6 +300,16 @@ impl JobSecrets {
             list.built = version;
         }
         Ok((version, list.patterns.clone()))
+    }
+}
+
+/// An error of which no text holds what `redact` replaces. One that is clean stays as it is, with what caused it.
+pub(crate) fn clean(error: Error, redact: impl Fn(&str) -> String) -> Error {
+    // `Debug` shows hint and causes too.
+    let shown = format!("{error:?}");
+    match redact(&shown) == shown {
+        true => error,
+        false => error.map_text(|text| redact(text)),
     }
 }
 

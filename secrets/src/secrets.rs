@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use orchestra::{Credentials, Error, ExposeSecret, Result};
 use zeroize::Zeroizing;
 
-use crate::job::{JobSecrets, redact};
+use crate::job::{JobSecrets, clean, redact};
 use crate::redact::Patterns;
 use crate::{ClientConfig, Reference, Scope, SecretStore, SecretValue};
 
@@ -220,12 +220,7 @@ impl Secrets {
 
     /// The same of an error that belongs to no job.
     pub(crate) fn redact_error(&self, error: Error) -> Error {
-        // `Debug` shows hint and causes too.
-        let shown = format!("{error:?}");
-        match self.redact(&shown) == shown {
-            true => error,
-            false => error.map_text(|text| self.redact(text)),
-        }
+        clean(error, |text| self.redact(text))
     }
 
     fn jobs(&self) -> std::sync::MutexGuard<'_, HashMap<String, JobSecrets>> {
