@@ -46,7 +46,10 @@ async fn modes(driver: &SharedDriver, config: &Config) -> Result<Vec<Mode>, Fail
                 let probing = async |cancel: &_| probe(driver, &image, rootless, PullPolicy::Never, cancel).await;
                 match interrupt::hearing(probing).await? {
                     Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error.into()),
-                    probed => Some(probed.unwrap_or_else(|error| Some(error.to_string()))),
+                    probed => Some(probed.unwrap_or_else(|error| {
+                        let hint = error.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+                        Some(format!("{error}{hint}"))
+                    })),
                 }
             }
             false => None,

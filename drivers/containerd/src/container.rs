@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use containerd_client::services::v1::container::Runtime;
 use containerd_client::services::v1::{
@@ -26,6 +27,7 @@ use sha2::{Digest, Sha256};
 use crate::config::{MAX_IDENTIFIER, is_identifier};
 use crate::driver::{ContainerdDriver, blocking};
 use crate::error::{Subject, about};
+use crate::known::Record;
 use crate::lease::Lease;
 use crate::rootfs;
 
@@ -39,7 +41,7 @@ const EXTENSION: &str = "dev.orchestra.container";
 const ATTEMPTS: usize = 3;
 
 /// What containerd has no place for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Extension {
     /// The id that the caller chose; containerd's own may be another one.
     pub(crate) id: String,
@@ -128,8 +130,16 @@ pub(crate) fn public_labels(labels: HashMap<String, String>) -> Labels {
 }
 
 impl ContainerdDriver {
-    /// The record of a container of ours.
-    pub(crate) async fn find(&self, id: &ContainerId) -> Result<Option<(Container, Extension)>> {
+    /// The record of a container of ours; a new one is not asked for.
+    pub(crate) async fn find(&self, id: &ContainerId) -> Result<Option<Arc<Record>>> {
+        match self.made.get(id) {
+            Some(new) => Ok(Some(new)),
+            None => self.ask_for(id).await,
+        }
+    }
+
+    /// The record of a container of ours, as containerd has it now.
+    pub(crate) async fn ask_for(&self, id: &ContainerId) -> Result<Option<Arc<Record>>> {
         let engine_id = engine_id(id.as_str());
         let request = GetContainerRequest { id: engine_id.clone() };
         let found = match self.client.containers().get(self.client.request(request)).await {
@@ -138,7 +148,11 @@ impl ContainerdDriver {
             Err(status) => return Err(about(Subject::Container)(status)),
         };
         match Extension::of(&found) {
-            Some(extension) if extension.id == id.as_str() => Ok(Some((found, extension))),
+            Some(extension) if extension.id == id.as_str() => Ok(Some(Arc::new(Record {
+                container: found,
+                extension,
+                layer: None,
+            }))),
             _ => {
                 let message = format!("{engine_id} is a container that orchestra has not made");
                 Err(Error::new(ErrorKind::Conflict, message))
@@ -147,7 +161,7 @@ impl ContainerdDriver {
     }
 
     /// The record of a container that has to be there.
-    pub(crate) async fn named(&self, id: &ContainerId) -> Result<(Container, Extension)> {
+    pub(crate) async fn named(&self, id: &ContainerId) -> Result<Arc<Record>> {
         let absent = || Error::new(ErrorKind::ContainerNotFound, format!("no such container: {id}"));
         self.find(id).await?.ok_or_else(absent)
     }
@@ -155,9 +169,6 @@ impl ContainerdDriver {
     pub(crate) async fn make_container(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<Created> {
         spec.validate()?;
         self.info.check_container(spec)?;
-        if self.find(id).await?.is_some() {
-            return Ok(Created::Existing);
-        }
         let (driver, id, spec) = (self.clone(), id.clone(), spec.clone());
         // Not dropped half-way with its caller.
         let making = self.making.spawn(async move { driver.create(&id, &spec).await });
@@ -168,7 +179,31 @@ impl ContainerdDriver {
     }
 
     async fn create(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<Created> {
-        let image = self.image(&spec.image, spec.platform.as_ref()).await?;
+        let (found, image, lease) = tokio::join!(
+            self.find(id),
+            self.image(&spec.image, spec.platform.as_ref()),
+            Lease::new(&self.client, &spec.labels)
+        );
+        let made = match (found, image, &lease) {
+            (Ok(Some(_)), ..) => Ok(Created::Existing),
+            (Err(error), ..) | (_, Err(error), _) => Err(error),
+            (Ok(None), Ok(image), Ok(lease)) => self.create_under(lease, id, spec, &image).await,
+            (Ok(None), Ok(_), Err(_)) => return lease.map(|_| Created::New),
+        };
+        // Nobody waits for its end but that of the job.
+        if let Ok(lease) = lease {
+            self.making.spawn(lease.end());
+        }
+        made
+    }
+
+    async fn create_under(
+        &self,
+        lease: &Lease,
+        id: &ContainerId,
+        spec: &ContainerSpec,
+        image: &Image,
+    ) -> Result<Created> {
         let state = self.state.clone();
         // Held until the record is there, which says that the volumes are in use.
         let _volumes = blocking(move || state.lock_volumes(true)).await?;
@@ -177,12 +212,11 @@ impl ContainerdDriver {
             volumes.insert(mount.volume.clone(), self.volumes.get(&mount.volume).await?.path);
         }
         let engine_id = engine_id(id.as_str());
-        let lease = Lease::new(&self.client, &spec.labels).await?;
         // Of two who make one container, each has a layer of its own until one is first.
         let key = format!("{engine_id}-{}", JobId::unique());
-        let mounts = self.layer(&lease, &key, &image, &spec.labels).await?;
+        let mounts = self.layer(lease, &key, image, &spec.labels).await?;
         let own = self.state.container(&engine_id).own_volumes(&key);
-        let made = self.write_record(id, spec, &image, key, mounts, volumes).await;
+        let made = self.write_record(id, spec, image, key, mounts, volumes).await;
         if !matches!(made, Ok(Created::New)) {
             // With the lease goes the layer.
             blocking(move || {
@@ -190,9 +224,7 @@ impl ContainerdDriver {
                 Ok(())
             })
             .await?;
-            return made;
         }
-        lease.end().await;
         made
     }
 
@@ -210,10 +242,18 @@ impl ContainerdDriver {
         let user = user_of(spec, &image.config).to_owned();
         let declared = image_volumes(spec, &image.config);
         let own = self.state.container(&engine_id).own_volumes(&key);
-        let looked = rootfs::with(mounts, self.state.mount_point(), move |root| {
-            Ok((resolve_user(root, &user)?, own.fill(root, &declared)?))
-        });
-        let (user, own) = looked.await?;
+        let known = (image.manifest.digest().to_string(), user.clone());
+        let (user, own) = match self.users.get(&known) {
+            Some(user) if declared.is_empty() => (user, BTreeMap::new()),
+            _ => {
+                let looked = rootfs::with(mounts.clone(), self.state.mount_point(), move |root| {
+                    Ok((resolve_user(root, &user)?, own.fill(root, &declared)?))
+                });
+                let (user, own) = looked.await?;
+                self.users.add(known, user.clone());
+                (user, own)
+            }
+        };
         let extension = Extension::new(id, spec, &own)?;
         let runtime = self.runtime_spec(id, spec, image, user, volumes, own).await?;
         let container = Container {
@@ -228,10 +268,18 @@ impl ContainerdDriver {
             ..Container::default()
         };
         let request = CreateContainerRequest {
-            container: Some(container),
+            container: Some(container.clone()),
         };
         match self.client.containers().create(self.client.request(request)).await {
-            Ok(_) => Ok(Created::New),
+            Ok(_) => {
+                let layer = Some(mounts);
+                self.made.add(Record {
+                    container,
+                    extension,
+                    layer,
+                });
+                Ok(Created::New)
+            }
             Err(status) if status.code() == Code::AlreadyExists => Ok(Created::Existing),
             Err(status) => Err(about(Subject::Container)(status)),
         }
@@ -310,23 +358,23 @@ impl ContainerdDriver {
                 file.path
             )));
         }
-        let (container, extension) = self.named(id).await?;
-        let folder = self.state.container(&container.id);
+        let record = self.named(id).await?;
+        let folder = self.state.container(&record.container.id);
         // Nobody starts it meanwhile.
         let lock = blocking({
             let folder = folder.clone();
             move || folder.lock()
         });
         let _lock = lock.await?;
-        self.still_there(&container).await?;
-        if folder.was_started() || self.task(&container.id).await?.is_some() {
+        self.still_there(&record).await?;
+        if folder.was_started() || self.task(&record.container.id).await?.is_some() {
             return Err(Error::new(
                 ErrorKind::Conflict,
                 "the container was started; files go in before that",
             ));
         }
-        let mounts = self.snapshots(&self.client).mounts(&container.snapshot_key).await?;
-        let volumes = self.places(&extension).await?;
+        let mounts = self.layer_of(&record).await?;
+        let volumes = self.places(&record.extension).await?;
         let files = files.to_vec();
         rootfs::with(mounts, self.state.mount_point(), move |root| {
             rootfs::write_files(&files, |path: &ContainerPath| {
@@ -337,13 +385,25 @@ impl ContainerdDriver {
     }
 
     /// Fails if a container was removed while its lock was waited for, which has made its folder again.
-    pub(crate) async fn still_there(&self, container: &Container) -> Result<()> {
-        let id = ContainerId::new(identity(container))?;
+    pub(crate) async fn still_there(&self, record: &Record) -> Result<()> {
+        let id = ContainerId::new(record.extension.id.as_str())?;
         match self.find(&id).await? {
             Some(_) => Ok(()),
             None => {
-                self.forget(&container.id).await?;
+                self.forget(&record.container.id).await?;
                 self.named(&id).await.map(drop)
+            }
+        }
+    }
+
+    /// What is to be mounted to see a container's writable layer.
+    pub(crate) async fn layer_of(&self, record: &Record) -> Result<Vec<Mount>> {
+        match &record.layer {
+            Some(mounts) => Ok(mounts.clone()),
+            None => {
+                self.snapshots(&self.client)
+                    .mounts(&record.container.snapshot_key)
+                    .await
             }
         }
     }
@@ -387,27 +447,27 @@ impl ContainerdDriver {
     }
 
     async fn remove_whole(&self, id: &ContainerId) -> Result<()> {
+        self.made.forget(id.as_str());
         let engine_id = engine_id(id.as_str());
         let folder = self.state.container(&engine_id);
         if !folder.path("").exists() && self.find(id).await?.is_none() {
             return self.forget(&engine_id).await;
         }
-        let locked = folder.clone();
-        let _lock = blocking(move || locked.lock()).await?;
-        // Whoever held the lock may have removed it.
-        let Some((container, _)) = self.find(id).await? else {
+        let locking = blocking(move || {
+            let lock = folder.lock()?;
+            folder.mark_going();
+            Ok(lock)
+        });
+        // Whoever held the lock may have removed it meanwhile: then all that follows finds nothing.
+        let (lock, found) = tokio::join!(locking, self.find(id));
+        let (_lock, Some(record)) = (lock?, found?) else {
             return self.forget(&engine_id).await;
         };
-        let going = folder.clone();
-        blocking(move || {
-            going.mark_going();
-            Ok(())
-        })
-        .await?;
         self.end_task(&engine_id).await?;
         self.disconnect(&engine_id).await?;
-        self.snapshots(&self.client).remove(&container.snapshot_key).await?;
-        self.forget(&engine_id).await?;
+        let snapshots = self.snapshots(&self.client);
+        let removing = snapshots.remove(&record.container.snapshot_key);
+        tokio::try_join!(removing, self.forget(&engine_id))?;
         let request = DeleteContainerRequest { id: engine_id };
         match self.client.containers().delete(self.client.request(request)).await {
             Err(status) if status.code() != Code::NotFound => Err(about(Subject::Container)(status)),

@@ -1,9 +1,8 @@
 //! The driver: connection, what the engine is, and what it holds of ours.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,17 +17,20 @@ use orchestra_oci::cni::{Cni, CniConfig};
 use orchestra_oci::image::Image;
 use orchestra_oci::logs::{LogStore, Watcher};
 use orchestra_oci::spec::{CgroupVersion, Host};
+use orchestra_oci::users::ResolvedUser;
 use orchestra_oci::volumes::VolumeStore;
 use tokio_util::task::TaskTracker;
 
 use crate::client::{Client, recognise};
 use crate::config::ContainerdConfig;
 use crate::container::{identity, public_labels};
+use crate::end::Turns;
 use crate::error::{Subject, about};
+use crate::known::{Made, Remembered};
 use crate::lease;
 use crate::snapshot::Snapshots;
 use crate::state::State;
-use crate::task::{Turns, state_of};
+use crate::task::state_of;
 
 /// Longest that [`ContainerdDriver::connect`] takes.
 const CONNECT: Duration = Duration::from_secs(20);
@@ -60,8 +62,11 @@ pub struct ContainerdDriver {
     pub(crate) sees_processes: bool,
     pub(crate) watcher: Watcher,
     pub(crate) turns: Turns,
+    pub(crate) made: Made,
     /// What images are, by what names point at and by platform.
-    pub(crate) images: Arc<Mutex<HashMap<(String, String), Image>>>,
+    pub(crate) images: Remembered<Image>,
+    /// Who users of images are, by their manifests and by what the users are called.
+    pub(crate) users: Remembered<ResolvedUser>,
     /// The default network, or why there is none.
     pub(crate) network: Result<Cni, Arc<Error>>,
     /// Containers that are being made or started: a job's end looks for what is left only after that.
@@ -142,7 +147,9 @@ impl ContainerdDriver {
             sees_processes,
             watcher: Watcher::new()?,
             turns: Turns::default(),
-            images: Arc::default(),
+            made: Made::default(),
+            images: Remembered::default(),
+            users: Remembered::default(),
             network,
             making: TaskTracker::new(),
         })

@@ -33,6 +33,11 @@ pub(crate) fn is_lost(status: &Status) -> bool {
     status.source().is_some()
 }
 
+/// Whether containerd went away during a call, or was away: it may come back.
+pub(crate) fn is_away(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::Unreachable)
+}
+
 /// An error of a call that followed another one's answer: an engine that can't be reached any more went away meanwhile.
 pub(crate) fn meanwhile(error: Error) -> Error {
     match error.kind() {

@@ -19,9 +19,12 @@ use tokio::sync::mpsc;
 
 use crate::container::any;
 use crate::driver::{ContainerdDriver, blocking};
+use crate::end::Patience;
 use crate::error::{Subject, about, is_lost};
+use crate::known::Record;
 use crate::state::Fifos;
-use crate::task::{Patience, path_text, pump, runtime_spec_of, unrunnable};
+use crate::stdin::pump;
+use crate::task::{path_text, runtime_spec_of, unrunnable};
 
 /// What containerd calls a process of a runtime spec.
 const PROCESS: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
@@ -46,16 +49,17 @@ impl ContainerdDriver {
         if spec.command.first().is_none_or(String::is_empty) {
             return Err(Error::invalid("the command is empty"));
         }
-        let (container, _) = self.named(id).await?;
+        let record = self.named(id).await?;
+        let container = &record.container;
         let task = self.task(&container.id).await?;
         let Some(task) = task.filter(|task| task.status() == TaskStatus::Running) else {
             return Err(Error::new(ErrorKind::Conflict, "the container does not run"));
         };
         let user = match &spec.user {
-            Some(user) => Some(self.user_in(&container.snapshot_key, &task, user.to_string()).await?),
+            Some(user) => Some(self.user_in(&record, &task, user.to_string()).await?),
             None => None,
         };
-        let process = exec_process(&runtime_spec_of(&container)?, spec, user.as_ref())?;
+        let process = exec_process(&runtime_spec_of(container)?, spec, user.as_ref())?;
         let exec_id = format!("exec-{}", JobId::unique());
         let (folder, name, with_input) = (self.state.container(&container.id), exec_id.clone(), stdin.is_some());
         let fifos = blocking(move || {
@@ -68,7 +72,7 @@ impl ContainerdDriver {
         let fifos = fifos.await?;
         let exec = Exec {
             driver: self.clone(),
-            container: container.id,
+            container: container.id.clone(),
             id: exec_id,
             fifos,
         };
@@ -87,12 +91,12 @@ impl ContainerdDriver {
     }
 
     /// A user by the container's own files, as they are now where they can be reached.
-    async fn user_in(&self, snapshot: &str, task: &Task, user: String) -> Result<ResolvedUser> {
+    async fn user_in(&self, record: &Record, task: &Task, user: String) -> Result<ResolvedUser> {
         if self.sees_processes {
             let root = PathBuf::from(format!("/proc/{}/root", task.pid));
             return blocking(move || resolve_user(&root, &user)).await;
         }
-        let mounts = self.snapshots(&self.client).mounts(snapshot).await?;
+        let mounts = self.layer_of(record).await?;
         crate::rootfs::with(mounts, self.state.mount_point(), move |root| resolve_user(root, &user)).await
     }
 }

@@ -1,6 +1,6 @@
 //! Images: pulled and unpacked by this side into containerd's content store and snapshots, named in its image store.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use containerd_client::services::v1::{
     CreateImageRequest, DeleteImageRequest, GetImageRequest, Image as Record, ListContainersRequest, ListImagesRequest,
@@ -27,9 +27,6 @@ use crate::snapshot;
 
 /// Events that are kept for one who reads a pull's progress slowly.
 const EVENTS: usize = 64;
-
-/// How many images are remembered.
-const IMAGES: usize = 64;
 
 /// How often a name that others give and take is tried for.
 const ATTEMPTS: usize = 5;
@@ -180,16 +177,11 @@ impl ContainerdDriver {
     /// The image that a digest stands for, which never changes: it is read once.
     async fn load(&self, target: &Descriptor, platform: &Platform) -> Result<Image> {
         let key = (target.digest().to_string(), platform.to_string());
-        let images = || self.images.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = images().get(&key) {
-            return Ok(known.clone());
+        if let Some(known) = self.images.get(&key) {
+            return Ok(known);
         }
         let image = Image::load(&Content::new(self.client.clone()), target, platform).await?;
-        let mut images = images();
-        if images.len() >= IMAGES {
-            images.clear();
-        }
-        images.insert(key, image.clone());
+        self.images.add(key, image.clone());
         Ok(image)
     }
 

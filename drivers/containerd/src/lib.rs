@@ -28,7 +28,8 @@
 //!   takes all of it when the last name goes, and nothing before.
 //! - `container`: a record with an OCI runtime spec by [`orchestra_oci::spec`], and a writable snapshot. `rootfs` looks into
 //!   that, for users by name and injected files, through a mount that one thread sees.
-//! - `task`: its process, from start to end; `exec` further ones; `logs` what is written. The network is made by CNI plugins
+//! - `task`: its process and its start; `end` how it ends, and who waits for that; `exec` further ones; `stdin` what they
+//!   read; `logs` what is written. The network is made by CNI plugins
 //!   between the task's making and its start.
 //! - `state`: folders beside containerd with what it has no place for.
 //! - `error` turns gRPC's codes into [`ErrorKind`](orchestra::ErrorKind)s.
@@ -56,15 +57,18 @@ mod config;
 mod container;
 mod content;
 mod driver;
+mod end;
 mod error;
 mod exec;
 mod image;
+mod known;
 mod lease;
 mod logs;
 mod programs;
 mod rootfs;
 mod snapshot;
 mod state;
+mod stdin;
 mod task;
 
 pub use client::is_containerd;

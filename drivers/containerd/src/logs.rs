@@ -3,15 +3,16 @@
 use futures_util::StreamExt;
 use futures_util::future::{self, Fuse, FutureExt};
 use futures_util::stream;
-use orchestra::{ContainerId, Error, ErrorKind, LogStream, Result};
+use orchestra::{ContainerId, ContainerState, Error, ErrorKind, LogStream, Result};
 
 use crate::driver::{ContainerdDriver, blocking};
+use crate::error::is_away;
+use crate::state::Folder;
 use crate::task::state_of;
 
 impl ContainerdDriver {
     pub(crate) async fn output(&self, id: &ContainerId, follow: bool) -> Result<LogStream> {
-        let (container, _) = self.named(id).await?;
-        let engine_id = container.id;
+        let engine_id = self.named(id).await?.container.id.clone();
         let folder = self.state.container(&engine_id);
         let making = folder.clone();
         blocking(move || making.make()).await?;
@@ -24,23 +25,31 @@ impl ContainerdDriver {
                 format!("no such container: {id}"),
             ));
         }
-        let task = self.task(&engine_id).await?;
-        let ended = state_of(&folder, task.as_ref()) == orchestra::ContainerState::Exited;
         // Of a container that has ended all is on its way to the log, and the end is marked there when it has come.
-        let log = self.logs.read(&engine_id, 0, follow || ended).await?;
-        if !follow && !ended {
+        let to_the_end = follow || self.has_ended(&engine_id, &folder).await?;
+        let log = self.logs.read(&engine_id, 0, to_the_end).await?;
+        if !to_the_end {
             return Ok(log);
         }
-        let driver = self.clone();
+        let (driver, id) = (self.clone(), id.clone());
         let watched: future::BoxFuture<'static, Result<()>> =
-            async move { driver.see_through(&engine_id).await }.boxed();
+            async move { driver.see_through(&id, &engine_id).await }.boxed();
         let state = Some((log, watched.fuse()));
         Ok(stream::unfold(state, next).boxed())
     }
 
+    async fn has_ended(&self, engine_id: &str, folder: &Folder) -> Result<bool> {
+        let task = self.task(engine_id).await?;
+        Ok(state_of(folder, task.as_ref()) == ContainerState::Exited)
+    }
+
     /// Sees a task through to its end, once it is started: only that ends its log. An engine that stays away is an error.
-    async fn see_through(&self, engine_id: &str) -> Result<()> {
+    async fn see_through(&self, id: &ContainerId, engine_id: &str) -> Result<()> {
         let folder = self.state.container(engine_id);
+        // What is new was not asked for yet: others may have removed it, and nobody will start it.
+        if self.made.get(id).is_some() && self.ask_for(id).await?.is_none() {
+            return self.forget(engine_id).await;
+        }
         loop {
             // Before the look: what changes from then on rings.
             let mut bell = match self.watcher.watch(&folder.path("")) {
@@ -52,7 +61,7 @@ impl ContainerdDriver {
                 Ok(Some(_)) => return Ok(()),
                 Ok(None) => {}
                 // The log says how far it came.
-                Err(error) if !matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::Unreachable) => return Ok(()),
+                Err(error) if !is_away(&error) => return Ok(()),
                 Err(error) => return Err(error),
             }
             while !folder.is_started() {

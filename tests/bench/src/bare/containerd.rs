@@ -1,5 +1,6 @@
 //! containerd's calls, on a connection that is kept, and two fifos for the output, as `ctr` has them.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -72,7 +73,8 @@ impl Containerd {
             snapshotter: SNAPSHOTTER.to_owned(),
             key: id.clone(),
             parent,
-            ..PrepareSnapshotRequest::default()
+            // Nothing holds it until its container is there: containerd's collector would take it.
+            labels: HashMap::from([("containerd.io/gc.root".to_owned(), "true".to_owned())]),
         };
         let prepare = with_namespace!(prepare, namespace);
         let rootfs = self.client.snapshots().prepare(prepare).await?.into_inner().mounts;

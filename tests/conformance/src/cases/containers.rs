@@ -21,7 +21,7 @@ pub(super) const CASES: &[Case] = &[
     ),
     case!(
         nothing_cannot_be_started,
-        "`start_container` fails with `ContainerNotFound`."
+        "What was never made, or was removed by somebody else just after it was made, is `ContainerNotFound`."
     ),
     case!(
         a_program_that_the_image_lacks_is_invalid_input,
@@ -92,7 +92,38 @@ async fn nothing_cannot_be_started(cx: Arc<Context>) -> Outcome {
             .map_or(Ok(()), |_| Err("a log of nothing")),
         Err(error) => return fails("logs", Err::<(), _>(error), kinds).map(|_| ()),
     };
-    holds(logs.is_ok(), "logs of nothing fail")
+    holds(logs.is_ok(), "logs of nothing fail")?;
+    // Just after it was made here, a driver may take it for known; whoever reads it must not be left waiting.
+    let other = (cx.connect)().await?;
+    for read_before in [true, false] {
+        let id = cx.create(&format!("gone-{read_before}"), &cx.sleeper()).await?;
+        let before = if read_before {
+            Some(cx.driver.logs(&id, true).await)
+        } else {
+            None
+        };
+        other.remove_container(&id).await?;
+        let logs = match before {
+            Some(logs) => Some(logs?),
+            None => cx.driver.logs(&id, true).await.ok(),
+        };
+        let log = async {
+            match logs {
+                Some(logs) => crate::context::collect(logs).await.ok(),
+                None => None,
+            }
+        };
+        let log = within(Duration::from_secs(20), "reading the log of what was removed", log).await?;
+        same(
+            "what it wrote",
+            crate::context::text(&log.unwrap_or_default().stdout),
+            "",
+        )?;
+        let start = cx.driver.start_container(&id, None).await;
+        fails("starting what was removed", start, kinds)?;
+        fails("waiting for it", cx.driver.wait_container(&id).await, kinds)?;
+    }
+    Ok(())
 }
 
 async fn a_program_that_the_image_lacks_is_invalid_input(cx: Arc<Context>) -> Outcome {
