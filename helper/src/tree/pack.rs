@@ -28,8 +28,11 @@ const MAX_PIECES: usize = 1 << 20;
 /// meanwhile included, and for what `out` says.
 pub fn pack(root: &Path, paths: &[&Path], out: &mut dyn Write) -> Result<()> {
     let root = open_root(root)?;
+    let harmless = sys::without_devices(&root);
+    let root = harmless.as_ref().unwrap_or(&root);
     let mut packer = Packer {
-        root: &root,
+        root,
+        direct: harmless.is_some(),
         out,
         buffer: vec![0; PIECE].into(),
         filled: 0,
@@ -46,7 +49,7 @@ pub fn pack(root: &Path, paths: &[&Path], out: &mut dyn Write) -> Result<()> {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => missing(),
             _ => TreeError::io("open", asked)(error),
         };
-        let parent = open_directory(&root, parent).map_err(found)?;
+        let parent = open_directory(root, parent).map_err(found)?;
         if name.is_empty() {
             packer.tree(&parent, path)?;
             continue;
@@ -64,6 +67,8 @@ pub fn pack(root: &Path, paths: &[&Path], out: &mut dyn Write) -> Result<()> {
 
 struct Packer<'a> {
     root: &'a File,
+    /// Whether what was listed as a file may be opened as one: if it is a device by now, nothing happens.
+    direct: bool,
     out: &'a mut dyn Write,
     /// What was not written yet.
     buffer: Box<[u8]>,
@@ -73,6 +78,9 @@ struct Packer<'a> {
     names: Box<[u8]>,
     value: Box<[u8]>,
 }
+
+/// How a file is opened without a look before.
+const DIRECT: std::ffi::c_int = sys::READ | sys::NONBLOCK;
 
 /// A directory whose entries are being looked at.
 struct Level {
@@ -180,24 +188,33 @@ impl Packer<'_> {
     fn entry(&mut self, parent: &File, name: &[u8], path: &[u8], kind: Option<fs::FileType>) -> Result<Option<File>> {
         // A fifo must not be opened for reading, nor a device: it could wait, or do something. What was a file when the
         // directory was listed may be a device by now: only a directory is sure to be none, because it is asked for as one.
-        let flags = match kind.is_some_and(|kind| kind.is_dir()) {
-            true => sys::READ | sys::DIRECTORY,
-            false => sys::PATH,
+        let mut flags = match kind {
+            Some(kind) if kind.is_dir() => sys::READ | sys::DIRECTORY,
+            Some(kind) if kind.is_file() && self.direct => DIRECT,
+            _ => sys::PATH,
         };
         let failed = || TreeError::io("read", path);
-        let mut file = match sys::open(parent, name, flags | sys::NOFOLLOW, 0, Resolve::NoSymlinks) {
-            Ok(file) => file,
-            // It was removed, or became something else, since the directory was listed.
-            Err(error)
-                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-                    || error.raw_os_error() == Some(sys::ELOOP) =>
-            {
-                return Ok(None);
+        let (mut file, metadata) = loop {
+            match sys::open(parent, name, flags | sys::NOFOLLOW, 0, Resolve::NoSymlinks) {
+                Ok(file) => {
+                    let metadata = file.metadata().map_err(failed())?;
+                    if flags != DIRECT || metadata.is_file() {
+                        break (file, metadata);
+                    }
+                }
+                // It was removed, or became something else, since the directory was listed.
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+                        || (error.raw_os_error() == Some(sys::ELOOP) && flags != DIRECT) =>
+                {
+                    return Ok(None);
+                }
+                Err(error) if flags != DIRECT => return Err(failed()(error)),
+                Err(_) => {}
             }
-            Err(error) => return Err(failed()(error)),
+            flags = sys::PATH;
         };
-        let metadata = file.metadata().map_err(failed())?;
-        if metadata.is_file() || (metadata.is_dir() && flags == sys::PATH) {
+        if flags == sys::PATH && (metadata.is_file() || metadata.is_dir()) {
             // The same file, whatever has its name now.
             file = File::open(sys::proc_path(&file)).map_err(failed())?;
         }

@@ -26,6 +26,8 @@ pub(super) const DIRECTORY: c_int = by_architecture(0o200_000, 0o40_000);
 pub(super) const NOFOLLOW: c_int = by_architecture(0o400_000, 0o100_000);
 /// A descriptor that only says where.
 pub(super) const PATH: c_int = 0o10_000_000;
+/// Nothing is waited for, such as a fifo's other end.
+pub(super) const NONBLOCK: c_int = 0o4_000;
 /// A new file, for writing.
 pub(super) const NEW: c_int = 0o1 | 0o100 | 0o200;
 const CLOEXEC: c_int = 0o2_000_000;
@@ -53,6 +55,15 @@ struct OpenHow {
     resolve: u64,
 }
 
+/// `struct mount_attr` of mount_setattr(2).
+#[repr(C)]
+struct MountAttributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
 #[repr(C)]
 struct Timespec {
     seconds: i64,
@@ -60,7 +71,13 @@ struct Timespec {
 }
 
 const SYS_OPENAT2: c_long = 437;
+const SYS_OPEN_TREE: c_long = 428;
+const SYS_MOUNT_SETATTR: c_long = 442;
+const OPEN_TREE_CLONE: c_int = 1;
+const MOUNT_ATTR_NODEV: u64 = 0x04;
 const AT_REMOVEDIR: c_int = 0x200;
+const AT_EMPTY_PATH: c_int = 0x1000;
+const AT_RECURSIVE: c_int = 0x8000;
 const AT_FDCWD: c_int = -100;
 const UTIME_OMIT: c_long = 0x3fff_fffe;
 const F_SETPIPE_SZ: c_int = 1031;
@@ -101,6 +118,36 @@ fn done(result: c_int) -> io::Result<()> {
 
 fn length(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// The same directory through a mount that nobody else sees, and on which devices can't be opened: so nothing that takes a
+/// file's place does anything when it is opened. `None` where that can't be had: it takes Linux 5.12 and `CAP_SYS_ADMIN`.
+pub(super) fn without_devices(directory: &File) -> Option<File> {
+    let flags = OPEN_TREE_CLONE | CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE;
+    let attributes = MountAttributes {
+        set: MOUNT_ATTR_NODEV,
+        clear: 0,
+        propagation: 0,
+        user_namespace: 0,
+    };
+    #[expect(
+        unsafe_code,
+        reason = "the pointers outlive the calls; what the first one returns is a descriptor of ours"
+    )]
+    unsafe {
+        let fd = syscall(SYS_OPEN_TREE, directory.as_raw_fd(), c"".as_ptr(), flags);
+        let fd = c_int::try_from(fd).ok().filter(|fd| *fd >= 0)?;
+        let fd = OwnedFd::from_raw_fd(fd);
+        let set = syscall(
+            SYS_MOUNT_SETATTR,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            AT_EMPTY_PATH | AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<MountAttributes>(),
+        );
+        (set == 0).then(|| File::from(fd))
+    }
 }
 
 /// Opens `name` below `dir`; `mode` is for a [`NEW`] file.
@@ -314,6 +361,30 @@ impl Node<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_is_not_opened_where_none_can_be_and_a_file_is() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("file"), "content").unwrap();
+        let directory = File::open(root.path()).unwrap();
+        // Only root may have such a mount, and make a device.
+        let Some(harmless) = without_devices(&directory) else {
+            return;
+        };
+        // `/dev/null`, which anyone may open.
+        make_node(&directory, b"device", 0o020_666, 1, 3).unwrap();
+        make_node(&directory, b"fifo", 0o010_600, 0, 0).unwrap();
+        let opened = |directory: &File, name: &[u8], flags| open(directory, name, flags, 0, Resolve::NoSymlinks);
+        assert!(opened(&directory, b"device", READ | NONBLOCK).is_ok());
+        let error = opened(&harmless, b"device", READ | NONBLOCK).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        assert!(opened(&harmless, b"device", PATH).is_ok(), "it can be looked at");
+        assert!(opened(&harmless, b"file", READ | NONBLOCK).is_ok());
+        assert!(
+            opened(&harmless, b"fifo", READ | NONBLOCK).is_ok(),
+            "its other end is not waited for"
+        );
+    }
 
     #[test]
     fn device_numbers_go_both_ways() {
