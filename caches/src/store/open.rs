@@ -138,13 +138,17 @@ fn bucket(rest: &str, options: &S3Options) -> Result<Arc<dyn ObjectStore>> {
         .with_client_options(client)
         .with_retry(retry);
     if let Some(endpoint) = &options.endpoint {
+        builder = builder.with_endpoint(endpoint);
+    }
+    if let Some(endpoint) = builder.get_config_value(&AmazonS3ConfigKey::Endpoint) {
         let plain = endpoint.starts_with("http://");
         if !plain && !endpoint.starts_with("https://") {
             return Err(Error::invalid(format!(
                 "the endpoint {endpoint:?} begins neither with http:// nor https://"
             )));
         }
-        builder = builder.with_endpoint(endpoint).with_allow_http(plain);
+        // As other programs have it: whoever names such an endpoint means it.
+        builder = builder.with_allow_http(plain);
     }
     if let Some(region) = &options.region {
         builder = builder.with_region(region);

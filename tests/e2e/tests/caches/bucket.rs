@@ -232,6 +232,49 @@ pub(crate) async fn a_cache_goes_through_a_bucket(fixture: &Fixture) {
     says(&second, &["count cache state: hit", "count | 2"]);
 }
 
+pub(crate) async fn the_variables_of_other_programs_say_what_the_config_does_not(fixture: &Fixture) {
+    let s3 = S3::from_env().unwrap();
+    let dir = Dir::with([("ci.yml", counting(fixture))]);
+    let store = s3.options("variables").url;
+    let variables = |password: &str| {
+        [
+            ("ORCHESTRA_CACHES__STORE", store.clone()),
+            ("AWS_ENDPOINT_URL", s3.endpoint.clone()),
+            ("AWS_REGION", "us-east-1".to_owned()),
+            ("AWS_ACCESS_KEY_ID", s3.user.clone()),
+            ("AWS_SECRET_ACCESS_KEY", password.to_owned()),
+        ]
+    };
+    let run = |password: &str, args: &[&str]| {
+        let variables = variables(password);
+        let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let finished = run(fixture, &dir, &variables, args);
+        assert!(!finished.all().contains(password), "{finished}");
+        finished
+    };
+    let persisted = &["count | 1", "count cache state: persisted"];
+    says(&run(&s3.password, &["run", "ci.yml"]), persisted);
+    says(
+        &run(&s3.password, &["caches", "list"]),
+        &["ci.yml/ci/-/workspace/state"],
+    );
+    let refused = run("hunter2hunter2", &["caches", "list"]);
+    assert_ne!(refused.code, 0, "{refused}");
+    // What the config says goes before them.
+    let mut both: Vec<(String, String)> = s3.environment("variables");
+    both.retain(|(name, _)| name != "ORCHESTRA_CACHES__STORE");
+    let wrong = variables("hunter2hunter2").map(|(name, value)| (name.to_owned(), value));
+    both.extend(wrong);
+    let both: Vec<_> = both
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    says(
+        &crate::run(fixture, &dir, &both, &["caches", "list"]),
+        &["ci.yml/ci/-/workspace/state"],
+    );
+}
+
 pub(crate) async fn credentials_of_a_bucket_may_be_secrets(fixture: &Fixture) {
     let s3 = S3::from_env().unwrap();
     let config = |store: &str, key: &str| {

@@ -1,5 +1,9 @@
 //! Pipelines whose caches come back, and the command that looks after their store.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
 use orchestra::JobId;
 use orchestra_e2e::{Dir, Fixture};
 use serde_json::json;
@@ -310,6 +314,50 @@ pub(crate) async fn the_store_is_looked_after_by_the_command(fixture: &Fixture) 
     let newer = caches(&["list"]);
     assert_eq!(newer.code, 2, "{newer}");
     says(&newer, &["version 99", "newer orchestra"]);
+    let before = files_of(&dir.file("store"));
+    let without = run(fixture, &dir, &[], &["run", "ci.yml"]);
+    assert_eq!(without.code, 0, "{without}");
+    says(
+        &without,
+        &["was not restored", "version 99", "count | 1", "not persisted"],
+    );
+    assert_eq!(files_of(&dir.file("store")), before, "it is left as it is");
+}
+
+/// All files of a folder, by their content.
+fn files_of(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let (mut files, mut open) = (BTreeMap::new(), vec![folder.to_owned()]);
+    while let Some(folder) = open.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            match entry.file_type().unwrap().is_dir() {
+                true => open.push(entry.path()),
+                false => drop(files.insert(entry.path(), std::fs::read(entry.path()).unwrap())),
+            }
+        }
+    }
+    files
+}
+
+pub(crate) async fn a_prune_takes_what_is_older_than_the_configured_time_to_live(fixture: &Fixture) {
+    let dir = Dir::with([("ci.yml", counting(fixture))]);
+    let store = format!("file://{}", dir.file("store").display());
+    let config = |time: &str| {
+        let text = format!("[caches]\nstore = \"{store}\"\n{time}");
+        std::fs::write(dir.file("orchestra.toml"), text).unwrap();
+    };
+    let caches = |args: &[&str]| run(fixture, &dir, &[], &[&["caches"], args].concat());
+    config("");
+    assert_eq!(run(fixture, &dir, &[], &["run", "ci.yml"]).code, 0);
+    std::thread::sleep(Duration::from_millis(2100));
+    let kept = caches(&["prune"]);
+    assert!(kept.code == 0 && !kept.all().contains("removed ci.yml"), "{kept}");
+    config("time_to_live = \"1s\"\n");
+    says(
+        &caches(&["prune", "--older-than", "1h", "--dry-run"]),
+        &["would remove 0"],
+    );
+    says(&caches(&["prune"]), &["removed ci.yml/ci/-/workspace/state"]);
+    says(&caches(&["list"]), &["there are no caches"]);
 }
 
 pub(crate) async fn a_store_that_does_not_work_leaves_a_green_run(fixture: &Fixture) {
