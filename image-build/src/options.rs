@@ -51,6 +51,9 @@ pub struct BuildOptions {
     pub build_args_files: Vec<ContainerPath>,
     /// Files of the inputs with further labels, in the same form.
     pub labels_files: Vec<ContainerPath>,
+    /// Files of the inputs that are [build secrets](crate::ImageBuild::secrets), by id, relative to the working directory: text
+    /// of at most 500 KiB, which is all that BuildKit takes. Who wrote the file knows it, so a step that prints it is not redacted.
+    pub secret_files: BTreeMap<String, ContainerPath>,
     /// Images of the inputs for builds that reach no network: `FROM $NAME` with `ARG NAME` is the image of this archive or
     /// OCI layout, relative to the working directory.
     pub image_args: BTreeMap<String, ContainerPath>,
@@ -291,7 +294,8 @@ impl BuildOptions {
             );
         }
         let files = self.build_args_files.iter().chain(&self.labels_files);
-        if let Some(path) = files.chain(self.image_args.values()).find(|path| path.is_absolute()) {
+        let files = files.chain(self.secret_files.values()).chain(self.image_args.values());
+        if let Some(path) = files.into_iter().find(|path| path.is_absolute()) {
             return Err(Error::invalid(format!("{path} is absolute"))
                 .with_hint("write it relative to the working directory: it begins with an input's path"));
         }

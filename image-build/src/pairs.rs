@@ -1,13 +1,16 @@
-//! Files of `KEY=VALUE`, as `build_args_file` and `labels_file` of Concourse's oci-build-task have them.
+//! What files of the inputs say: lines of `KEY=VALUE`, as `build_args_file` and `labels_file` of Concourse's oci-build-task have
+//! them, and build secrets.
 
 use std::collections::BTreeMap;
 
-use orchestra::{ContainerPath, Error, Job, Result, Task, VolumePath};
+use orchestra::{ContainerPath, Error, ExposeSecret, Job, Result, SecretString, Task, VolumePath};
 
 use crate::ImageBuild;
 
-/// What such a file may be at most.
+/// What a file of lines may be at most.
 const LIMIT: u64 = 1 << 20;
+/// What a secret may be at most: BuildKit's own limit (`MaxSecretSize`).
+const SECRET_LIMIT: u64 = 500 << 10;
 
 /// Reads lines of `KEY=VALUE`. Empty lines and those that begin with `#` say nothing; a value is taken as it stands.
 ///
@@ -43,6 +46,17 @@ pub(crate) async fn take_in(build: &mut ImageBuild, job: &Job) -> Result<()> {
         let pairs = read(build, job, &path).await?;
         merge(&mut build.options.labels, pairs);
     }
+    for (id, path) in std::mem::take(&mut build.options.secret_files) {
+        let secret = SecretString::from(text(build, job, &path, SECRET_LIMIT).await?);
+        // Whoever made the file would choose what a layer puts in its place.
+        if secret.expose_secret().starts_with("secret:") {
+            return Err(
+                Error::invalid(format!("{path} begins with `secret:`, as a reference to a secret does"))
+                    .with_hint("a file of an input holds the secret itself"),
+            );
+        }
+        build.secrets.insert(id, secret);
+    }
     Ok(())
 }
 
@@ -54,6 +68,12 @@ fn merge(into: &mut BTreeMap<String, String>, pairs: BTreeMap<String, String>) {
 }
 
 async fn read(build: &ImageBuild, job: &Job, path: &ContainerPath) -> Result<BTreeMap<String, String>> {
+    let text = text(build, job, path, LIMIT).await?;
+    parse_pairs(&text).map_err(|error| Error::invalid(format!("{path}: {}", error.message())))
+}
+
+/// The text of an input's file.
+async fn text(build: &ImageBuild, job: &Job, path: &ContainerPath, limit: u64) -> Result<String> {
     let resolved = path.resolve(Task::WORKING_DIR);
     let found = build.inputs.iter().find_map(|input| {
         let rest = resolved.strip_prefix(&input.path.resolve(Task::WORKING_DIR))?;
@@ -63,9 +83,8 @@ async fn read(build: &ImageBuild, job: &Job, path: &ContainerPath) -> Result<BTr
         return Err(Error::invalid(format!("{path} is in none of the build's inputs"))
             .with_hint("let its path begin with an input's"));
     };
-    let content = job.read_file(volume, &VolumePath::new(inner)?, LIMIT).await?;
-    let text = String::from_utf8(content).map_err(|_| Error::invalid(format!("{path} is not UTF-8")))?;
-    parse_pairs(&text).map_err(|error| Error::invalid(format!("{path}: {}", error.message())))
+    let content = job.read_file(volume, &VolumePath::new(inner)?, limit).await?;
+    String::from_utf8(content).map_err(|_| Error::invalid(format!("{path} is not UTF-8")))
 }
 
 #[cfg(test)]

@@ -30,7 +30,13 @@ pub(crate) fn check(build: &ImageBuild) -> Result<()> {
         )));
     }
     let is_id = |id: &str| is_word(id) && !id.starts_with('.') && id.len() <= 128;
-    if let Some(id) = build.secrets.keys().chain(build.ssh.keys()).find(|id| !is_id(id)) {
+    let of_files = build.options.secret_files.keys();
+    if let Some(id) = of_files.clone().find(|id| build.secrets.contains_key(*id)) {
+        return Err(Error::invalid(format!("build secret {id:?} is given twice"))
+            .with_hint("give it as a value, or as a file of an input"));
+    }
+    let ids = build.secrets.keys().chain(build.ssh.keys()).chain(of_files);
+    if let Some(id) = ids.into_iter().find(|id| !is_id(id)) {
         return Err(
             Error::invalid(format!("{id:?} can't be the id of a build secret or an ssh key"))
                 .with_hint("use letters, digits, `_`, `.` and `-`"),
@@ -104,7 +110,8 @@ pub(crate) fn check_records(build: &ImageBuild) -> Result<()> {
             .map(toml::Value::as_integer)
     };
     let keeps_none = of("maxEntries") == Some(Some(0)) && matches!(of("maxAge"), None | Some(Some(0)));
-    if command::keeps_state(build) && !build.secrets.is_empty() && !keeps_none {
+    let has_secrets = !build.secrets.is_empty() || !build.options.secret_files.is_empty();
+    if command::keeps_state(build) && has_secrets && !keeps_none {
         return Err(Error::invalid(
             "buildkitd_config keeps a history of builds, which holds what their steps have written, in a cache, and this build has secrets",
         )

@@ -60,7 +60,10 @@ const KEYS: [(&str, Set); 40] = [
     ("build_args", |build, plan| {
         build.build_args.clone_from(&plan.build_args)
     }),
-    ("secrets", |build, plan| build.secrets.clone_from(&plan.secrets)),
+    ("secrets", |build, plan| {
+        build.secrets.clone_from(&plan.secrets);
+        build.options.secret_files.clone_from(&plan.options.secret_files);
+    }),
     ("target", |build, plan| build.target.clone_from(&plan.target)),
     ("platforms", |build, plan| build.platforms.clone_from(&plan.platforms)),
     ("image", |build, plan| {

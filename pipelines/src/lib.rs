@@ -104,7 +104,7 @@
 //! | `target`, `additional_targets` | the stage to build; a list of `target`, `name`, `path` and `type` as in `outputs` for further ones |
 //! | `dockerfile`, `build_args`, `platforms` | `dockerfile` is relative to the context or to the working directory; several platforms are one index; `RUN` steps of one that is not the host's own need an emulator there |
 //! | `build_args_file`, `labels_file` | a file of an input with lines of `KEY=VALUE`; `build_args` and `labels` win |
-//! | `secrets`, `ssh` | what `RUN --mount=type=secret,id=ID` and `--mount=type=ssh,id=ID` give a step, by `ID`: in no layer, no history and no log. A key is one in PEM, of `default` for a mount without an id |
+//! | `secrets`, `ssh` | what `RUN --mount=type=secret,id=ID` and `--mount=type=ssh,id=ID` give a step, by `ID`: in no layer, no history and no log. A secret may be `{file: source/token}`, text of an input, which who made that file knows: it is not redacted. A key is one in PEM, of `default` for a mount without an id |
 //! | `registry` | `hostname`, `username`, `password`, `insecure`, `ca`, `client_cert` and `client_key` (text in PEM); a list of such where base images and caches have registries of their own |
 //! | `image`, `env`, `caches`, `network` | BuildKit's own |
 //! | `rootless` | whether it runs without privileges |

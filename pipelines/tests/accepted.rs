@@ -416,6 +416,7 @@ plan:
       builder: shared
       inputs: [{ name: source }, { name: packed }]
       build_args_file: source/args
+      secrets: { npmrc: hunter2, token: { file: source/token } }
       labels_file: source/labels
       image_args: { BASE: packed/image.tar }
       build_contexts: { more: oci-layout://packed/layout }
@@ -442,6 +443,8 @@ plan:
     let options = &plan.options;
     assert_eq!(options.build_args_files[0].as_str(), "source/args");
     assert_eq!(options.labels_files[0].as_str(), "source/labels");
+    assert_eq!(options.secret_files["token"].as_str(), "source/token");
+    assert_eq!(plan.secrets.keys().collect::<Vec<_>>(), ["npmrc"]);
     assert_eq!(options.image_args["BASE"].as_str(), "packed/image.tar");
     assert_eq!(options.build_contexts["more"].to_string(), "oci-layout://packed/layout");
     assert_eq!(options.run_network, orchestra::NetworkMode::None);

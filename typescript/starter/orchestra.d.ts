@@ -185,8 +185,8 @@ interface BuildSettings {
   buildArgs?: Record<string, string | number | boolean>;
   /** A file of lines `NAME=VALUE` in an input. */
   buildArgsFile?: string;
-  /** For `RUN --mount=type=secret`, by id: `{ npmrc: "secret:NPMRC" }`. */
-  secrets?: Record<string, string>;
+  /** For `RUN --mount=type=secret`, by id: `{ npmrc: "secret:NPMRC" }`, or of an input: `{ token: { file: "source/token" } }`. */
+  secrets?: Record<string, string | { file: string }>;
   /** Private keys for `RUN --mount=type=ssh`, by id: `{ default: "secret:DEPLOY_KEY" }`. */
   ssh?: Record<string, string>;
   target?: string;

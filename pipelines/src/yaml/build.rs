@@ -7,7 +7,7 @@ use std::time::Duration;
 use orchestra::{ContainerPath, Credentials, Env, Error, ImageRef, Name, Platform, SecretString};
 use orchestra_image_build::{BuildContext, BuildOptions, OutputFormat, RegistryAuth, Sbom, is_url};
 
-use super::fields::{Fields, Known};
+use super::fields::{Fields, Known, texts};
 use super::reader::{Reader, list};
 use super::step::{self, Read};
 use super::tree::{At, Node, Value};
@@ -119,7 +119,7 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
     let push = fields.flag("push").unwrap_or(false);
     let build_args = fields.shown_texts("build_args");
     let hidden = |(id, value): (String, String)| (id, SecretString::from(value));
-    let secrets = fields.texts("secrets").into_iter().map(hidden).collect();
+    let (secrets, secret_files) = secrets(&fields);
     let ssh = fields.texts("ssh").into_iter().map(hidden).collect();
     let target = fields.shown("target").map(|target| target.value);
     let platforms: Vec<At<Platform>> = fields
@@ -161,6 +161,7 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
     let shared = shared.unwrap_or(false);
     let cache_credentials = cache_credentials(&fields);
     let mut options = options(reader, &fields);
+    options.secret_files = secret_files;
     // It stands for nothing where BuildKit fetches the context.
     let context = match &url {
         Some(_) => ContainerPath::new("context").ok(),
@@ -366,6 +367,47 @@ fn inputs(fields: &Fields<'_, '_>, context: Option<&At<ContainerPath>>) -> Vec<A
 }
 
 /// A path that stays where artifacts are.
+/// The secrets of its steps: values, and files of its inputs.
+fn secrets(fields: &Fields<'_, '_>) -> (BTreeMap<String, SecretString>, BTreeMap<String, ContainerPath>) {
+    const KEYS: Known = Known::of(&["file"]);
+    let Some(node) = fields.get("secrets") else {
+        return Default::default();
+    };
+    let is_map = |(_, value): &(Node, Node)| matches!(value.value, Value::Map(_));
+    let mut values = node.clone();
+    let mut files = BTreeMap::new();
+    let reader = fields.reader;
+    if let Value::Map(entries) = &mut values.value {
+        for (key, value) in entries.extract_if(.., |entry| is_map(entry)) {
+            let id = reader.shown_text(&key, "a name in `secrets`");
+            let file = reader.fields(&value, "a secret", KEYS).and_then(|file| {
+                file.required("file", "file: source/token")?;
+                relative(&file, "file")
+            });
+            let (Some(id), Some(file)) = (id, file) else { continue };
+            if files.insert(id.value.clone(), file.value).is_some() {
+                reader.report(
+                    &key.spot,
+                    "",
+                    format!("`{}` stands twice in `secrets`", id.value),
+                    "keep one of the two".to_owned(),
+                );
+            }
+        }
+    }
+    let values = texts(reader, &values, "secrets");
+    if let Some(twice) = files.keys().find(|id| values.contains_key(*id)) {
+        reader.report(
+            &node.spot,
+            "",
+            format!("`{twice}` stands twice in `secrets`"),
+            "keep one of the two".to_owned(),
+        );
+    }
+    let hidden = |(id, value): (String, String)| (id, SecretString::from(value));
+    (values.into_iter().map(hidden).collect(), files)
+}
+
 fn relative(fields: &Fields<'_, '_>, key: &str) -> Option<At<ContainerPath>> {
     let path = fields.parse::<ContainerPath>(key)?;
     if path.value.is_absolute() {

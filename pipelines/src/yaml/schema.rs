@@ -433,7 +433,7 @@ struct Build {
     /// Values of the Dockerfile's `ARG`s.
     build_args: Option<Texts>,
     /// What `RUN --mount=type=secret` gives, by id.
-    secrets: Option<Texts>,
+    secrets: Option<Of<BTreeMap<String, BuildSecret>>>,
     /// The stage to build.
     target: Option<Text>,
     /// What to build for.
@@ -533,6 +533,21 @@ struct BuildOutput {
     /// `oci`, `docker`, `oci-layout`, `local` or `rootfs`.
     #[schemars(rename = "type")]
     kind: Option<Text>,
+}
+
+/// A value, or a file of an input.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum BuildSecret {
+    Value(Text),
+    File(SecretFile),
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct SecretFile {
+    /// Relative to the working directory: it begins with an input's path.
+    file: Text,
 }
 
 #[derive(JsonSchema)]

@@ -38,10 +38,10 @@ mod results;
 mod tls;
 
 use inputs::{
-    a_context_is_fetched_from_its_url, a_key_is_used_by_a_step_and_seen_by_none,
-    files_of_the_inputs_give_arguments_and_labels, images_of_the_inputs_need_no_registry,
-    run_steps_have_the_network_that_was_asked_for, the_builder_has_its_environment_and_steps_do_not,
-    what_a_step_prints_of_its_secret_is_not_shown_by_any_buildkit,
+    a_context_is_fetched_from_its_url, a_file_of_an_input_is_a_secret_of_the_build,
+    a_key_is_used_by_a_step_and_seen_by_none, files_of_the_inputs_give_arguments_and_labels,
+    images_of_the_inputs_need_no_registry, run_steps_have_the_network_that_was_asked_for,
+    the_builder_has_its_environment_and_steps_do_not, what_a_step_prints_of_its_secret_is_not_shown_by_any_buildkit,
 };
 use results::{
     a_cache_is_pruned_to_its_limit, a_failing_step_is_shown_with_its_lines_its_output_and_its_code,
@@ -136,6 +136,7 @@ fn main() {
         a_context_is_fetched_from_its_url,
         the_builder_has_its_environment_and_steps_do_not,
         files_of_the_inputs_give_arguments_and_labels,
+        a_file_of_an_input_is_a_secret_of_the_build,
         images_of_the_inputs_need_no_registry,
         a_key_is_used_by_a_step_and_seen_by_none,
         what_a_step_prints_of_its_secret_is_not_shown_by_any_buildkit,
@@ -179,6 +180,7 @@ fn main() {
         a_context_is_fetched_from_its_url,
         the_builder_has_its_environment_and_steps_do_not,
         files_of_the_inputs_give_arguments_and_labels,
+        a_file_of_an_input_is_a_secret_of_the_build,
         images_of_the_inputs_need_no_registry,
         a_key_is_used_by_a_step_and_seen_by_none,
         run_steps_have_the_network_that_was_asked_for,

@@ -109,6 +109,49 @@ pub(crate) async fn files_of_the_inputs_give_arguments_and_labels(site: &Site) -
     Ok(())
 }
 
+pub(crate) async fn a_file_of_an_input_is_a_secret_of_the_build(site: &Site) -> Outcome {
+    let source = site
+        .source_with(
+            "FROM scratch\nCOPY busybox /bin/busybox\nRUN --mount=type=secret,id=token [\"/bin/busybox\", \"sh\", \"-c\", \
+             \"test $(/bin/busybox wc -c </run/secrets/token) = 16\"]\n",
+            "printf hunter2-of-input >token && printf secret:OTHER >reference && ln -s /etc/passwd link",
+        )
+        .await?;
+    let mut build = site.pushed("secret-file", &source);
+    build
+        .options
+        .secret_files
+        .insert("token".into(), "source/token".parse()?);
+    let result = build.run(&site.job).await?;
+    let config = site.json("secret-file", &format!("blobs/{}", result.config_digest.unwrap()))?;
+    assert!(!config.to_string().contains("hunter2"), "{config}");
+
+    for (file, expected) in [
+        ("source/missing", "missing"),
+        ("source/reference", "as a reference to a secret does"),
+        ("source/link", "link"),
+        ("elsewhere/token", "in none of the build's inputs"),
+    ] {
+        let mut build = site.local("no-secret-file", &source);
+        build.options.secret_files.insert("token".into(), file.parse()?);
+        let error = build.run(&site.job).await.unwrap_err();
+        assert!(matches!(error, BuildError::Job(_)), "{error:?}");
+        contains(&format!("{error:?}"), &[expected]);
+    }
+    let mut build = site.local("twice", &source);
+    build
+        .options
+        .secret_files
+        .insert("token".into(), "source/token".parse()?);
+    build.secrets.insert("token".into(), "hunter2".into());
+    contains(
+        &format!("{:?}", build.run(&site.job).await.unwrap_err()),
+        &["given twice"],
+    );
+    assert!(site.left().is_empty(), "{:?}", site.left());
+    Ok(())
+}
+
 /// A volume with an image as an archive and as a layout, which a build made.
 async fn packed(site: &Site) -> Result<VolumeId, libtest_mimic::Failed> {
     let source = site
