@@ -76,6 +76,27 @@ fn each_is_refused(cases: &[(String, &str, &str)]) {
 }
 
 #[test]
+fn a_secret_of_a_build_is_a_value_or_a_file_and_stands_once() {
+    for (secrets, expected) in [
+        ("secrets: { a: { path: x } }", "unknown key `path` in a secret"),
+        ("secrets: { a: { file: /etc/shadow } }", "`file` is an absolute path"),
+        ("secrets: { a: {} }", "a secret needs `file`"),
+        ("secrets: { a: [x] }", "is text, not a list"),
+        ("secrets: { a: x, a: { file: s/x } }", "`a` stands twice in `secrets`"),
+        (
+            "secrets: { a: { file: s/y }, a: { file: s/x } }",
+            "`a` stands twice in `secrets`",
+        ),
+    ] {
+        let found = lines(&refused(&in_build(secrets)));
+        assert!(
+            found.iter().any(|line| line.contains(expected)),
+            "{secrets}: {found:#?}"
+        );
+    }
+}
+
+#[test]
 fn misspelt_unknown_and_misplaced_keys_are_refused_with_what_was_meant() {
     each_is_refused(&[
         (

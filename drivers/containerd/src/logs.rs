@@ -15,8 +15,7 @@ impl ContainerdDriver {
         let engine_id = self.named(id).await?.container.id.clone();
         let folder = self.state.container(&engine_id);
         let making = folder.clone();
-        blocking(move || making.make()).await?;
-        self.logs.create(&engine_id).await?;
+        tokio::try_join!(blocking(move || making.make()), self.logs.create(&engine_id))?;
         if self.find(id).await?.is_none() {
             // Removed meanwhile: what was just made is all that is left of it.
             self.forget(&engine_id).await?;

@@ -96,8 +96,7 @@ impl ContainerdDriver {
     /// Makes the task, connects it, and starts it.
     async fn launch(&self, record: &Record, folder: &Folder) -> Result<()> {
         let (engine_id, extension) = (&record.container.id, &record.extension);
-        self.write_etc(extension, folder).await?;
-        self.logs.create(engine_id).await?;
+        tokio::try_join!(self.write_etc(extension, folder), self.logs.create(engine_id))?;
         let (stdin, stdout, stderr) = if extension.stdin {
             // The shim takes no standard input beside a logging URI.
             let stdin = folder.stdin()?;
