@@ -238,6 +238,9 @@ pub(crate) struct BuildArgs {
     /// The Dockerfile, relative to the context [default: Dockerfile]
     #[arg(short = 'f', long, value_name = "DOCKERFILE")]
     pub(crate) file: Option<String>,
+    /// An image that reads the Dockerfile, instead of BuildKit's own frontend
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) frontend: Option<ImageRef>,
     /// Set a build argument; without a value, that of the environment is taken
     #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
     pub(crate) build_args: Vec<String>,
@@ -356,6 +359,9 @@ pub(crate) struct BuildArgs {
     /// End the build when it takes longer, for example 10m
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     pub(crate) timeout: Option<Duration>,
+    /// How often it is tried at most
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) attempts: u32,
     #[command(flatten)]
     pub(crate) secrets: SecretArgs,
     #[command(flatten)]

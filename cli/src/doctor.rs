@@ -67,7 +67,8 @@ pub(crate) async fn run(args: DoctorArgs) -> Result<Exit, Failure> {
         .builds
         .iter()
         .any(|mode| mode.name == ROOTLESS && mode.why_not == Some(None));
-    let wrong = wrong(&found.info.capabilities, rootless);
+    let mut wrong: Vec<&str> = found.info.problems.iter().map(String::as_str).collect();
+    wrong.extend(lacks(&found.info.capabilities, rootless));
     let answer = if args.json {
         format!("{}\n", json_of(&found, &wrong))
     } else {
@@ -133,7 +134,7 @@ fn why<'a>(info: &'a DriverInfo, capability: &str) -> &'a str {
 }
 
 /// What keeps pipelines from running, each with what it is needed for. `rootless` says whether builds do without privileges.
-fn wrong(capabilities: &Capabilities, rootless: bool) -> Vec<&'static str> {
+fn lacks(capabilities: &Capabilities, rootless: bool) -> Vec<&'static str> {
     let needs = [
         (
             capabilities.default_network,
@@ -274,7 +275,7 @@ mod tests {
     fn an_engine_that_can_everything_is_ready() {
         let shown = text(
             &found(Capabilities::ALL),
-            &wrong(&Capabilities::ALL, false),
+            &lacks(&Capabilities::ALL, false),
             Theme::PLAIN,
         );
         assert!(shown.contains("  endpoint  unix:///d.sock\n"), "{shown}");
@@ -290,11 +291,11 @@ mod tests {
     fn what_is_missing_is_said_with_what_it_is_for() {
         let mut missing = Capabilities::ALL;
         missing.privileged = false;
-        let shown = text(&found(missing), &wrong(&missing, false), Theme::PLAIN);
+        let shown = text(&found(missing), &lacks(&missing, false), Theme::PLAIN);
         assert!(shown.contains("✗ privileged"), "{shown}");
         assert!(shown.contains("`build_image` can't work"), "{shown}");
-        assert!(wrong(&missing, true).is_empty(), "builds do without privileges there");
-        let told = json_of(&found(missing), &wrong(&missing, false));
+        assert!(lacks(&missing, true).is_empty(), "builds do without privileges there");
+        let told = json_of(&found(missing), &lacks(&missing, false));
         assert_eq!(
             (&told["usable"], &told["engine"]["capabilities"]["privileged"]),
             (&json!(false), &json!(false))
@@ -308,7 +309,7 @@ mod tests {
         missing.default_network = false;
         let mut found = found(missing);
         found.info = found.info.because("default_network", "CNI plugins are missing: bridge");
-        let shown = text(&found, &wrong(&missing, false), Theme::PLAIN);
+        let shown = text(&found, &lacks(&missing, false), Theme::PLAIN);
         assert!(
             shown.contains("✗ default_network      CNI plugins are missing: bridge\n"),
             "{shown}"

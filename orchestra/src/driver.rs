@@ -31,6 +31,8 @@ pub struct DriverInfo {
     pub capabilities: Capabilities,
     /// Why a capability is missing and what would give it, by the capability's name, where the driver knows.
     pub reasons: BTreeMap<String, String>,
+    /// What keeps the engine from running any container, as far as can be seen before one is made, and what would mend it.
+    pub problems: Vec<String>,
 }
 
 impl DriverInfo {
@@ -51,7 +53,15 @@ impl DriverInfo {
             platform,
             capabilities,
             reasons: BTreeMap::new(),
+            problems: Vec::new(),
         }
+    }
+
+    /// Says that the engine can run no container, why, and what would mend that: `orchestra doctor` repeats it.
+    #[must_use]
+    pub fn problem(mut self, problem: impl Into<String>) -> Self {
+        self.problems.push(problem.into());
+        self
     }
 
     /// Says why a capability is missing, and what would give it.

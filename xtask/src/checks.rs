@@ -37,6 +37,9 @@ const TESTED: [(Driver, Engine); 4] = [
     (Driver::Containerd, Engine::Bookworm),
 ];
 
+/// What is put to the conformance suite beside them: podman as most have it.
+const CONFORMING: (Driver, Engine) = (Driver::PodmanRootless, Engine::Trixie);
+
 /// A stage that has run.
 struct Stage {
     name: String,
@@ -47,8 +50,10 @@ struct Stage {
 /// Runs all stages; the exit code tells whether all passed.
 pub(crate) fn run() -> Result<ExitCode> {
     let tested = tested();
+    let conforming = (tested == TESTED).then_some(CONFORMING);
     tested
         .iter()
+        .chain(&conforming)
         .try_for_each(|(driver, engine)| packages::prepare_tests(*driver, *engine))?;
 
     let (mut stages, mut built) = (Vec::new(), None);
@@ -78,6 +83,11 @@ pub(crate) fn run() -> Result<ExitCode> {
         for (driver, engine) in tested {
             stages.push(stage(&format!("{driver} of {engine}"), || {
                 programs.run(&Environment::start(driver, engine)?, driver, &[])
+            })?);
+        }
+        if let Some((driver, engine)) = conforming {
+            stages.push(stage(&format!("{driver} of {engine}"), || {
+                programs.run_suite(&Environment::start(driver, engine)?, driver)
             })?);
         }
     }

@@ -57,8 +57,19 @@ impl Programs {
 
     /// Runs all of them against the environment's engine.
     pub(crate) fn run(&self, environment: &Environment, driver: Driver, args: &[String]) -> Result<Outcome> {
+        self.run_tests(&self.tests(driver), environment, args)
+    }
+
+    /// Runs the conformance suite alone.
+    pub(crate) fn run_suite(&self, environment: &Environment, driver: Driver) -> Result<Outcome> {
+        let mut tests = self.tests(driver);
+        tests.retain(|test| test.is_of(SUITE));
+        self.run_tests(&tests, environment, &[])
+    }
+
+    fn run_tests(&self, tests: &[TestProgram], environment: &Environment, args: &[String]) -> Result<Outcome> {
         let orchestra = self.orchestra()?;
-        results::run_programs(&self.tests(driver), args, |program| {
+        results::run_programs(tests, args, |program| {
             let mut command = environment.command(program);
             command.env("ORCHESTRA_BIN", orchestra);
             command

@@ -19,9 +19,8 @@ use crate::folders::Folders;
 const NAME: &str = "orchestra-test";
 /// Their number, and that of their group: of those that Debian keeps back and gives to nobody.
 pub(crate) const ID: u32 = 65_055;
-/// The first of the ids that they may give away, and how many there are: twice as many as useradd(8) gives, because files
-/// in tests have owners of larger numbers too, which the kernel else refuses.
-const SUBORDINATE: (u32, u32) = (500_000, 131_072);
+/// The first of the ids that they may give away, and how many there are: as many as useradd(8) gives.
+const SUBORDINATE: (u32, u32) = (500_000, 65_536);
 /// The device of networks in user space (slirp4netns, pasta): everybody may use it where udev has made it, and only
 /// root in many a container.
 const TUN: (&str, u32, u32) = ("dev/net/tun", 10, 200);

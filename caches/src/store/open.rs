@@ -1,6 +1,6 @@
 //! Where a store is, and how it is reached.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -133,7 +133,7 @@ fn bucket(rest: &str, options: &S3Options) -> Result<Arc<dyn ObjectStore>> {
         max_retries: RETRIES,
         retry_timeout: RETRYING,
     };
-    let mut builder = from_environment(options.access_key_id.is_some())
+    let mut builder = from_environment(options)
         .with_bucket_name(bucket)
         .with_client_options(client)
         .with_retry(retry);
@@ -144,7 +144,8 @@ fn bucket(rest: &str, options: &S3Options) -> Result<Arc<dyn ObjectStore>> {
         let plain = endpoint.starts_with("http://");
         if !plain && !endpoint.starts_with("https://") {
             return Err(Error::invalid(format!(
-                "the endpoint {endpoint:?} begins neither with http:// nor https://"
+                "the cache store's endpoint {endpoint:?}, of the configuration or of AWS_ENDPOINT_URL, begins neither with \
+                 http:// nor https://"
             )));
         }
         // As other programs have it: whoever names such an endpoint means it.
@@ -168,18 +169,28 @@ fn bucket(rest: &str, options: &S3Options) -> Result<Arc<dyn ObjectStore>> {
 }
 
 /// What the `AWS_*` variables say. Credentials that are given are not mixed with theirs: a session's token belongs to its key.
-fn from_environment(credentials_are_given: bool) -> AmazonS3Builder {
+/// Of their endpoints the one for S3 alone goes before the one for all, and one that is given before both.
+fn from_environment(options: &S3Options) -> AmazonS3Builder {
+    type Key = AmazonS3ConfigKey;
     let variables = std::env::vars_os().filter_map(|(name, value)| {
         let name = name.to_str().filter(|name| name.starts_with("AWS_"))?;
         let key: AmazonS3ConfigKey = name.to_ascii_lowercase().parse().ok()?;
-        Some((key, value.into_string().ok()?))
+        Some((key, value.into_string().ok().filter(|value| !value.is_empty())?))
     });
-    let is_of_session = |key: &AmazonS3ConfigKey| *key == AmazonS3ConfigKey::Token;
-    variables
-        .filter(|(key, _)| !(credentials_are_given && is_of_session(key)))
-        .fold(AmazonS3Builder::new(), |builder, (key, value)| {
-            builder.with_config(key, value)
-        })
+    let is_given = |key: &Key| match key {
+        Key::Token => options.access_key_id.is_some(),
+        Key::Endpoint | Key::S3Endpoint => options.endpoint.is_some(),
+        _ => false,
+    };
+    let mut variables: BTreeMap<_, _> = variables
+        .filter(|(key, _)| !is_given(key))
+        .map(|(key, value)| (key.as_ref().to_owned(), (key, value)))
+        .collect();
+    if let Some((_, of_s3)) = variables.remove(Key::S3Endpoint.as_ref()) {
+        variables.insert(Key::Endpoint.as_ref().to_owned(), (Key::Endpoint, of_s3));
+    }
+    let set = |builder: AmazonS3Builder, (key, value)| builder.with_config(key, value);
+    variables.into_values().fold(AmazonS3Builder::new(), set)
 }
 
 #[cfg(test)]

@@ -62,6 +62,7 @@ pub(super) fn describe(args: &BuildArgs, config: &Config) -> Result<ImageBuild, 
     }
     build.network = args.network.or(config.image_build.network).unwrap_or_default();
     build.timeout = args.timeout;
+    build.attempts = args.attempts;
     let credentials = args
         .username
         .clone()
@@ -106,6 +107,7 @@ fn options(args: &BuildArgs) -> Result<BuildOptions, Failure> {
     options.extra_hosts.clone_from(&args.extra_hosts);
     options.ulimits.clone_from(&args.ulimits);
     options.shm_size = args.shm_size;
+    options.frontend.clone_from(&args.frontend);
     options.no_cache = args.no_cache;
     options.no_cache_filter.clone_from(&args.no_cache_filter);
     for (name, context) in pairs("build context", &args.build_contexts)? {
@@ -250,6 +252,8 @@ fn password(input: impl Read) -> Result<SecretString, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::{Cli, Command};
+    use clap::Parser;
     use std::fs;
 
     #[test]
@@ -258,6 +262,25 @@ mod tests {
         let expected = [("A", "1=2"), ("B", "")].map(|(name, value)| (name.to_owned(), value.to_owned()));
         assert_eq!(pairs("variable", &given).unwrap(), expected.into());
         assert!(pairs("variable", &["=x".to_owned()]).is_err());
+    }
+
+    #[test]
+    fn a_frontend_is_an_image_and_a_build_is_tried_once_at_least() {
+        let parsed = |more: &[&str]| {
+            let command = [&["orchestra", "build", "-t", "app"], more].concat();
+            match Cli::try_parse_from(command).map(|cli| cli.command) {
+                Ok(Command::Build(args)) => Ok(args),
+                Ok(_) => panic!("another command"),
+                Err(error) => Err(error.to_string()),
+            }
+        };
+        let args = parsed(&["--frontend", "r.test/docker/dockerfile:1", "--attempts", "3"]).unwrap();
+        let frontend = options(&args).unwrap().frontend.unwrap();
+        assert_eq!((frontend.registry(), args.attempts), ("r.test", 3));
+        assert_eq!(parsed(&[]).unwrap().attempts, 1);
+        for wrong in [["--frontend", "NO IMAGE"], ["--attempts", "0"]] {
+            assert!(parsed(&wrong).unwrap_err().contains(wrong[0]));
+        }
     }
 
     #[test]

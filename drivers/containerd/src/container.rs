@@ -130,16 +130,8 @@ pub(crate) fn public_labels(labels: HashMap<String, String>) -> Labels {
 }
 
 impl ContainerdDriver {
-    /// The record of a container of ours; a new one is not asked for.
-    pub(crate) async fn find(&self, id: &ContainerId) -> Result<Option<Arc<Record>>> {
-        match self.made.get(id) {
-            Some(new) => Ok(Some(new)),
-            None => self.ask_for(id).await,
-        }
-    }
-
-    /// The record of a container of ours, as containerd has it now.
-    pub(crate) async fn ask_for(&self, id: &ContainerId) -> Result<Option<Arc<Record>>> {
+    /// The record of a container of ours.
+    pub(crate) async fn find(&self, id: &ContainerId) -> Result<Option<Record>> {
         let engine_id = engine_id(id.as_str());
         let request = GetContainerRequest { id: engine_id.clone() };
         let found = match self.client.containers().get(self.client.request(request)).await {
@@ -148,11 +140,11 @@ impl ContainerdDriver {
             Err(status) => return Err(about(Subject::Container)(status)),
         };
         match Extension::of(&found) {
-            Some(extension) if extension.id == id.as_str() => Ok(Some(Arc::new(Record {
+            Some(extension) if extension.id == id.as_str() => Ok(Some(Record {
                 container: found,
                 extension,
                 layer: None,
-            }))),
+            })),
             _ => {
                 let message = format!("{engine_id} is a container that orchestra has not made");
                 Err(Error::new(ErrorKind::Conflict, message))
@@ -161,9 +153,36 @@ impl ContainerdDriver {
     }
 
     /// The record of a container that has to be there.
-    pub(crate) async fn named(&self, id: &ContainerId) -> Result<Arc<Record>> {
+    pub(crate) async fn named(&self, id: &ContainerId) -> Result<Record> {
         let absent = || Error::new(ErrorKind::ContainerNotFound, format!("no such container: {id}"));
         self.find(id).await?.ok_or_else(absent)
+    }
+
+    /// The same, where a new one is not asked for: somebody else may have removed it, which has to be [seen](Self::or_gone)
+    /// where what follows fails.
+    pub(crate) async fn known(&self, id: &ContainerId) -> Result<Arc<Record>> {
+        match self.made.get(id) {
+            Some(new) => Ok(new),
+            None => self.named(id).await.map(Arc::new),
+        }
+    }
+
+    /// What failed with a container, or that it was removed meanwhile. Its folder may have been made again since.
+    pub(crate) async fn or_gone(&self, record: &Record, error: Error) -> Error {
+        let Ok(id) = ContainerId::new(record.extension.id.as_str()) else {
+            return error;
+        };
+        self.made.forget(id.as_str());
+        match self.find(&id).await {
+            Ok(None) => {
+                if let Err(left) = self.forget(&record.container.id).await {
+                    tracing::debug!(error = %left, "what is kept of a container that is gone stays");
+                }
+                let gone = Error::new(ErrorKind::ContainerNotFound, format!("no such container: {id}"));
+                gone.with_source(error)
+            }
+            _ => error,
+        }
     }
 
     pub(crate) async fn make_container(&self, id: &ContainerId, spec: &ContainerSpec) -> Result<Created> {
@@ -184,16 +203,18 @@ impl ContainerdDriver {
             self.image(&spec.image, spec.platform.as_ref()),
             Lease::new(&self.client, &spec.labels)
         );
-        let made = match (found, image, &lease) {
-            (Ok(Some(_)), ..) => Ok(Created::Existing),
-            (Err(error), ..) | (_, Err(error), _) => Err(error),
-            (Ok(None), Ok(image), Ok(lease)) => self.create_under(lease, id, spec, &image).await,
-            (Ok(None), Ok(_), Err(_)) => return lease.map(|_| Created::New),
+        let lease = match lease {
+            Ok(lease) => lease,
+            Err(_) if matches!(found, Ok(Some(_))) => return Ok(Created::Existing),
+            Err(error) => return Err(error),
         };
-        // Nobody waits for its end but that of the job.
-        if let Ok(lease) = lease {
-            self.making.spawn(lease.end());
-        }
+        let made = match (found, image) {
+            (Ok(Some(_)), _) => Ok(Created::Existing),
+            (Err(error), _) | (_, Err(error)) => Err(error),
+            (Ok(None), Ok(image)) => self.create_under(&lease, id, spec, &image).await,
+        };
+        // Nobody waits for its end but that of the job; without one, the next job's end or containerd's clock has it.
+        self.making.spawn(lease.end());
         made
     }
 
@@ -387,6 +408,10 @@ impl ContainerdDriver {
     /// Fails if a container was removed while its lock was waited for, which has made its folder again.
     pub(crate) async fn still_there(&self, record: &Record) -> Result<()> {
         let id = ContainerId::new(record.extension.id.as_str())?;
+        // One that is new was not asked for: where what follows fails, that is done.
+        if record.layer.is_some() && self.made.get(&id).is_some() {
+            return Ok(());
+        }
         match self.find(&id).await? {
             Some(_) => Ok(()),
             None => {
@@ -453,21 +478,20 @@ impl ContainerdDriver {
         if !folder.path("").exists() && self.find(id).await?.is_none() {
             return self.forget(&engine_id).await;
         }
-        let locking = blocking(move || {
-            let lock = folder.lock()?;
-            folder.mark_going();
-            Ok(lock)
-        });
+        let locked = folder.clone();
         // Whoever held the lock may have removed it meanwhile: then all that follows finds nothing.
-        let (lock, found) = tokio::join!(locking, self.find(id));
+        let (lock, found) = tokio::join!(blocking(move || locked.lock()), self.find(id));
         let (_lock, Some(record)) = (lock?, found?) else {
             return self.forget(&engine_id).await;
         };
+        folder.mark_going();
         self.end_task(&engine_id).await?;
         self.disconnect(&engine_id).await?;
         let snapshots = self.snapshots(&self.client);
         let removing = snapshots.remove(&record.container.snapshot_key);
-        tokio::try_join!(removing, self.forget(&engine_id))?;
+        tokio::try_join!(removing, self.logs.remove(&engine_id))?;
+        // With its lock: not before its layer is gone, which nobody is to start it on.
+        self.forget(&engine_id).await?;
         let request = DeleteContainerRequest { id: engine_id };
         match self.client.containers().delete(self.client.request(request)).await {
             Err(status) if status.code() != Code::NotFound => Err(about(Subject::Container)(status)),

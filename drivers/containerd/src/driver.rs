@@ -28,6 +28,7 @@ use crate::end::Turns;
 use crate::error::{Subject, about};
 use crate::known::{Made, Remembered};
 use crate::lease;
+use crate::programs;
 use crate::snapshot::Snapshots;
 use crate::state::State;
 use crate::task::state_of;
@@ -69,7 +70,7 @@ pub struct ContainerdDriver {
     pub(crate) users: Remembered<ResolvedUser>,
     /// The default network, or why there is none.
     pub(crate) network: Result<Cni, Arc<Error>>,
-    /// Containers that are being made or started: a job's end looks for what is left only after that.
+    /// Containers that are being made or started, and leases that end: a job's end looks for what is left only after that.
     pub(crate) making: TaskTracker,
 }
 
@@ -133,6 +134,11 @@ impl ContainerdDriver {
         if let Err(why) = &network {
             let hint = why.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
             info = info.because("default_network", format!("{}{hint}", why.message()));
+        }
+        let runtime = config.runtime.clone();
+        let missing = blocking(move || Ok(pid.map_or_else(Vec::new, |pid| programs::missing(pid, runtime.as_deref()))));
+        for program in missing.await? {
+            info = info.problem(format!("containerd's host lacks {program}"));
         }
         Ok(Self {
             info,

@@ -95,7 +95,7 @@ impl Turns {
         self.turns().entry(engine_id.to_owned()).or_insert_with(new).clone()
     }
 
-    /// Whether it was waited for, and its task deleted, in this process.
+    /// Whether it was waited for, and its task deleted, in this process. Another one may have made it anew since.
     fn is_cleared(&self, engine_id: &str) -> bool {
         let turn = self.turns().get(engine_id).cloned();
         turn.is_some_and(|turn| turn.try_lock().is_ok_and(|turn| turn.cleared.load(Ordering::Acquire)))
@@ -261,7 +261,8 @@ impl ContainerdDriver {
 
     /// Kills a task if it runs, and deletes it.
     pub(crate) async fn end_task(&self, engine_id: &str) -> Result<()> {
-        if self.turns.is_cleared(engine_id) || self.task(engine_id).await?.is_none() {
+        let is_over = self.turns.is_cleared(engine_id) && self.state.container(engine_id).ended().is_some();
+        if is_over || self.task(engine_id).await?.is_none() {
             return Ok(());
         }
         self.kill(engine_id, "", Signal::KILL).await?;
@@ -279,7 +280,7 @@ impl ContainerdDriver {
     }
 
     pub(crate) async fn wait(&self, id: &ContainerId) -> Result<ExitStatus> {
-        let engine_id = self.named(id).await?.container.id.clone();
+        let engine_id = self.named(id).await?.container.id;
         let folder = self.state.container(&engine_id);
         let reaped = self.reap(&engine_id).await;
         // A removal kills first: that is no end to be told.

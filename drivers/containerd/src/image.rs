@@ -77,7 +77,7 @@ impl ContainerdDriver {
         let mut layers = resolved.layers();
         // Each layer is unpacked while the next ones still come.
         while let Some(place) = layers.try_next().await? {
-            snapshots.unpack(image, &chain_ids, place).await?;
+            snapshots.unpack(lease.id(), image, &chain_ids, place).await?;
         }
         snapshots.keep(image).await?;
         self.name(&pull.image, &image.manifest).await
@@ -99,7 +99,7 @@ impl ContainerdDriver {
         if !snapshots.is_unpacked(lease.id(), image).await? {
             let chain_ids = image.chain_ids();
             for place in 0..chain_ids.len() {
-                snapshots.unpack(image, &chain_ids, place).await?;
+                snapshots.unpack(lease.id(), image, &chain_ids, place).await?;
             }
         }
         snapshots.keep(image).await
@@ -302,5 +302,35 @@ mod tests {
         driver.remove_image(&name).await.unwrap();
         collect(&driver).await;
         assert_eq!(has(&driver, &image).await, [false; 4], "no name");
+    }
+
+    #[tokio::test]
+    async fn a_layer_that_a_pull_builds_on_stays_when_its_image_goes_meanwhile() {
+        let Some(driver) = testing::driver().await else {
+            return;
+        };
+        let name: ImageRef = format!("localhost/below:{}", JobId::unique()).parse().unwrap();
+        let file = InjectedFile::new("/unique".parse().unwrap(), name.to_string().into_bytes());
+        let layer = tar_of_files(&[file]).await.unwrap();
+        let archive = archive(&layer, &name).await;
+        driver
+            .import_image(&name, stream::once(async { Ok(archive) }).boxed())
+            .await
+            .unwrap();
+        let image = driver.image(&name, None).await.unwrap();
+        let lease = Lease::new(&driver.client, &Labels::new()).await.unwrap();
+        let snapshots = driver.snapshots(&lease.client);
+        // As the pull of an image does that has this layer below one that is still to come.
+        snapshots
+            .unpack(lease.id(), &image, &image.chain_ids(), 0)
+            .await
+            .unwrap();
+        driver.remove_image(&name).await.unwrap();
+        collect(&driver).await;
+        let unpacked = async || *has(&driver, &image).await.last().unwrap();
+        assert!(unpacked().await, "the pull holds it");
+        lease.end().await;
+        collect(&driver).await;
+        assert!(!unpacked().await, "nobody does");
     }
 }

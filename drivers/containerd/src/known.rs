@@ -54,8 +54,9 @@ impl Made {
 
     /// Its record, if it is new.
     pub(crate) fn get(&self, id: &ContainerId) -> Option<Arc<Record>> {
-        let all = lock(&self.0);
-        let new = all.get(id.as_str()).filter(|one| one.is_new())?;
+        let mut all = lock(&self.0);
+        all.retain(|_, one| one.is_new());
+        let new = all.get(id.as_str())?;
         Some(new.record.clone())
     }
 

@@ -12,11 +12,18 @@ use crate::task::state_of;
 
 impl ContainerdDriver {
     pub(crate) async fn output(&self, id: &ContainerId, follow: bool) -> Result<LogStream> {
-        let engine_id = self.named(id).await?.container.id.clone();
+        // A new one is asked for while its log is read; nothing will be written to that of one that is gone.
+        let (engine_id, is_new) = match follow {
+            true => {
+                let record = self.known(id).await?;
+                (record.container.id.clone(), record.layer.is_some())
+            }
+            false => (self.named(id).await?.container.id, false),
+        };
         let folder = self.state.container(&engine_id);
         let making = folder.clone();
         tokio::try_join!(blocking(move || making.make()), self.logs.create(&engine_id))?;
-        if self.find(id).await?.is_none() {
+        if !is_new && self.find(id).await?.is_none() {
             // Removed meanwhile: what was just made is all that is left of it.
             self.forget(&engine_id).await?;
             return Err(Error::new(
@@ -32,7 +39,7 @@ impl ContainerdDriver {
         }
         let (driver, id) = (self.clone(), id.clone());
         let watched: future::BoxFuture<'static, Result<()>> =
-            async move { driver.see_through(&id, &engine_id).await }.boxed();
+            async move { driver.see_through(is_new.then_some(&id), &engine_id).await }.boxed();
         let state = Some((log, watched.fuse()));
         Ok(stream::unfold(state, next).boxed())
     }
@@ -43,10 +50,11 @@ impl ContainerdDriver {
     }
 
     /// Sees a task through to its end, once it is started: only that ends its log. An engine that stays away is an error.
-    async fn see_through(&self, id: &ContainerId, engine_id: &str) -> Result<()> {
+    async fn see_through(&self, not_asked_for: Option<&ContainerId>, engine_id: &str) -> Result<()> {
         let folder = self.state.container(engine_id);
-        // What is new was not asked for yet: others may have removed it, and nobody will start it.
-        if self.made.get(id).is_some() && self.ask_for(id).await?.is_none() {
+        if let Some(id) = not_asked_for
+            && matches!(self.find(id).await, Ok(None))
+        {
             return self.forget(engine_id).await;
         }
         loop {

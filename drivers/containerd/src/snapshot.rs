@@ -99,7 +99,7 @@ impl Snapshots {
     }
 
     /// Unpacks the layer at `place`, whose content and whose lower layers are there.
-    pub(crate) async fn unpack(&self, image: &Image, chain_ids: &[Digest], place: usize) -> Result<()> {
+    pub(crate) async fn unpack(&self, lease: &str, image: &Image, chain_ids: &[Digest], place: usize) -> Result<()> {
         let (Some(chain), Some(layer)) = (chain_ids.get(place), image.layers.get(place)) else {
             return Err(Error::new(
                 ErrorKind::Protocol,
@@ -107,7 +107,8 @@ impl Snapshots {
             ));
         };
         let chain = chain.to_string();
-        if self.has(&chain).await? {
+        // Held by the lease: the image that it was unpacked for may be removed before the layers above are here.
+        if self.has(&chain).await? && self.hold(lease, &chain).await? {
             return Ok(());
         }
         let key = format!("orchestra-unpack-{}", JobId::unique());

@@ -43,7 +43,7 @@ impl ContainerdDriver {
     }
 
     pub(crate) async fn start(&self, id: &ContainerId, stdin: Option<ByteStream>) -> Result<()> {
-        let record = self.named(id).await?;
+        let record = self.known(id).await?;
         if stdin.is_some() && !record.extension.stdin {
             return Err(Error::new(
                 ErrorKind::Conflict,
@@ -81,9 +81,7 @@ impl ContainerdDriver {
         self.made.forget(&record.extension.id);
         if let Err(error) = launched {
             self.take_back(&folder, &engine_id).await;
-            // What is new was not asked for: others may have removed it.
-            self.still_there(record).await?;
-            return Err(error);
+            return Err(self.or_gone(record, error).await);
         }
         folder.mark_started()?;
         if record.extension.stdin {

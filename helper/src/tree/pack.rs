@@ -186,8 +186,9 @@ impl Packer<'_> {
 
     /// One file. A directory is handed back, open.
     fn entry(&mut self, parent: &File, name: &[u8], path: &[u8], kind: Option<fs::FileType>) -> Result<Option<File>> {
-        // A fifo must not be opened for reading, nor a device: it could wait, or do something. What was a file when the
-        // directory was listed may be a device by now: only a directory is sure to be none, because it is asked for as one.
+        // A device must not be opened, which could do something, nor a fifo, which could wait. What was a file when the
+        // directory was listed may be a device by now: only a directory is sure to be none, because it is asked for as one. Where
+        // no device can be opened, and nothing is waited for, it may be tried.
         let mut flags = match kind {
             Some(kind) if kind.is_dir() => sys::READ | sys::DIRECTORY,
             Some(kind) if kind.is_file() && self.direct => DIRECT,
@@ -453,4 +454,54 @@ fn map_text(map: &[(u64, u64)]) -> Vec<u8> {
     }
     text.resize(text.len().next_multiple_of(BLOCK), 0);
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn what_has_taken_a_files_place_is_packed_as_what_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("file"), "content").unwrap();
+        fs::create_dir(at("directory")).unwrap();
+        symlink("file", at("symlink")).unwrap();
+        let _socket = UnixListener::bind(at("socket")).unwrap();
+        let root = File::open(folder.path()).unwrap();
+        sys::make_node(&root, b"fifo", 0o010_600, 0, 0).unwrap();
+        let a_file = fs::metadata(at("file")).unwrap().file_type();
+        for direct in [false, true] {
+            let packed = |name: &[u8]| {
+                let mut out = Vec::new();
+                let mut packer = Packer {
+                    root: &root,
+                    direct,
+                    out: &mut out,
+                    buffer: vec![0; PIECE].into(),
+                    filled: 0,
+                    links: HashMap::new(),
+                    names: vec![0; MAX_XATTR].into(),
+                    value: vec![0; MAX_XATTR].into(),
+                };
+                let entered = packer.entry(&root, name, name, Some(a_file)).unwrap();
+                packer.flush().unwrap();
+                // An extended header, if there is one, and its records come before.
+                let kind = match out.get(156) {
+                    Some(b'x') => out.get(2 * BLOCK + 156).copied(),
+                    kind => kind.copied(),
+                };
+                (kind, entered.is_some())
+            };
+            assert_eq!(packed(b"file"), (Some(b'0'), false), "{direct}");
+            assert_eq!(packed(b"directory"), (Some(b'5'), true), "{direct}");
+            assert_eq!(packed(b"symlink"), (Some(b'2'), false), "{direct}");
+            assert_eq!(packed(b"fifo"), (Some(b'6'), false), "{direct}");
+            assert_eq!(packed(b"socket"), (None, false), "{direct}");
+            assert_eq!(packed(b"removed"), (None, false), "{direct}");
+        }
+    }
 }

@@ -75,6 +75,7 @@ const SYS_OPEN_TREE: c_long = 428;
 const SYS_MOUNT_SETATTR: c_long = 442;
 const OPEN_TREE_CLONE: c_int = 1;
 const MOUNT_ATTR_NODEV: u64 = 0x04;
+const MS_PRIVATE: u64 = 1 << 18;
 const AT_REMOVEDIR: c_int = 0x200;
 const AT_EMPTY_PATH: c_int = 0x1000;
 const AT_RECURSIVE: c_int = 0x8000;
@@ -120,14 +121,15 @@ fn length(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
-/// The same directory through a mount that nobody else sees, and on which devices can't be opened: so nothing that takes a
-/// file's place does anything when it is opened. `None` where that can't be had: it takes Linux 5.12 and `CAP_SYS_ADMIN`.
+/// The same directory through a mount that nobody else sees, and on which devices can't be opened: what takes a file's place
+/// can do nothing when it is opened. `None` where that can't be had: it takes Linux 5.12 and `CAP_SYS_ADMIN`. What is mounted
+/// below comes along, unless it is unbindable.
 pub(super) fn without_devices(directory: &File) -> Option<File> {
     let flags = OPEN_TREE_CLONE | CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE;
     let attributes = MountAttributes {
         set: MOUNT_ATTR_NODEV,
         clear: 0,
-        propagation: 0,
+        propagation: MS_PRIVATE,
         user_namespace: 0,
     };
     #[expect(
@@ -372,10 +374,13 @@ mod tests {
             return;
         };
         // `/dev/null`, which anyone may open.
-        make_node(&directory, b"device", 0o020_666, 1, 3).unwrap();
-        make_node(&directory, b"fifo", 0o010_600, 0, 0).unwrap();
         let opened = |directory: &File, name: &[u8], flags| open(directory, name, flags, 0, Resolve::NoSymlinks);
-        assert!(opened(&directory, b"device", READ | NONBLOCK).is_ok());
+        let made = make_node(&directory, b"device", 0o020_666, 1, 3);
+        if made.is_err() || opened(&directory, b"device", READ | NONBLOCK).is_err() {
+            // In a user namespace none is made, and the folder of temporary files may have none either.
+            return;
+        }
+        make_node(&directory, b"fifo", 0o010_600, 0, 0).unwrap();
         let error = opened(&harmless, b"device", READ | NONBLOCK).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
         assert!(opened(&harmless, b"device", PATH).is_ok(), "it can be looked at");

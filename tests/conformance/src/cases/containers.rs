@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use orchestra::{ContainerState, ErrorKind, ExitStatus, Signal};
+use orchestra::{ContainerState, Created, ErrorKind, ExitStatus, InjectedFile, Signal};
 
 use super::case;
-use crate::check::{Outcome, fails, holds, same, within};
+use crate::check::{Failure, Outcome, fails, holds, same, within};
 use crate::context::{Context, Ran};
 use crate::suite::Case;
 
@@ -86,44 +86,53 @@ async fn nothing_cannot_be_started(cx: Arc<Context>) -> Outcome {
         cx.driver.signal_container(&id, Signal::TERM).await,
         kinds,
     )?;
-    let logs = match cx.driver.logs(&id, false).await {
-        Ok(logs) => crate::context::collect(logs)
-            .await
-            .map_or(Ok(()), |_| Err("a log of nothing")),
-        Err(error) => return fails("logs", Err::<(), _>(error), kinds).map(|_| ()),
-    };
-    holds(logs.is_ok(), "logs of nothing fail")?;
+    match cx.driver.logs(&id, false).await {
+        Ok(logs) => holds(crate::context::collect(logs).await.is_err(), "logs of nothing fail")?,
+        Err(error) => drop(fails("logs", Err::<(), _>(error), kinds)?),
+    }
     // Just after it was made here, a driver may take it for known; whoever reads it must not be left waiting.
     let other = (cx.connect)().await?;
-    for read_before in [true, false] {
-        let id = cx.create(&format!("gone-{read_before}"), &cx.sleeper()).await?;
-        let before = if read_before {
-            Some(cx.driver.logs(&id, true).await)
-        } else {
-            None
-        };
+    let gone = async |name: &str| {
+        let id = cx.create(name, &cx.sleeper()).await?;
         other.remove_container(&id).await?;
-        let logs = match before {
-            Some(logs) => Some(logs?),
-            None => cx.driver.logs(&id, true).await.ok(),
+        Ok::<_, Failure>(id)
+    };
+    let id = gone("not-started").await?;
+    fails("starting it", cx.driver.start_container(&id, None).await, kinds)?;
+    let id = gone("not-waited").await?;
+    fails("waiting for it", cx.driver.wait_container(&id).await, kinds)?;
+    let id = gone("not-signalled").await?;
+    let signalled = cx.driver.signal_container(&id, Signal::TERM).await;
+    fails("signalling it", signalled, kinds)?;
+    let id = gone("not-written").await?;
+    let file = InjectedFile::new("/file".parse()?, "content");
+    fails("writing to it", cx.driver.write_files(&id, &[file]).await, kinds)?;
+    let id = gone("not-read").await?;
+    let written = match cx.driver.logs(&id, false).await {
+        Ok(logs) => crate::context::collect(logs).await.map(drop),
+        Err(error) => fails("reading it", Err::<(), _>(error), kinds).map(drop),
+    };
+    holds(
+        written.is_err() || cx.listed().await?.is_empty(),
+        "nothing is left of it",
+    )?;
+    let id = gone("made-again").await?;
+    let again = cx.driver.create_container(&id, &cx.sleeper()).await?;
+    same("making it again", again, Created::New)?;
+    cx.driver.remove_container(&id).await?;
+    // Whoever makes a stream need not read it at once.
+    for pause in [0, 1500] {
+        let id = gone(&format!("read-after-{pause}")).await?;
+        let Ok(logs) = cx.driver.logs(&id, true).await else {
+            continue;
         };
-        let log = async {
-            match logs {
-                Some(logs) => crate::context::collect(logs).await.ok(),
-                None => None,
-            }
-        };
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        let log = crate::context::collect(logs);
         let log = within(Duration::from_secs(20), "reading the log of what was removed", log).await?;
-        same(
-            "what it wrote",
-            crate::context::text(&log.unwrap_or_default().stdout),
-            "",
-        )?;
-        let start = cx.driver.start_container(&id, None).await;
-        fails("starting what was removed", start, kinds)?;
-        fails("waiting for it", cx.driver.wait_container(&id).await, kinds)?;
+        let wrote = log.map(|log| log.stdout).unwrap_or_default();
+        same("what it wrote", crate::context::text(&wrote), "")?;
     }
-    Ok(())
+    same("what is left", cx.listed().await?, vec![])
 }
 
 async fn a_program_that_the_image_lacks_is_invalid_input(cx: Arc<Context>) -> Outcome {

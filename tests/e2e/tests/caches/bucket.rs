@@ -236,17 +236,18 @@ pub(crate) async fn the_variables_of_other_programs_say_what_the_config_does_not
     let s3 = S3::from_env().unwrap();
     let dir = Dir::with([("ci.yml", counting(fixture))]);
     let store = s3.options("variables").url;
-    let variables = |password: &str| {
+    let variables = |endpoint: &str, password: &str| {
         [
             ("ORCHESTRA_CACHES__STORE", store.clone()),
-            ("AWS_ENDPOINT_URL", s3.endpoint.clone()),
+            ("AWS_ENDPOINT_URL", "http://127.0.0.1:1".to_owned()),
+            ("AWS_ENDPOINT_URL_S3", endpoint.to_owned()),
             ("AWS_REGION", "us-east-1".to_owned()),
             ("AWS_ACCESS_KEY_ID", s3.user.clone()),
             ("AWS_SECRET_ACCESS_KEY", password.to_owned()),
         ]
     };
     let run = |password: &str, args: &[&str]| {
-        let variables = variables(password);
+        let variables = variables(&s3.endpoint, password);
         let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let finished = run(fixture, &dir, &variables, args);
         assert!(!finished.all().contains(password), "{finished}");
@@ -263,7 +264,7 @@ pub(crate) async fn the_variables_of_other_programs_say_what_the_config_does_not
     // What the config says goes before them.
     let mut both: Vec<(String, String)> = s3.environment("variables");
     both.retain(|(name, _)| name != "ORCHESTRA_CACHES__STORE");
-    let wrong = variables("hunter2hunter2").map(|(name, value)| (name.to_owned(), value));
+    let wrong = variables("http://127.0.0.1:1", "hunter2hunter2").map(|(name, value)| (name.to_owned(), value));
     both.extend(wrong);
     let both: Vec<_> = both
         .iter()
