@@ -255,6 +255,18 @@ mod tests {
         tar_of_files(&files).await.unwrap()
     }
 
+    /// An image of a layer that no other one has.
+    async fn imported(driver: &ContainerdDriver) -> (ImageRef, Image) {
+        let name: ImageRef = format!("localhost/unique:{}", JobId::unique()).parse().unwrap();
+        let file = InjectedFile::new("/unique".parse().unwrap(), name.to_string().into_bytes());
+        let layer = tar_of_files(&[file]).await.unwrap();
+        let archive = archive(&layer, &name).await;
+        let archive = stream::once(async { Ok(archive) }).boxed();
+        driver.import_image(&name, archive).await.unwrap();
+        let image = driver.image(&name, None).await.unwrap();
+        (name, image)
+    }
+
     /// Has containerd's collector run, and waits for it: the end of a job that has a lease does.
     async fn collect(driver: &ContainerdDriver) {
         let job = JobId::unique();
@@ -288,15 +300,7 @@ mod tests {
         let Some(driver) = testing::driver().await else {
             return;
         };
-        let name: ImageRef = format!("localhost/collected:{}", JobId::unique()).parse().unwrap();
-        let file = InjectedFile::new("/unique".parse().unwrap(), name.to_string().into_bytes());
-        let layer = tar_of_files(&[file]).await.unwrap();
-        let archive = archive(&layer, &name).await;
-        driver
-            .import_image(&name, stream::once(async { Ok(archive) }).boxed())
-            .await
-            .unwrap();
-        let image = driver.image(&name, None).await.unwrap();
+        let (name, image) = imported(&driver).await;
         collect(&driver).await;
         assert_eq!(has(&driver, &image).await, [true; 4], "no lease, but a name");
         driver.remove_image(&name).await.unwrap();
@@ -309,15 +313,7 @@ mod tests {
         let Some(driver) = testing::driver().await else {
             return;
         };
-        let name: ImageRef = format!("localhost/below:{}", JobId::unique()).parse().unwrap();
-        let file = InjectedFile::new("/unique".parse().unwrap(), name.to_string().into_bytes());
-        let layer = tar_of_files(&[file]).await.unwrap();
-        let archive = archive(&layer, &name).await;
-        driver
-            .import_image(&name, stream::once(async { Ok(archive) }).boxed())
-            .await
-            .unwrap();
-        let image = driver.image(&name, None).await.unwrap();
+        let (name, image) = imported(&driver).await;
         let lease = Lease::new(&driver.client, &Labels::new()).await.unwrap();
         let snapshots = driver.snapshots(&lease.client);
         // As the pull of an image does that has this layer below one that is still to come.

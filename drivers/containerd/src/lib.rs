@@ -29,8 +29,8 @@
 //! - `container`: a record with an OCI runtime spec by [`orchestra_oci::spec`], and a writable snapshot. `rootfs` looks into
 //!   that, for users by name and injected files, through a mount that one thread sees.
 //! - `task`: its process and its start; `end` how it ends, and who waits for that; `exec` further ones; `stdin` what they
-//!   read; `logs` what is written. The network is made by CNI plugins
-//!   between the task's making and its start.
+//!   read; `logs` what is written. The network is made by CNI plugins between the task's making and its start.
+//! - `known`: what need not be asked, containers that were made just now above all.
 //! - `state`: folders beside containerd with what it has no place for.
 //! - `error` turns gRPC's codes into [`ErrorKind`](orchestra::ErrorKind)s.
 //!
@@ -42,8 +42,15 @@
 //! # What is containerd's own
 //! - Output goes through the shim into a log keeper, a small process for each container, which outlives this process and
 //!   containerd alike. It keeps up to [`ContainerdConfig::log_limit`].
+//!   That of a container with standard input is started by this process, not by the shim, which gives such a container no
+//!   logging URI: whoever kills this process' whole control group takes it along.
 //! - How a task ended is recorded in its folder by whoever sees it first: containerd forgets that when it is restarted. Waits,
-//!   logs, execs and what is fed to containers go on over each restart of up to 10 seconds; containers do not notice one.
+//!   logs, execs and what is fed to containers go on over each restart of up to 10 seconds; containers do not notice one. A
+//!   task that ends while containerd is away is forgotten by 1.7 and later, and its wait says so; 1.6 still knows.
+//! - [`Profile::Default`](orchestra::Profile::Default) is the default seccomp profile, and no AppArmor profile: containerd has
+//!   none that it would load.
+//! - Ports are published nowhere, so the plugin `portmap` has no part: a
+//!   [`ContainerSpec`](orchestra::ContainerSpec) has none, on any engine.
 //! - The default network is a bridge of the driver's own, made by the CNI plugins `bridge`, `firewall`, `host-local` and
 //!   `loopback`; no file of `/etc/cni` is read. Without them (package `containernetworking-plugins`) the driver lacks
 //!   [`default_network`](orchestra::Capabilities::default_network), and says why; the networks `none` and `host` need none.
