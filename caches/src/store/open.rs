@@ -1,6 +1,6 @@
 //! Where a store is, and how it is reached.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -174,7 +174,7 @@ fn from_environment(options: &S3Options) -> AmazonS3Builder {
     type Key = AmazonS3ConfigKey;
     let variables = std::env::vars_os().filter_map(|(name, value)| {
         let name = name.to_str().filter(|name| name.starts_with("AWS_"))?;
-        let key: AmazonS3ConfigKey = name.to_ascii_lowercase().parse().ok()?;
+        let key: Key = name.to_ascii_lowercase().parse().ok()?;
         Some((key, value.into_string().ok().filter(|value| !value.is_empty())?))
     });
     let is_given = |key: &Key| match key {
@@ -182,15 +182,12 @@ fn from_environment(options: &S3Options) -> AmazonS3Builder {
         Key::Endpoint | Key::S3Endpoint => options.endpoint.is_some(),
         _ => false,
     };
-    let mut variables: BTreeMap<_, _> = variables
-        .filter(|(key, _)| !is_given(key))
-        .map(|(key, value)| (key.as_ref().to_owned(), (key, value)))
-        .collect();
-    if let Some((_, of_s3)) = variables.remove(Key::S3Endpoint.as_ref()) {
-        variables.insert(Key::Endpoint.as_ref().to_owned(), (Key::Endpoint, of_s3));
-    }
+    let is_of_s3 = |(key, _): &(Key, String)| *key == Key::S3Endpoint;
+    let (of_s3, others): (Vec<_>, Vec<_>) = variables.filter(|(key, _)| !is_given(key)).partition(is_of_s3);
+    // What comes last holds.
+    let of_s3 = of_s3.into_iter().map(|(_, endpoint)| (Key::Endpoint, endpoint));
     let set = |builder: AmazonS3Builder, (key, value)| builder.with_config(key, value);
-    variables.into_values().fold(AmazonS3Builder::new(), set)
+    others.into_iter().chain(of_s3).fold(AmazonS3Builder::new(), set)
 }
 
 #[cfg(test)]

@@ -154,8 +154,7 @@ impl ContainerdDriver {
 
     /// The record of a container that has to be there.
     pub(crate) async fn named(&self, id: &ContainerId) -> Result<Record> {
-        let absent = || Error::new(ErrorKind::ContainerNotFound, format!("no such container: {id}"));
-        self.find(id).await?.ok_or_else(absent)
+        self.find(id).await?.ok_or_else(|| absent(id))
     }
 
     /// The same, where a new one is not asked for: somebody else may have removed it, which has to be [seen](Self::or_gone)
@@ -178,8 +177,7 @@ impl ContainerdDriver {
                 if let Err(left) = self.forget(&record.container.id).await {
                     tracing::debug!(error = %left, "what is kept of a container that is gone stays");
                 }
-                let gone = Error::new(ErrorKind::ContainerNotFound, format!("no such container: {id}"));
-                gone.with_source(error)
+                absent(&id).with_source(error)
             }
             _ => error,
         }
@@ -416,7 +414,7 @@ impl ContainerdDriver {
             Some(_) => Ok(()),
             None => {
                 self.forget(&record.container.id).await?;
-                self.named(&id).await.map(drop)
+                Err(absent(&id))
             }
         }
     }
@@ -506,6 +504,11 @@ impl ContainerdDriver {
         let folder = self.state.container(engine_id);
         blocking(move || folder.remove()).await
     }
+}
+
+/// A container that is not there.
+pub(crate) fn absent(id: &ContainerId) -> Error {
+    Error::new(ErrorKind::ContainerNotFound, format!("no such container: {id}"))
 }
 
 /// A path of a container as a root and a path in it: that of a volume, where it is in one.

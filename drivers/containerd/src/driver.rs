@@ -136,7 +136,7 @@ impl ContainerdDriver {
             info = info.because("default_network", format!("{}{hint}", why.message()));
         }
         let runtime = config.runtime.clone();
-        let missing = blocking(move || Ok(pid.map_or_else(Vec::new, |pid| programs::missing(pid, runtime.as_deref()))));
+        let missing = blocking(move || Ok(programs::missing(pid, runtime.as_deref())));
         for program in missing.await? {
             info = info.problem(format!("containerd's host lacks {program}"));
         }

@@ -283,10 +283,10 @@ impl ContainerdDriver {
         let engine_id = self.named(id).await?.container.id;
         let folder = self.state.container(&engine_id);
         let reaped = self.reap(&engine_id).await;
-        // A removal kills first: that is no end to be told.
         if let Ok(Some(Ended { code: 0, .. })) = &reaped {
             return Ok(ExitStatus::Code(0));
         }
+        // A removal kills first: that is no end to be told.
         if folder.is_going() || self.find(id).await?.is_none() {
             return Err(Error::new(
                 ErrorKind::ContainerNotFound,

@@ -3,8 +3,9 @@
 use futures_util::StreamExt;
 use futures_util::future::{self, Fuse, FutureExt};
 use futures_util::stream;
-use orchestra::{ContainerId, ContainerState, Error, ErrorKind, LogStream, Result};
+use orchestra::{ContainerId, ContainerState, LogStream, Result};
 
+use crate::container::absent;
 use crate::driver::{ContainerdDriver, blocking};
 use crate::error::is_away;
 use crate::state::Folder;
@@ -26,10 +27,7 @@ impl ContainerdDriver {
         if !is_new && self.find(id).await?.is_none() {
             // Removed meanwhile: what was just made is all that is left of it.
             self.forget(&engine_id).await?;
-            return Err(Error::new(
-                ErrorKind::ContainerNotFound,
-                format!("no such container: {id}"),
-            ));
+            return Err(absent(id));
         }
         // Of a container that has ended all is on its way to the log, and the end is marked there when it has come.
         let to_the_end = follow || self.has_ended(&engine_id, &folder).await?;

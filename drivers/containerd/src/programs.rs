@@ -8,8 +8,11 @@ use std::path::{Path, PathBuf};
 pub(crate) const SHIM: &str = "containerd-shim-runc-v2";
 
 /// Which of the programs that make containers the containerd of this process lacks, each with the package that has it.
-/// Nothing where that can't be seen.
-pub(crate) fn missing(containerd: u32, runtime: Option<&str>) -> Vec<String> {
+/// Nothing where that can't be seen. Blocking.
+pub(crate) fn missing(containerd: Option<u32>, runtime: Option<&str>) -> Vec<String> {
+    let Some(containerd) = containerd else {
+        return Vec::new();
+    };
     let Ok(environment) = std::fs::read(format!("/proc/{containerd}/environ")) else {
         return Vec::new();
     };
@@ -70,7 +73,7 @@ mod tests {
         assert_eq!(beside, ["runc (package runc)"], "only shims are looked for beside it");
         assert!(told(Some("/opt/runc")).contains("/opt/runc"));
         assert!(
-            missing(u32::MAX, None).is_empty(),
+            missing(Some(u32::MAX), None).is_empty(),
             "nothing is said of what can't be seen"
         );
     }

@@ -196,10 +196,7 @@ impl ContainerdDriver {
             return unrunnable(error);
         }
         let (socket, runtime) = (self.socket(), self.runtime.clone());
-        let missing = blocking(move || {
-            let containerd = peer(&socket);
-            Ok(containerd.map_or_else(Vec::new, |pid| programs::missing(pid, runtime.as_deref())))
-        });
+        let missing = blocking(move || Ok(programs::missing(peer(&socket), runtime.as_deref())));
         match missing.await {
             Ok(missing) if !missing.is_empty() => {
                 error.with_hint(format!("containerd's host lacks {}", missing.join(" and ")))

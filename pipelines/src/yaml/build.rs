@@ -10,7 +10,7 @@ use orchestra_image_build::{BuildContext, BuildOptions, OutputFormat, RegistryAu
 use super::fields::{Fields, Known, texts};
 use super::reader::{Reader, list};
 use super::step::{self, Read};
-use super::tree::{At, Node, Value};
+use super::tree::{At, Node, Spot, Value};
 use crate::{Action, Artifact, BuildPlan, Hooks, Step, units};
 
 pub(super) const STEP: Known = Known {
@@ -118,7 +118,6 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Option<Read> {
     let dockerfile = relative(&fields, "dockerfile").map(|path| path.value.as_str().to_owned());
     let push = fields.flag("push").unwrap_or(false);
     let build_args = fields.shown_texts("build_args");
-    let hidden = |(id, value): (String, String)| (id, SecretString::from(value));
     let (secrets, secret_files) = secrets(&fields);
     let ssh = fields.texts("ssh").into_iter().map(hidden).collect();
     let target = fields.shown("target").map(|target| target.value);
@@ -366,19 +365,21 @@ fn inputs(fields: &Fields<'_, '_>, context: Option<&At<ContainerPath>>) -> Vec<A
     inputs
 }
 
-/// A path that stays where artifacts are.
 /// The secrets of its steps: values, and files of its inputs.
 fn secrets(fields: &Fields<'_, '_>) -> (BTreeMap<String, SecretString>, BTreeMap<String, ContainerPath>) {
     const KEYS: Known = Known::of(&["file"]);
     let Some(node) = fields.get("secrets") else {
         return Default::default();
     };
-    let is_map = |(_, value): &(Node, Node)| matches!(value.value, Value::Map(_));
+    let reader = fields.reader;
+    let twice = |spot: &Spot, id: &str| {
+        let help = "keep one of the two".to_owned();
+        reader.report(spot, "", format!("`{id}` stands twice in `secrets`"), help);
+    };
     let mut values = node.clone();
     let mut files = BTreeMap::new();
-    let reader = fields.reader;
     if let Value::Map(entries) = &mut values.value {
-        for (key, value) in entries.extract_if(.., |entry| is_map(entry)) {
+        for (key, value) in entries.extract_if(.., |(_, value)| matches!(value.value, Value::Map(_))) {
             let id = reader.shown_text(&key, "a name in `secrets`");
             let file = reader.fields(&value, "a secret", KEYS).and_then(|file| {
                 file.required("file", "file: source/token")?;
@@ -386,28 +387,22 @@ fn secrets(fields: &Fields<'_, '_>) -> (BTreeMap<String, SecretString>, BTreeMap
             });
             let (Some(id), Some(file)) = (id, file) else { continue };
             if files.insert(id.value.clone(), file.value).is_some() {
-                reader.report(
-                    &key.spot,
-                    "",
-                    format!("`{}` stands twice in `secrets`", id.value),
-                    "keep one of the two".to_owned(),
-                );
+                twice(&key.spot, &id.value);
             }
         }
     }
     let values = texts(reader, &values, "secrets");
-    if let Some(twice) = files.keys().find(|id| values.contains_key(*id)) {
-        reader.report(
-            &node.spot,
-            "",
-            format!("`{twice}` stands twice in `secrets`"),
-            "keep one of the two".to_owned(),
-        );
+    if let Some(id) = files.keys().find(|id| values.contains_key(*id)) {
+        twice(&node.spot, id);
     }
-    let hidden = |(id, value): (String, String)| (id, SecretString::from(value));
     (values.into_iter().map(hidden).collect(), files)
 }
 
+fn hidden((id, value): (String, String)) -> (String, SecretString) {
+    (id, SecretString::from(value))
+}
+
+/// A path that stays where artifacts are.
 fn relative(fields: &Fields<'_, '_>, key: &str) -> Option<At<ContainerPath>> {
     let path = fields.parse::<ContainerPath>(key)?;
     if path.value.is_absolute() {

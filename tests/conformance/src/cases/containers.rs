@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use orchestra::{ContainerState, Created, ErrorKind, ExitStatus, InjectedFile, Signal};
+use orchestra::{ContainerId, ContainerState, Created, ErrorKind, ExitStatus, InjectedFile, Signal};
 
 use super::case;
 use crate::check::{Failure, Outcome, fails, holds, same, within};
@@ -76,6 +76,14 @@ async fn what_has_ended_is_not_started_again(cx: Arc<Context>) -> Outcome {
     same("what it wrote in all", crate::context::text(&log.stdout), "once\n")
 }
 
+/// Fails if the log of what is not there can be read.
+async fn has_no_log(cx: &Context, id: &ContainerId) -> Outcome {
+    match cx.driver.logs(id, false).await {
+        Ok(logs) => holds(crate::context::collect(logs).await.is_err(), "logs of nothing fail"),
+        Err(error) => fails("logs", Err::<(), _>(error), &[ErrorKind::ContainerNotFound]).map(drop),
+    }
+}
+
 async fn nothing_cannot_be_started(cx: Arc<Context>) -> Outcome {
     let id = cx.id("never-made");
     let kinds = &[ErrorKind::ContainerNotFound];
@@ -86,10 +94,7 @@ async fn nothing_cannot_be_started(cx: Arc<Context>) -> Outcome {
         cx.driver.signal_container(&id, Signal::TERM).await,
         kinds,
     )?;
-    match cx.driver.logs(&id, false).await {
-        Ok(logs) => holds(crate::context::collect(logs).await.is_err(), "logs of nothing fail")?,
-        Err(error) => drop(fails("logs", Err::<(), _>(error), kinds)?),
-    }
+    has_no_log(&cx, &id).await?;
     // Just after it was made here, a driver may take it for known; whoever reads it must not be left waiting.
     let other = (cx.connect)().await?;
     let gone = async |name: &str| {
@@ -108,14 +113,7 @@ async fn nothing_cannot_be_started(cx: Arc<Context>) -> Outcome {
     let file = InjectedFile::new("/file".parse()?, "content");
     fails("writing to it", cx.driver.write_files(&id, &[file]).await, kinds)?;
     let id = gone("not-read").await?;
-    let written = match cx.driver.logs(&id, false).await {
-        Ok(logs) => crate::context::collect(logs).await.map(drop),
-        Err(error) => fails("reading it", Err::<(), _>(error), kinds).map(drop),
-    };
-    holds(
-        written.is_err() || cx.listed().await?.is_empty(),
-        "nothing is left of it",
-    )?;
+    has_no_log(&cx, &id).await?;
     let id = gone("made-again").await?;
     let again = cx.driver.create_container(&id, &cx.sleeper()).await?;
     same("making it again", again, Created::New)?;
