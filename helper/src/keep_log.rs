@@ -19,6 +19,8 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::shim::Exit;
+
 /// A frame of standard output.
 pub const STDOUT: u8 = 1;
 /// A frame of standard error.
@@ -34,6 +36,9 @@ pub const HEADER: usize = 16;
 pub const LARGEST: usize = 64 * 1024;
 /// The file that the keeper holds locked.
 pub const KEEPER: &str = "keeper";
+
+/// The file that says how the container ended, if the keeper was told.
+const EXIT: &str = "exit";
 
 /// Parts that the limit is cut into: so much more than the limit may lie on the disk.
 const PARTS: u64 = 8;
@@ -109,6 +114,28 @@ pub fn segments(folder: &Path) -> io::Result<Vec<u64>> {
     }
     starts.sort_unstable();
     Ok(starts)
+}
+
+/// Notes beside a log how its container ended.
+///
+/// # Errors
+/// If it can't be written.
+pub fn note_exit(folder: &Path, exit: Exit) -> io::Result<()> {
+    let new = folder.join(format!("{EXIT}.new"));
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    write!(file, "{} {}", exit.code, u8::from(exit.out_of_memory))?;
+    fs::rename(new, folder.join(EXIT))
+}
+
+/// How a log's container ended, if that was [noted](note_exit).
+#[must_use]
+pub fn exit(folder: &Path) -> Option<Exit> {
+    let text = fs::read_to_string(folder.join(EXIT)).ok()?;
+    let (code, out_of_memory) = text.split_once(' ')?;
+    Some(Exit {
+        code: code.parse().ok()?,
+        out_of_memory: out_of_memory == "1",
+    })
 }
 
 /// Reads both streams to their ends into the log in `folder`, which must be there. `ready` is called as soon as it is kept.

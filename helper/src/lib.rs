@@ -13,6 +13,7 @@
 pub mod exit;
 pub mod init;
 pub mod keep_log;
+pub mod shim;
 pub mod tree;
 
 /// The program, an ELF file without any dependency, for an `architecture` as [`std::env::consts::ARCH`] names it:

@@ -14,6 +14,8 @@
 mod exit;
 mod keep_log;
 mod init;
+mod shim;
+#[expect(unused_imports, dead_code, reason = "what goes on within one process is no part of it")]
 mod tree;
 
 use std::env;
@@ -44,10 +46,12 @@ fn main() -> ExitCode {
             // What can't be looked at is told by packing it.
             _ => piped(io::stdout().as_fd()).and_then(|mut output| tree::pack(root, paths, &mut output)),
         },
-        (Some("unpack-tree"), [root, path]) => unpack(root, path),
-        (Some("fill-tree"), [root]) => unpack(root, Path::new(""))
-            .and_then(|()| tree::fingerprint(root))
-            .map(|fingerprint| println!("{fingerprint}")),
+        (Some("unpack-tree"), [root, path]) => {
+            piped(io::stdin().as_fd()).and_then(|mut input| tree::unpack(root, path, &mut input))
+        }
+        (Some("fill-tree"), [root]) => piped(io::stdin().as_fd())
+            .and_then(|mut input| tree::fill(root, &mut input))
+            .map(|known| println!("{}", known.fingerprint())),
         (Some("keep-log"), [log]) => keep_log_of_shim(log).map_err(keeping),
         (Some("keep-log"), [log, stdout, stderr]) => keep_log_of_fifos(log, stdout, stderr).map_err(keeping),
         (Some("idle"), []) => loop {
@@ -70,10 +74,6 @@ fn main() -> ExitCode {
             ExitCode::from(code(&error))
         }
     }
-}
-
-fn unpack(root: &Path, path: &Path) -> Result<(), TreeError> {
-    piped(io::stdin().as_fd()).and_then(|mut input| tree::unpack(root, path, &mut input))
 }
 
 /// The standard library's own handles have a small buffer each.
@@ -114,10 +114,22 @@ fn keep_log_of_shim(log: &Path) -> io::Result<()> {
         (keep_log::STDERR, inherited(4)),
     ];
     let streams = streams.map(|(kind, stream)| (kind, move || Ok(stream)));
+    let own = folder.to_owned();
+    // It ends with this program, whatever the shim answers.
+    std::thread::spawn(move || note_exit(&own));
     // A shim that is told nothing takes the end of the pipe for an answer.
     keep_log::keep(folder, limit, streams, || {
         let _ = ready.write_all(&[0]);
     })
+}
+
+/// Notes beside the log how the container ended: an engine that is away when that happens may know nothing of it later. A
+/// shim starts its keeper in its bundle, and tells it whose it is.
+fn note_exit(folder: &Path) -> io::Result<()> {
+    let [id, namespace] = ["CONTAINER_ID", "CONTAINER_NAMESPACE"].map(|name| env::var(name).unwrap_or_default());
+    let code = shim::wait(Path::new("."), &id)?;
+    let out_of_memory = shim::out_of_memory(&format!("{namespace}/{id}"));
+    keep_log::note_exit(folder, shim::Exit { code, out_of_memory })
 }
 
 fn keep_log_of_fifos(log: &Path, stdout: &Path, stderr: &Path) -> io::Result<()> {

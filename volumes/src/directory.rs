@@ -4,22 +4,21 @@
 //! Whoever else changes the directory meanwhile, a container that has it mounted included, leads nothing out of it: see
 //! [`orchestra_helper::tree`].
 
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Buf, Bytes};
-use futures_util::{StreamExt, stream};
+use futures_util::stream::{self, BoxStream};
+use futures_util::StreamExt;
 use orchestra::{ByteStream, Error, ErrorKind, Result, VolumePath};
 use orchestra_helper::tree::{self, TreeError};
 use rustix::fs::{Access, AtFlags, CWD};
 use tokio::sync::mpsc;
 
-use crate::Fingerprint;
+use crate::parts::{Part, Parts, Since};
 
-/// Bytes of a piece of a tar that is read.
-const PIECE: usize = 256 << 10;
 /// Pieces that may be under way.
 const PIECES: usize = 4;
 
@@ -41,15 +40,11 @@ pub fn has_all_rights() -> bool {
         && namespace.is_ok_and(|namespace| namespace == Path::new(FIRST_USER_NAMESPACE))
 }
 
-/// What the tree at `root` is, for [`ExactVolumes`](crate::ExactVolumes).
+/// Whether the tree at `root` is what it was.
 /// The directory is not held by what goes on when this call is dropped: that only looks.
-pub(crate) async fn fingerprint(root: &Path) -> Result<Fingerprint> {
+pub(crate) async fn is(root: &Path, known: Arc<tree::Known>) -> Result<bool> {
     let root = root.to_owned();
-    let work = move || {
-        let found = tree::fingerprint(&root);
-        found.map(Fingerprint).map_err(|error| failed(error, &root))
-    };
-    blocking(work).await
+    blocking(move || known.is(&root).map_err(|error| failed(error, &root))).await
 }
 
 /// Whether this process may write to the directory: it may be on a file system that is read-only here.
@@ -67,7 +62,20 @@ pub(crate) async fn is_writable(root: &Path) -> bool {
 /// # Errors
 /// [`PathNotFound`](ErrorKind::PathNotFound), [`InvalidInput`](ErrorKind::InvalidInput) for what is no tar, or leads out of the
 /// tree; [`Io`](ErrorKind::Io), [`DiskFull`](ErrorKind::DiskFull); an error of `tar` itself.
-pub async fn write(root: impl AsRef<Path> + Send + 'static, path: VolumePath, mut tar: ByteStream) -> Result<()> {
+pub async fn write(root: impl AsRef<Path> + Send + 'static, path: VolumePath, tar: ByteStream) -> Result<()> {
+    unpacking(root, tar, move |root, input| tree::unpack(root, &inside(&path), input)).await
+}
+
+/// The same for a whole tree, and what it is then.
+pub(crate) async fn fill(root: impl AsRef<Path> + Send + 'static, tar: ByteStream) -> Result<tree::Known> {
+    unpacking(root, tar, |root, input| tree::fill(root, input)).await
+}
+
+async fn unpacking<T: Send + 'static>(
+    root: impl AsRef<Path> + Send + 'static,
+    mut tar: ByteStream,
+    unpack: impl FnOnce(&Path, &mut dyn Read) -> tree::Result<T> + Send + 'static,
+) -> Result<T> {
     let (pieces, received) = mpsc::channel(PIECES);
     let given_up = GivenUp::default();
     let seen = given_up.0.clone();
@@ -88,7 +96,7 @@ pub async fn write(root: impl AsRef<Path> + Send + 'static, path: VolumePath, mu
             ended: false,
             given_up: seen,
         };
-        tree::unpack(root.as_ref(), &inside(&path), &mut input).map_err(|error| failed(error, root.as_ref()))
+        unpack(root.as_ref(), &mut input).map_err(|error| failed(error, root.as_ref()))
     });
     // Not `try_join`: what was begun is waited for.
     let ((), done) = tokio::join!(feed, unpack);
@@ -98,17 +106,45 @@ pub async fn write(root: impl AsRef<Path> + Send + 'static, path: VolumePath, mu
 /// Packs files and directories of the tree at `root` into one tar. The stream fails with
 /// [`PathNotFound`](ErrorKind::PathNotFound) for one that is not there and with [`Io`](ErrorKind::Io).
 pub fn read(root: impl AsRef<Path> + Send + 'static, paths: Vec<VolumePath>) -> ByteStream {
+    packing(root, paths, |root, paths, pieces| {
+        tree::pack(root, paths, &mut Sent(|bytes| pieces.blocking_send(Ok(bytes)).is_ok()))
+    })
+}
+
+/// The same in parts, for one who has the tar that the tree was filled from. Paths that are not there are left out.
+pub(crate) fn read_parts(
+    root: impl AsRef<Path> + Send + 'static,
+    paths: Vec<VolumePath>,
+    since: Option<Since>,
+    devices: bool,
+) -> Parts {
+    packing(root, paths, move |root, paths, parts| {
+        let send = |part| parts.blocking_send(Ok(part)).is_ok();
+        let mut same = |range| if_taken(send(Part::Same(range)));
+        let since = since.as_ref().map(|since| tree::Since {
+            known: &since.known,
+            cuts: &since.cuts,
+            same: &mut same,
+        });
+        let mut output = Sent(|bytes| send(Part::Tar(bytes)));
+        let devices_left_out = tree::pack_since(root, paths, since, devices, &mut output)?;
+        send(Part::End { devices_left_out });
+        Ok(())
+    })
+}
+
+/// What `pack` sends, and its error if that fails.
+fn packing<T: Send + 'static>(
+    root: impl AsRef<Path> + Send + 'static,
+    paths: Vec<VolumePath>,
+    pack: impl FnOnce(&Path, &[&Path], &mpsc::Sender<Result<T>>) -> tree::Result<()> + Send + 'static,
+) -> BoxStream<'static, Result<T>> {
     let (pieces, received) = mpsc::channel(PIECES);
     let packing = tokio::task::spawn_blocking(move || {
         let paths: Vec<PathBuf> = paths.iter().map(inside).collect();
         let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
-        let mut output = BufWriter::with_capacity(PIECE, Sent(&pieces));
-        let packed = tree::pack(root.as_ref(), &paths, &mut output).map_err(|error| failed(error, root.as_ref()));
-        let flushed = packed.and_then(|()| output.flush().map_err(|error| Error::io("write a tar", error)));
-        // What is still in it would come after the error.
-        let (_, _) = output.into_parts();
-        if let Err(error) = flushed {
-            let _ = pieces.blocking_send(Err(error));
+        if let Err(error) = pack(root.as_ref(), &paths, &pieces) {
+            let _ = pieces.blocking_send(Err(failed(error, root.as_ref())));
         }
     });
     stream::unfold((received, Some(packing)), async |(mut received, mut packing)| {
@@ -188,17 +224,20 @@ impl Read for Received {
     }
 }
 
-/// A writer into a channel.
-struct Sent<'a>(&'a mpsc::Sender<Result<Bytes>>);
+/// A writer into a channel. Whether it is taken is what the function says.
+struct Sent<F>(F);
 
-impl Write for Sent<'_> {
+impl<F: FnMut(Bytes) -> bool> Write for Sent<F> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let sent = self.0.blocking_send(Ok(Bytes::copy_from_slice(bytes)));
-        sent.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        if_taken((self.0)(Bytes::copy_from_slice(bytes)))?;
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+fn if_taken(taken: bool) -> io::Result<()> {
+    taken.then_some(()).ok_or_else(|| io::ErrorKind::BrokenPipe.into())
 }

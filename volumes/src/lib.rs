@@ -8,7 +8,8 @@
 //!
 //! # How data flows
 //! Where the driver tells of a volume's [directory](orchestra::Driver::volume_directory) and this process may have any file
-//! (root beside the engine), files go to it and come from it without the engine.
+//! (root beside the engine), files go to it and come from it without the engine. Who [filled](ExactVolumes::fill) such a volume
+//! and has the tar still reads only what has [changed](Tree::read) since.
 //!
 //! Else, where the driver's own calls are not exact, the static program of [`orchestra_helper`] is imported as an image, once
 //! a job. For each transfer a container of it is made, without a network and with the few kernel capabilities that files
@@ -29,6 +30,9 @@
 
 pub mod directory;
 mod image;
+mod parts;
 mod transfer;
 
-pub use transfer::{ExactVolumes, Fingerprint, TRANSFER};
+pub use orchestra_helper::tree::Known;
+pub use parts::{Part, Parts, Since, Tree};
+pub use transfer::{ExactVolumes, TRANSFER};

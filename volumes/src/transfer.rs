@@ -13,7 +13,8 @@ use orchestra::{
 use orchestra_helper::exit;
 use tokio::sync::oneshot;
 
-use crate::{directory, image};
+use crate::parts::Tree;
+use crate::{Known, directory, image};
 
 /// Where the volume is in the container.
 const ROOT: &str = "/v";
@@ -131,20 +132,37 @@ impl ExactVolumes {
     ///
     /// # Errors
     /// Those of [`write`](Self::write).
-    pub async fn fill(&self, volume: &VolumeId, tar: ByteStream) -> Result<Option<Fingerprint>> {
+    pub async fn fill(&self, volume: &VolumeId, tar: ByteStream) -> Result<Option<Known>> {
         match self.way(volume).await? {
-            Way::Directory(directory) => {
-                directory::write(directory.clone(), VolumePath::root(), tar).await?;
-                directory::fingerprint(directory.as_ref()).await.map(Some)
-            }
+            Way::Directory(directory) => directory::fill(directory, tar).await.map(Some),
             Way::Program(program) => {
                 let said = self.unpack(program, volume, &["fill-tree", ROOT], tar).await?;
-                Ok(Some(Fingerprint(said.trim().to_owned())))
+                Ok(Some(Known::as_a_whole(said.trim())))
             }
             Way::Driver => {
                 self.driver.write_volume(volume, &VolumePath::root(), tar).await?;
                 Ok(None)
             }
+        }
+    }
+
+    /// The volume as a directory of this machine, where it is one that this process may read: what is read of it so costs least.
+    ///
+    /// # Errors
+    /// Those of [`Driver::volume_directory`](orchestra::Driver::volume_directory).
+    pub async fn tree(&self, volume: &VolumeId) -> Result<Option<Tree>> {
+        Ok(match self.way(volume).await? {
+            Way::Directory(directory) => Some(self.tree_in(volume, directory)),
+            _ => None,
+        })
+    }
+
+    fn tree_in(&self, volume: &VolumeId, directory: VolumeDirectory) -> Tree {
+        let (driver, volume) = (self.driver.clone(), volume.clone());
+        Tree {
+            driver,
+            volume,
+            directory,
         }
     }
 
@@ -203,7 +221,10 @@ impl ExactVolumes {
     /// Those of [`Driver::read_volume`](orchestra::Driver::read_volume), and those of making a container.
     pub async fn read(&self, volume: &VolumeId, paths: &[VolumePath]) -> Result<ByteStream> {
         match self.way(volume).await? {
-            Way::Directory(directory) => Ok(self.packed(volume, directory, paths)),
+            Way::Directory(directory) => {
+                let tree = self.tree_in(volume, directory.clone());
+                Ok(tree.while_there(directory::read(directory, VolumePath::outermost(paths))))
+            }
             Way::Program(program) => {
                 let packing = self.pack(program, volume, &["pack-tree", ROOT], paths).await?;
                 Ok(packing.tar())
@@ -221,23 +242,17 @@ impl ExactVolumes {
         &self,
         volume: &VolumeId,
         paths: &[VolumePath],
-        filled: &Fingerprint,
+        filled: Arc<Known>,
     ) -> Result<Option<ByteStream>> {
         let program = match self.way(volume).await? {
-            Way::Directory(directory) => {
-                // What can't be looked at is told by packing it.
-                if directory::fingerprint(directory.as_ref())
-                    .await
-                    .is_ok_and(|found| found == *filled)
-                {
-                    return Ok(None);
-                }
-                return Ok(Some(self.packed(volume, directory, paths)));
-            }
             Way::Program(program) => program,
-            Way::Driver => return self.driver.read_volume(volume, paths).await.map(Some),
+            // What can't be looked at is told by packing it.
+            Way::Directory(directory) if directory::is(directory.as_ref(), filled.clone()).await.unwrap_or(false) => {
+                return Ok(None);
+            }
+            _ => return self.read(volume, paths).await.map(Some),
         };
-        let command = ["pack-tree-unless", filled.0.as_str(), ROOT];
+        let command = ["pack-tree-unless", filled.fingerprint(), ROOT];
         let mut packing = self.pack(program, volume, &command, paths).await?;
         packing.begin().await;
         if packing.outcome.exit == Some(ExitStatus::Code(exit::UNCHANGED)) {
@@ -245,26 +260,6 @@ impl ExactVolumes {
             return Ok(None);
         }
         Ok(Some(packing.tar()))
-    }
-
-    /// A directory's tar. Its end comes when the volume is seen to be there still: nothing keeps others from removing it, and
-    /// what they remove first would be missing in a tar that looks whole.
-    fn packed(&self, volume: &VolumeId, directory: VolumeDirectory, paths: &[VolumePath]) -> ByteStream {
-        let (driver, volume) = (self.driver.clone(), volume.clone());
-        let mut packed = directory::read(directory, VolumePath::outermost(paths));
-        tar::pipe(move |sink| async move {
-            let mut last = None;
-            while let Some(piece) = packed.next().await {
-                if let Some(before) = last.replace(piece?) {
-                    sink.send(before).await?;
-                }
-            }
-            driver.volume_directory(&volume).await?;
-            match last {
-                Some(last) => sink.send(last).await,
-                None => Ok(()),
-            }
-        })
     }
 
     async fn pack(
@@ -370,10 +365,6 @@ impl ExactVolumes {
         Ok(spec)
     }
 }
-
-/// What a volume was when it was filled. It tells nothing of another volume.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fingerprint(pub(crate) String);
 
 /// A way into a volume and out of it that loses nothing.
 enum Way {

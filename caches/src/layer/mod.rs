@@ -21,11 +21,11 @@ use orchestra::{
     ExitStatus, ImageRef, InjectedFile, JobId, LogStream, PullImage, PullStream, Resource, ResourceKind, Result,
     Runner, SharedDriver, Signal, VolumeDirectory, VolumeId, VolumePath, VolumeSpec, labels,
 };
-use orchestra_volumes::{Fingerprint, TRANSFER};
+use orchestra_volumes::{Known, TRANSFER};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{CacheEvent, CacheEventKind, CacheKey, CacheSpec, Entry, LABEL, Policy, Store};
+use crate::{CacheEvent, CacheEventKind, CacheKey, CacheSpec, Found, LABEL, Policy, Store};
 
 /// How a layer uses its store.
 #[derive(Clone, Debug)]
@@ -90,7 +90,7 @@ struct Volume {
     /// Whether an earlier process of the job made it: what was written to it then, and whether that was persisted, is not known.
     attached: AtomicBool,
     /// The cache that it was filled with, and what it then was.
-    filled: Mutex<Option<(Entry, Fingerprint)>>,
+    filled: Mutex<Option<(Found, Arc<Known>)>>,
     /// Each task that wrote to it, and whether its last attempt succeeded.
     tasks: Mutex<HashMap<String, bool>>,
 }

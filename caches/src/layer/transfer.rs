@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use orchestra::{ByteStream, Error, ErrorKind, Result, SharedDriver, VolumeId, VolumePath, VolumeSpec};
-use orchestra_volumes::{ExactVolumes, Fingerprint};
+use orchestra_volumes::{ExactVolumes, Known, Since, Tree};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use super::{CachesLayer, Volume, lock};
 use crate::archive::checked;
+use crate::store::Content;
 use crate::{CacheEventKind, CacheKey, Found, Persist};
 
 /// How long a store may take to say what it has, and to begin to send it.
@@ -95,9 +97,7 @@ impl CachesLayer {
         {
             self.give_up(error);
         }
-        // A fallback is persisted under another key.
-        let fingerprint = filled?.filter(|_| found.exact);
-        *lock(&volume.filled) = fingerprint.map(|fingerprint| (found.entry.clone(), fingerprint));
+        *lock(&volume.filled) = filled?.map(|known| (found.clone(), Arc::new(known)));
         Ok(Some((found, restoring.fetched)))
     }
 
@@ -139,40 +139,63 @@ impl CachesLayer {
         self.ask(self.store.check()).await?;
         let transfer = self.transfer(volume)?;
         let limit = self.limit(volume);
-        let mut filled = lock(&volume.filled).clone();
+        let filled = lock(&volume.filled).clone();
+        // A fallback is persisted under another key, changed or not.
+        let exact = filled.as_ref().filter(|(found, _)| found.exact);
+        let renew = async || match exact {
+            Some((found, _)) => self.ask(self.store.renew(&found.entry)).await,
+            None => Ok(None),
+        };
+        let renewed = |mut renewed: crate::Persisted| {
+            renewed.duration = began.elapsed();
+            Ok(renewed)
+        };
         let paths = match spec.paths.as_slice() {
             [] => vec![VolumePath::root()],
             paths => VolumePath::outermost(paths),
         };
-        let mut contents = Vec::new();
-        for path in paths {
-            // It is the volume that is unchanged, so the first path tells of all.
-            let mut content = None;
-            if let Some((entry, fingerprint)) = filled.take() {
-                content = transfer.read_unless(&volume.id, &path, &fingerprint).await?;
-                if content.is_none()
-                    && let Some(mut renewed) = self.ask(self.store.renew(&entry)).await?
-                {
-                    renewed.duration = began.elapsed();
-                    return Ok(renewed);
-                }
-            }
-            let content = match content {
-                Some(content) => Ok(content),
-                None => transfer.read(&volume.id, &path).await,
-            };
-            contents.extend(if_there(content).await?);
-        }
         let failed = Arc::new(AtomicBool::new(false));
-        let contents = contents
-            .into_iter()
-            .map(|content| noting(content, failed.clone(), |_| true))
-            .collect();
+        let mut contents = Vec::new();
+        if let Some(tree) = transfer.tree(&volume.id).await? {
+            // What can't be looked at is told by reading it.
+            if let Some((_, known)) = exact
+                && tree.is(known.clone()).await.unwrap_or(false)
+                && let Some(same) = renew().await?
+            {
+                return renewed(same);
+            }
+            let known = filled.as_ref().map(|(_, known)| known.clone());
+            let (failed, devices) = (failed.clone(), spec.devices);
+            contents.push(Content::Parts(Box::new(move |cuts| {
+                let since = known.zip(cuts).map(|(known, cuts)| Since { known, cuts });
+                noting(tree.read(&paths, since, devices), failed, |_| true)
+            })));
+        } else {
+            for (at, path) in paths.iter().enumerate() {
+                let mut content = None;
+                // It is the volume that is unchanged, so the first path tells of all.
+                if let Some((_, known)) = exact.filter(|_| at == 0) {
+                    content = transfer.read_unless(&volume.id, path, known.clone()).await?;
+                    if content.is_none()
+                        && let Some(same) = renew().await?
+                    {
+                        return renewed(same);
+                    }
+                }
+                let content = match content {
+                    Some(content) => Ok(content),
+                    None => transfer.read(&volume.id, path).await,
+                };
+                let content = if_there(content).await?;
+                contents.extend(content.map(|content| Content::Tar(noting(content, failed.clone(), |_| true))));
+            }
+        }
         let options = Persist {
             size_limit: limit,
             devices: spec.devices,
         };
-        let persisted = self.store.persist_all(&spec.key, contents, options).await;
+        let from = filled.as_ref().map(|(found, _)| &found.entry);
+        let persisted = self.store.persist_all(&spec.key, from, contents, options).await;
         persisted.inspect_err(|error| {
             // What the volume's content or the limit is to blame for says nothing about the store.
             let of_store = !failed.load(Ordering::Relaxed);
@@ -279,7 +302,11 @@ impl Drop for Noted<'_> {
 }
 
 /// The same stream; whether it ended with such an error is noted.
-fn noting(content: ByteStream, failed: Arc<AtomicBool>, counts: fn(&Error) -> bool) -> ByteStream {
+fn noting<T: Send + 'static>(
+    content: BoxStream<'static, Result<T>>,
+    failed: Arc<AtomicBool>,
+    counts: fn(&Error) -> bool,
+) -> BoxStream<'static, Result<T>> {
     let note = move |error: &Error| {
         if counts(error) {
             failed.store(true, Ordering::Relaxed);
@@ -297,13 +324,20 @@ enum Transfer {
 }
 
 impl Transfer {
-    async fn fill(&self, volume: &VolumeId, tar: ByteStream) -> Result<Option<Fingerprint>> {
+    async fn fill(&self, volume: &VolumeId, tar: ByteStream) -> Result<Option<Known>> {
         match self {
             Self::Exact(volumes) => volumes.fill(volume, tar).await,
             Self::Plain(driver) => driver
                 .write_volume(volume, &VolumePath::root(), tar)
                 .await
                 .map(|()| None),
+        }
+    }
+
+    async fn tree(&self, volume: &VolumeId) -> Result<Option<Tree>> {
+        match self {
+            Self::Exact(volumes) => volumes.tree(volume).await,
+            Self::Plain(_) => Ok(None),
         }
     }
 
@@ -319,7 +353,7 @@ impl Transfer {
         &self,
         volume: &VolumeId,
         path: &VolumePath,
-        filled: &Fingerprint,
+        filled: Arc<Known>,
     ) -> Result<Option<ByteStream>> {
         match self {
             Self::Exact(volumes) => volumes.read_unless(volume, std::slice::from_ref(path), filled).await,

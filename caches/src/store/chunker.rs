@@ -3,9 +3,12 @@
 //! It computes all the time, so it runs in a thread of its own, between two channels that bound what is in memory.
 
 use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use fastcdc::v2020::FastCDC;
+use orchestra::{Error, ErrorKind, Result};
 use tokio::sync::mpsc;
 
 use crate::format::{Builder, ChunkId, Hash, MAX_CHUNK, MAX_SEGMENT, Manifest, Segment, number};
@@ -41,11 +44,26 @@ pub(super) struct Known {
     segments: Vec<((Hash, u64), Segment)>,
     /// The chunks of the cache as it was, in their order: most of them are likely to come again.
     expected: Vec<(ChunkId, u32)>,
+    /// The manifest that has them, and where they begin and end there, as far as all of them can be relied on.
+    cuts: Option<(Hash, Arc<Vec<u64>>)>,
+}
+
+/// What comes to be cut.
+#[derive(Debug)]
+pub(super) enum Piece {
+    /// The next bytes.
+    Bytes(Bytes),
+    /// The next bytes are these of the cache as it was; they begin and end at its [cuts](Known::cuts_of).
+    Same(Range<u64>),
 }
 
 impl Known {
-    /// Takes up the chunks of the cache as it was; those that follow one another are expected to do so again.
-    pub(super) fn expect(&mut self, manifest: &Manifest, usable: impl Fn(&Hash, u64) -> bool) {
+    /// Takes up the chunks of the cache as it was; those that follow one another are expected to do so again. False if others
+    /// are expected already.
+    pub(super) fn expect(&mut self, name: Hash, manifest: &Manifest, usable: impl Fn(&Hash, u64) -> bool) -> bool {
+        if self.cuts.is_some() {
+            return false;
+        }
         let chunks = manifest.chunks.iter().take(MAX_KNOWN);
         self.expected = chunks.map(|chunk| (chunk.id, chunk.length)).collect();
         self.add(manifest, usable);
@@ -54,6 +72,22 @@ impl Known {
                 place.expected = number(at);
             }
         }
+        let lengths = self.expected.iter().map_while(|(id, length)| {
+            let place = self.places.get(id);
+            place.filter(|place| place.length == *length).map(|_| *length)
+        });
+        let ends = lengths.scan(0, |end, length| {
+            *end += u64::from(length);
+            Some(*end)
+        });
+        self.cuts = Some((name, Arc::new(std::iter::once(0).chain(ends).collect())));
+        true
+    }
+
+    /// Where the content of a manifest may be cut, if its chunks are the expected ones: those between these are in the store.
+    pub(super) fn cuts_of(&self, manifest: Option<&Hash>) -> Option<Arc<Vec<u64>>> {
+        let (name, cuts) = self.cuts.as_ref()?;
+        (Some(name) == manifest).then(|| cuts.clone())
     }
 
     /// Takes up the chunks of a manifest, those in packs that `usable` refuses excepted; false when it is full.
@@ -107,12 +141,15 @@ impl Chunked {
     }
 }
 
-/// Cuts what comes from `pieces` until it ends, and sends on segments of what is new. `None` if nobody takes them any more.
+/// Cuts what comes from `pieces` until it ends, and sends on segments of what is new.
+///
+/// # Errors
+/// [`ErrorKind::Cancelled`] if nobody takes them any more, [`ErrorKind::Protocol`] for what is said to be the same and was not.
 pub(super) fn chunk(
-    mut pieces: mpsc::Receiver<Bytes>,
+    mut pieces: mpsc::Receiver<Piece>,
     known: Known,
     segments: &mpsc::Sender<Vec<u8>>,
-) -> Option<Chunked> {
+) -> Result<Chunked> {
     let mut work = Work {
         chunks: Vec::new(),
         known,
@@ -121,48 +158,35 @@ pub(super) fn chunk(
         sent: 0,
         size: 0,
         new: 0,
+        segments,
     };
     let mut window: Vec<u8> = Vec::with_capacity(WINDOW + ROOM);
     loop {
-        let piece = pieces.blocking_recv();
-        if let Some(piece) = &piece {
-            window.extend_from_slice(piece);
-            if window.len() < WINDOW {
-                continue;
-            }
-        }
-        let cutter = FastCDC::new(&window, MIN_CHUNK, AVERAGE_CHUNK, MAX_CHUNK);
-        let mut done = 0;
-        loop {
-            let left = window.len() - done;
-            // Where the window ends is no place to cut, unless the content ends there.
-            if left == 0 || (left < MAX_CHUNK && piece.is_some()) {
-                break;
-            }
-            let end = match work.expected(&window[done..]) {
-                Some(length) => done + length,
-                None => {
-                    let (_, end) = cutter.cut(done, left);
-                    work.take(&window[done..end], segments)?;
-                    end
+        match pieces.blocking_recv() {
+            Some(Piece::Bytes(piece)) => {
+                window.extend_from_slice(&piece);
+                if window.len() >= WINDOW {
+                    work.cut(&mut window, false)?;
                 }
-            };
-            done = end;
-        }
-        window.drain(..done);
-        if piece.is_none() {
-            work.flush(segments)?;
-            return Some(Chunked {
-                chunks: work.chunks,
-                known: work.known,
-                size: work.size,
-                new: work.new,
-            });
+            }
+            Some(Piece::Same(part)) => {
+                work.cut(&mut window, true)?;
+                work.same(&part)?;
+            }
+            None => break,
         }
     }
+    work.cut(&mut window, true)?;
+    work.flush()?;
+    Ok(Chunked {
+        chunks: work.chunks,
+        known: work.known,
+        size: work.size,
+        new: work.new,
+    })
 }
 
-struct Work {
+struct Work<'s> {
     chunks: Vec<(ChunkId, Place)>,
     known: Known,
     /// Which of the expected chunks comes next, if it goes on as before.
@@ -171,9 +195,50 @@ struct Work {
     sent: u32,
     size: u64,
     new: u64,
+    segments: &'s mpsc::Sender<Vec<u8>>,
 }
 
-impl Work {
+impl Work<'_> {
+    /// Cuts what there is: all of it if it is `whole`, else as far as what comes next can't change it.
+    fn cut(&mut self, window: &mut Vec<u8>, whole: bool) -> Result<()> {
+        let cutter = FastCDC::new(window, MIN_CHUNK, AVERAGE_CHUNK, MAX_CHUNK);
+        let mut done = 0;
+        loop {
+            let left = window.len() - done;
+            // Where the window ends is no place to cut, unless the content ends there.
+            if left == 0 || (left < MAX_CHUNK && !whole) {
+                break;
+            }
+            done = match self.expected(&window[done..]) {
+                Some(length) => done + length,
+                None => {
+                    let (_, end) = cutter.cut(done, left);
+                    self.take(&window[done..end])?;
+                    end
+                }
+            };
+        }
+        window.drain(..done);
+        Ok(())
+    }
+
+    /// Takes chunks of the cache as it was.
+    fn same(&mut self, part: &Range<u64>) -> Result<()> {
+        let cut = |at: &u64| {
+            let found = self.known.cuts.as_ref().and_then(|(_, cuts)| cuts.binary_search(at).ok());
+            found.ok_or_else(|| Error::new(ErrorKind::Protocol, "a part that is the same was cut where no chunk ends"))
+        };
+        let chunks = cut(&part.start)?..cut(&part.end)?;
+        self.next = chunks.end;
+        for (id, length) in &self.known.expected[chunks] {
+            if let Some(place) = self.known.places.get(id) {
+                self.chunks.push((*id, *place));
+                self.size += u64::from(*length);
+            }
+        }
+        Ok(())
+    }
+
     /// Takes the chunk that came at this place before, if it is there again, and says how long it is: where its end is
     /// need not be looked for, which is most of the work.
     fn expected(&mut self, content: &[u8]) -> Option<usize> {
@@ -191,16 +256,16 @@ impl Work {
         Some(chunk.len())
     }
 
-    fn take(&mut self, chunk: &[u8], segments: &mpsc::Sender<Vec<u8>>) -> Option<()> {
+    fn take(&mut self, chunk: &[u8]) -> Result<()> {
         let (id, length) = (ChunkId::of(chunk), number(chunk.len()));
         self.size += u64::from(length);
         if let Some(place) = self.known.places.get(&id).filter(|place| place.length == length) {
             self.chunks.push((id, *place));
             self.next = (place.expected as usize).saturating_add(1);
-            return Some(());
+            return Ok(());
         }
         if self.segment.len() + chunk.len() > MAX_SEGMENT {
-            self.flush(segments)?;
+            self.flush()?;
         }
         let place = Place {
             segment: NEW | self.sent,
@@ -214,15 +279,16 @@ impl Work {
         if self.known.places.len() < 2 * MAX_KNOWN {
             self.known.places.insert(id, place);
         }
-        Some(())
+        Ok(())
     }
 
-    fn flush(&mut self, segments: &mpsc::Sender<Vec<u8>>) -> Option<()> {
+    fn flush(&mut self) -> Result<()> {
         if self.segment.is_empty() {
-            return Some(());
+            return Ok(());
         }
         let segment = std::mem::replace(&mut self.segment, Vec::with_capacity(MAX_SEGMENT));
         self.sent += 1;
-        segments.blocking_send(segment).ok()
+        let sent = self.segments.blocking_send(segment);
+        sent.map_err(|_| Error::new(ErrorKind::Cancelled, "nobody took the chunks"))
     }
 }

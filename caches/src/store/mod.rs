@@ -26,6 +26,7 @@ use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode};
 use orchestra::{Error, ErrorKind, Result};
 
 pub use self::open::{S3Options, StoreOptions};
+pub(crate) use self::persist::Content;
 pub use self::persist::{Persist, Persisted};
 pub use self::prune::{Prune, Pruned};
 pub use self::restore::Restoring;

@@ -1,17 +1,18 @@
 //! From a tar to a cache: chunks, segments, packs, then the manifest, then the entry.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-use futures_util::{StreamExt, TryFutureExt};
+use futures_util::{StreamExt, TryFutureExt, stream};
 use object_store::path::Path;
 use orchestra::tar;
 use orchestra::{ByteStream, Error, ErrorKind, Result};
+use orchestra_volumes::{Part, Parts};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::chunker::{Known, chunk};
+use super::chunker::{Known, Piece, chunk};
 use super::error::missing;
 use super::{AT_ONCE, CONDEMNED, ENTRIES, PACKS, Store, blocking, manifest_path, name_of, pack_path};
 use crate::CacheKey;
@@ -67,17 +68,29 @@ impl Store {
     /// # Errors
     /// Those of `tar`; [`ErrorKind::InvalidInput`] if it is larger than allowed or no tar; whatever the store fails with.
     pub async fn persist(&self, key: &CacheKey, content: ByteStream, options: Persist) -> Result<Persisted> {
-        self.persist_all(key, vec![content], options).await
+        self.persist_all(key, None, vec![Content::Tar(content)], options).await
     }
 
-    /// The same for a content that comes in several tars, which become one.
+    /// The same for content that this process has packed itself, such as [`orchestra_volumes::Tree::read`] does: it is not
+    /// checked as a tar of others is.
+    ///
+    /// # Errors
+    /// As [`persist`](Self::persist), and [`ErrorKind::Protocol`] if parts of an earlier tar are in it, which are not here.
+    pub async fn persist_parts(&self, key: &CacheKey, parts: Parts, options: Persist) -> Result<Persisted> {
+        let content = Content::Parts(Box::new(|_| parts));
+        self.persist_all(key, None, vec![content], options).await
+    }
+
+    /// The same for a content that comes in several tars, which become one. `filled` is the cache that a volume was filled
+    /// from whose [parts](Content::Parts) come.
     pub(crate) async fn persist_all(
         &self,
         key: &CacheKey,
-        contents: Vec<ByteStream>,
+        filled: Option<&Entry>,
+        contents: Vec<Content>,
         options: Persist,
     ) -> Result<Persisted> {
-        let work = self.persist_now(key, contents, options);
+        let work = self.persist_now(key, filled, contents, options);
         let done = tokio::time::timeout(LONGEST, work).await;
         done.unwrap_or_else(|_| {
             Err(Error::new(
@@ -88,7 +101,13 @@ impl Store {
         .map_err(|error| error.with("key", key))
     }
 
-    async fn persist_now(&self, key: &CacheKey, contents: Vec<ByteStream>, options: Persist) -> Result<Persisted> {
+    async fn persist_now(
+        &self,
+        key: &CacheKey,
+        filled: Option<&Entry>,
+        contents: Vec<Content>,
+        options: Persist,
+    ) -> Result<Persisted> {
         let began = Instant::now();
         self.claim().await?;
         let packs = self.packs().await?;
@@ -98,14 +117,14 @@ impl Store {
             old => old?,
         };
         let bad = self.bad_packs().clone();
-        let (known, old_is_whole) = self.known(key, old.as_ref(), &packs).await?;
+        let (known, old_is_whole) = self.known(key, old.as_ref(), filled, &packs).await?;
+        let cuts = known.cuts_of(filled.map(|entry| &entry.manifest));
 
         let (piece, pieces) = mpsc::channel(PIECES);
         let (segment, segments) = mpsc::channel(1);
-        let chunking = blocking(move || chunk(pieces, known, &segment))
-            .and_then(|done| async { done.ok_or_else(|| Error::new(ErrorKind::Cancelled, "nobody took the chunks")) });
+        let chunking = blocking(move || chunk(pieces, known, &segment)).and_then(std::future::ready);
         let (fed, sent, chunked) = tokio::try_join!(
-            feed(contents, piece, options),
+            feed(contents, cuts, piece, options),
             self.send_packs(segments, &packs),
             chunking
         )?;
@@ -198,22 +217,37 @@ impl Store {
             .collect())
     }
 
-    /// The chunks that the store is known to have: those of the cache itself first, so that an unchanged one is found to be
-    /// so, then of the newest others. Also whether the cache itself is whole.
-    async fn known(&self, key: &CacheKey, old: Option<&Entry>, packs: &HashMap<Hash, u64>) -> Result<(Known, bool)> {
+    /// The chunks that the store is known to have: first those of the cache that the content comes from, or else of the cache
+    /// itself, so that an unchanged one is found to be so, then of the newest others. Also whether the cache itself is whole.
+    async fn known(
+        &self,
+        key: &CacheKey,
+        old: Option<&Entry>,
+        filled: Option<&Entry>,
+        packs: &HashMap<Hash, u64>,
+    ) -> Result<(Known, bool)> {
         let usable = self.usable(packs);
+        let is_whole = |manifest: &Manifest| manifest.packs.iter().all(|(pack, size)| usable(pack, *size));
         let mut known = Known::default();
-        let mut whole = false;
-        if let Some(old) = old {
-            match self.load_manifest(&old.manifest).await {
-                Ok(manifest) => {
-                    whole = manifest.packs.iter().all(|(pack, size)| usable(pack, *size));
-                    known.expect(&manifest, &usable);
-                }
-                Err(error) if error.kind() == ErrorKind::Protocol => {}
-                Err(error) => return Err(error),
+        let mut seen: Vec<Hash> = Vec::new();
+        let mut whole = Vec::new();
+        for entry in filled.into_iter().chain(old) {
+            if seen.contains(&entry.manifest) {
+                continue;
+            }
+            seen.push(entry.manifest);
+            let manifest = match self.load_manifest(&entry.manifest).await {
+                Err(error) if error.kind() == ErrorKind::Protocol => continue,
+                manifest => manifest?,
+            };
+            if is_whole(&manifest) {
+                whole.push(entry.manifest);
+            }
+            if !known.expect(entry.manifest, &manifest, &usable) {
+                known.add(&manifest, &usable);
             }
         }
+        let whole = old.is_some_and(|old| whole.contains(&old.manifest));
         // Keys that begin alike are likely to share most: those are looked at first.
         let alike = |other: &CacheKey| {
             let pairs = key.as_str().bytes().zip(other.as_str().bytes());
@@ -222,8 +256,7 @@ impl Store {
         let mut others = self.objects_with("").await?;
         others.retain(|(other, _)| other != key);
         others.sort_by_key(|(other, _)| alike(other));
-        let mut seen: Vec<Hash> = old.map(|old| old.manifest).into_iter().collect();
-        let others = futures_util::stream::iter(others.into_iter().take(RELATED));
+        let others = stream::iter(others.into_iter().take(RELATED));
         let entries = others.map(|(other, _)| async move { self.read_entry(&other).await.ok().flatten() });
         // Two keys may have the same content.
         let manifests = entries.buffered(AT_ONCE).filter_map(|entry| {
@@ -305,36 +338,50 @@ fn now() -> u64 {
         .map_or(0, |now| now.as_secs())
 }
 
-/// Reads the tars, as fast as the chunker takes them.
-async fn feed(contents: Vec<ByteStream>, pieces: mpsc::Sender<Bytes>, options: Persist) -> Result<Fed> {
-    let devices = if options.devices {
-        Devices::Keep
-    } else {
-        Devices::LeaveOut
-    };
+/// What a cache is made of.
+pub(crate) enum Content {
+    /// A tar, which is not trusted.
+    Tar(ByteStream),
+    /// What this process packs itself, once it is known where the cache may be cut that the volume was filled from.
+    Parts(Box<dyn FnOnce(Option<Arc<Vec<u64>>>) -> Parts + Send>),
+}
+
+/// Reads the content, as fast as the chunker takes it. `cuts` are those of the cache that the volume was filled from.
+async fn feed(
+    contents: Vec<Content>,
+    cuts: Option<Arc<Vec<u64>>>,
+    pieces: mpsc::Sender<Piece>,
+    options: Persist,
+) -> Result<Fed> {
     let mut fed = Fed {
         left_out: 0,
         waited: Duration::ZERO,
     };
     let mut size = 0;
-    let ended = || Error::new(ErrorKind::Cancelled, "the chunker ended");
     for content in contents {
-        let (checked, mut receiver) = mpsc::channel(1);
-        let mut tar = Checked::new(content, devices);
-        // Reading goes on while the chunker is busy. It ends when this is dropped.
-        let reading = AbortOnDropHandle::new(tokio::spawn(async move {
-            while let Some(piece) = tar.next().await? {
-                if checked.send(piece).await.is_err() {
-                    break;
-                }
-            }
-            Ok::<_, Error>(tar.left_out)
-        }));
+        let mut parts = match content {
+            Content::Tar(tar) => checked_parts(tar, options.devices),
+            Content::Parts(read) => read(cuts.clone()),
+        };
         loop {
             let began = Instant::now();
-            let Some(piece) = receiver.recv().await else { break };
+            let part = parts.next().await;
             fed.waited += began.elapsed();
-            size += piece.len() as u64;
+            let piece = match part.transpose()? {
+                Some(Part::Tar(bytes)) => {
+                    size += bytes.len() as u64;
+                    Piece::Bytes(bytes)
+                }
+                Some(Part::Same(range)) => {
+                    size += range.end - range.start;
+                    Piece::Same(range)
+                }
+                Some(Part::End { devices_left_out }) => {
+                    fed.left_out += devices_left_out;
+                    break;
+                }
+                None => return Err(Error::new(ErrorKind::Interrupted, "the tar broke off")),
+            };
             if let Some(limit) = options.size_limit.filter(|limit| size > *limit) {
                 return Err(Error::invalid(format!(
                     "it is larger than its limit of {limit} bytes, and is not persisted"
@@ -343,10 +390,38 @@ async fn feed(contents: Vec<ByteStream>, pieces: mpsc::Sender<Bytes>, options: P
             }
             pieces.send(piece).await.map_err(|_| ended())?;
         }
-        let done = reading.await;
-        fed.left_out +=
-            done.map_err(|error| Error::new(ErrorKind::Cancelled, format!("the reader ended: {error}")))??;
     }
-    pieces.send(tar::END).await.map_err(|_| ended())?;
+    pieces.send(Piece::Bytes(tar::END)).await.map_err(|_| ended())?;
     Ok(fed)
+}
+
+fn ended() -> Error {
+    Error::new(ErrorKind::Cancelled, "the chunker ended")
+}
+
+/// A tar that is checked on its way. Reading goes on while the chunker is busy, and ends when this is dropped.
+fn checked_parts(tar: ByteStream, devices: bool) -> Parts {
+    let devices = if devices { Devices::Keep } else { Devices::LeaveOut };
+    let mut tar = Checked::new(tar, devices);
+    let (sender, receiver) = mpsc::channel(1);
+    let reading = AbortOnDropHandle::new(tokio::spawn(async move {
+        loop {
+            let (part, last) = match tar.next().await {
+                Ok(Some(piece)) => (Ok(Part::Tar(piece)), false),
+                Ok(None) => {
+                    let devices_left_out = tar.left_out;
+                    (Ok(Part::End { devices_left_out }), true)
+                }
+                Err(error) => (Err(error), true),
+            };
+            if sender.send(part).await.is_err() || last {
+                return;
+            }
+        }
+    }));
+    stream::unfold((receiver, reading), async |(mut receiver, reading)| {
+        let part = receiver.recv().await?;
+        Some((part, (receiver, reading)))
+    })
+    .boxed()
 }

@@ -12,7 +12,7 @@ use containerd_client::services::v1::{DeleteTaskRequest, WaitRequest};
 use containerd_client::tonic::Code;
 use containerd_client::types::v1::Status as TaskStatus;
 use orchestra::{ContainerId, Error, ErrorKind, ExitStatus, Result, Signal};
-use orchestra_oci::spec::CgroupVersion;
+use orchestra_helper::shim::out_of_memory;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -175,7 +175,14 @@ impl ContainerdDriver {
             let starting = folder.clone();
             drop(blocking(move || starting.lock_if_there()).await?);
             let gone = self.task(engine_id).await?.is_none() && folder.was_started() && folder.ended().is_none();
-            return if gone { Err(forgotten()) } else { Ok(None) };
+            if !gone {
+                return Ok(None);
+            }
+            // It ended while containerd was away. Whoever kept its log was there.
+            let exit = self.logs.exit(engine_id).ok_or_else(forgotten)?;
+            let recorded = folder.clone();
+            let ended = blocking(move || recorded.record(exit.into())).await?;
+            return Ok(Some(Some(ended)));
         };
         match task.status() {
             TaskStatus::Created => Ok(Some(None)),
@@ -213,11 +220,11 @@ impl ContainerdDriver {
 
     async fn record(&self, engine_id: &str, folder: &Folder, code: u32) -> Result<Ended> {
         let cgroup = format!("{}/{engine_id}", self.namespace);
-        let (version, recorded) = (self.host.cgroups, folder.clone());
+        let recorded = folder.clone();
         let ended = blocking(move || {
             recorded.record(Ended {
                 code,
-                out_of_memory: out_of_memory(version, &cgroup),
+                out_of_memory: out_of_memory(&cgroup),
             })
         });
         ended.await
@@ -303,17 +310,6 @@ impl ContainerdDriver {
 fn forgotten() -> Error {
     let message = "containerd has forgotten how the container ended: it was restarted after that, and nobody had asked";
     Error::new(ErrorKind::Engine, message).with_hint("run the task again")
-}
-
-/// Whether the kernel has killed a process of the cgroup for its memory. The cgroup is there until its task is deleted.
-fn out_of_memory(version: CgroupVersion, cgroup: &str) -> bool {
-    let file = match version {
-        CgroupVersion::V1 => format!("/sys/fs/cgroup/memory/{cgroup}/memory.oom_control"),
-        CgroupVersion::V2 => format!("/sys/fs/cgroup/{cgroup}/memory.events"),
-    };
-    let text = std::fs::read_to_string(file).unwrap_or_default();
-    let kills = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
-    kills.is_some_and(|kills| kills.trim() != "0")
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use orchestra::{ContainerPath, Error, JobId, Result};
 use orchestra_helper::tree;
-use orchestra_oci::logs::install_program;
+use orchestra_oci::logs::{Exit, install_program};
 use rustix::fs::{FileType, FlockOperation, Mode, flock};
 use rustix::mount::{UnmountFlags, unmount};
 use serde::{Deserialize, Serialize};
@@ -27,6 +27,15 @@ pub(crate) struct Ended {
     pub(crate) code: u32,
     /// Whether the kernel killed a process of it for its memory.
     pub(crate) out_of_memory: bool,
+}
+
+impl From<Exit> for Ended {
+    fn from(exit: Exit) -> Self {
+        Self {
+            code: exit.code,
+            out_of_memory: exit.out_of_memory,
+        }
+    }
 }
 
 /// The folders of one namespace.

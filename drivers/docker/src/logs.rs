@@ -7,6 +7,9 @@
 //! without its line feed, and nothing at all if there was nothing else in it (26.1 does not). With `details` each entry is
 //! given back with a prefix, here an empty one: so it is seen, and [`mended`] puts the line feed where it was.
 
+use std::time::Duration;
+
+use bollard::Docker;
 use bollard::container::LogOutput;
 use bollard::errors::Error as Bollard;
 use bollard::query_parameters::{AttachContainerOptionsBuilder, LogsOptionsBuilder};
@@ -15,12 +18,15 @@ use futures_util::stream::{self, StreamExt};
 use orchestra::stream::{and_rest, gathered};
 use orchestra::{ContainerId, ContainerState, Error, ErrorKind, LogChunk, LogStream, OutputStream, Result};
 
-use crate::container::{ended, state};
+use crate::container::{ended, state, wait};
 use crate::driver::DockerDriver;
 use crate::error::{Subject, about, meanwhile};
 
 /// Bytes of an entry of the log that the next one goes on from (`defaultBufSize` of docker's `daemon/logger/copier.go`).
 const PIECE: usize = 16 * 1024;
+
+/// How long whoever follows a container from before its start is not asked whether it is there: most write or end before.
+const SILENCE: Duration = Duration::from_secs(1);
 
 impl DockerDriver {
     pub(crate) async fn output(&self, id: &ContainerId, follow: bool) -> Result<LogStream> {
@@ -34,6 +40,7 @@ impl DockerDriver {
                 .build();
             let attached = self.docker.attach_container(id.as_str(), Some(options)).await;
             let output = attached.map_err(about(Subject::Container))?.output.map(chunk).boxed();
+            let output = until_removed(self.docker.clone(), id.clone(), output);
             let (docker, id) = (self.docker.clone(), id.clone());
             // A connection that was taken over from HTTP ends in the same way when the container does and when the engine
             // dies: only the answer to a wait tells that nothing is missing. A container may also close its output and run
@@ -82,6 +89,29 @@ impl DockerDriver {
         // docker sends each entry for itself.
         gathered(entries.boxed())
     }
+}
+
+/// The output of a container that it was attached to before its start. docker keeps such a connection open when the container
+/// is removed and was never started (20.10 to 26.1), and whoever follows it would wait for ever.
+fn until_removed(docker: Docker, id: ContainerId, mut output: LogStream) -> LogStream {
+    let begun = async move {
+        let first = {
+            let removed = async {
+                tokio::time::sleep(SILENCE).await;
+                wait(&docker, id.as_str(), "removed").await
+            };
+            tokio::select! {
+                first = output.next() => first,
+                // A killed one may have written before.
+                _ = removed => match tokio::time::timeout(SILENCE, output.next()).await {
+                    Ok(first) => first,
+                    Err(_) => return stream::empty().boxed(),
+                },
+            }
+        };
+        stream::iter(first).chain(output).boxed()
+    };
+    stream::once(begun).flatten().boxed()
 }
 
 /// An entry of the log as the process wrote it. One that is neither a whole line nor as long as one that goes on is the end

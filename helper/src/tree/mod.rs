@@ -21,8 +21,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod fingerprint;
 mod format;
+mod known;
 mod pack;
 mod sys;
 mod unpack;
@@ -33,8 +33,8 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-pub use fingerprint::fingerprint;
-pub use pack::pack;
+pub use known::{Known, fill, fingerprint};
+pub use pack::{Since, pack, pack_since};
 pub use sys::widen_pipe;
 pub use unpack::unpack;
 
@@ -90,7 +90,8 @@ impl std::error::Error for TreeError {
     }
 }
 
-type Result<T> = std::result::Result<T, TreeError>;
+/// What comes of work on a tree.
+pub type Result<T> = std::result::Result<T, TreeError>;
 
 /// The tree's root, held open.
 fn open_root(root: &Path) -> Result<File> {

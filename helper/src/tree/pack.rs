@@ -1,14 +1,17 @@
 //! From files to a tar.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::{CStr, OsString};
+use std::fmt;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use super::format::{self, BLOCK, Header, put_record};
+use super::known::Known;
 use super::sys::{self, Node, Resolve};
 use super::{PIECE, Result, TreeError, clean, open_directory, open_root, split};
 
@@ -27,45 +30,72 @@ const MAX_PIECES: usize = 1 << 20;
 /// [`TreeError::NotFound`] for a path that is not there, [`TreeError::Io`] for what can't be read, a file that shrinks
 /// meanwhile included, and for what `out` says.
 pub fn pack(root: &Path, paths: &[&Path], out: &mut dyn Write) -> Result<()> {
-    let root = open_root(root)?;
-    let harmless = sys::without_devices(&root);
-    let root = harmless.as_ref().unwrap_or(&root);
-    let mut packer = Packer {
-        root,
-        direct: harmless.is_some(),
-        out,
-        buffer: vec![0; PIECE].into(),
-        filled: 0,
-        links: HashMap::new(),
-        names: vec![0; MAX_XATTR].into(),
-        value: vec![0; MAX_XATTR].into(),
-    };
-    for path in paths {
-        let missing = || TreeError::NotFound((*path).to_owned());
-        let asked = path.as_os_str().as_bytes();
-        let path = clean(asked).ok_or_else(missing)?;
-        let (parent, name) = split(&path);
-        let found = |error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => missing(),
-            _ => TreeError::io("open", asked)(error),
-        };
-        let parent = open_directory(root, parent).map_err(found)?;
-        if name.is_empty() {
-            packer.tree(&parent, path)?;
-            continue;
+    packing(root, out, None, |packer| {
+        for path in paths {
+            if !packer.path(path)? {
+                return Err(TreeError::NotFound((*path).to_owned()));
+            }
         }
-        // It is asked for by name: that it is not there is an error here, and none below.
-        sys::open(&parent, name, sys::PATH | sys::NOFOLLOW, 0, Resolve::InRoot).map_err(found)?;
-        if let Some(directory) = packer.entry(&parent, name, &path, None)? {
-            packer.tree(&directory, path)?;
-        }
-    }
-    packer.put(&[0; 2 * BLOCK])?;
-    packer.flush()?;
-    packer.out.flush().map_err(TreeError::io("write", b"the tar"))
+        packer.put(&[0; 2 * BLOCK])
+    })
 }
 
-struct Packer<'a> {
+/// What [`pack_since`] need not read again.
+pub struct Since<'a> {
+    /// What the tree was when it was [filled](super::fill) from a tar.
+    pub known: &'a Known,
+    /// Where that tar may be cut, in order. What is told to be the same begins and ends there.
+    pub cuts: &'a [u64],
+    /// Is told, between what is written, which bytes of that tar come next.
+    pub same: &'a mut dyn FnMut(Range<u64>) -> io::Result<()>,
+}
+
+impl fmt::Debug for Since<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Since").field("cuts", &self.cuts.len()).finish_non_exhaustive()
+    }
+}
+
+/// The same for one who has the tar that the tree was filled from: of what has not changed since, only the surroundings of
+/// changes are read and written. Paths that are not there are left out, and the tar's end is, so that more can follow.
+/// Devices are kept where `devices` says so; how many were left out is returned.
+///
+/// # Errors
+/// [`TreeError::NotFound`] if `root` is no directory; [`TreeError::Io`] as for [`pack`], for what `same` says, and for what
+/// has changed since it was found to be what it was.
+pub fn pack_since(
+    root: &Path,
+    paths: &[&Path],
+    since: Option<Since<'_>>,
+    devices: bool,
+    out: &mut dyn Write,
+) -> Result<u64> {
+    packing(root, out, since, |packer| {
+        packer.devices = devices;
+        for path in paths {
+            packer.path(path)?;
+        }
+        Ok(packer.left_out)
+    })
+}
+
+fn packing<'s, T>(
+    root: &Path,
+    out: &mut dyn Write,
+    since: Option<Since<'s>>,
+    work: impl FnOnce(&mut Packer<'_, 's>) -> Result<T>,
+) -> Result<T> {
+    let root = open_root(root)?;
+    let harmless = sys::without_devices(&root);
+    let mut packer = Packer::new(harmless.as_ref().unwrap_or(&root), harmless.is_some(), out);
+    packer.since = since;
+    let done = work(&mut packer)?;
+    packer.flush()?;
+    packer.out.flush().map_err(TreeError::io("write", b"the tar"))?;
+    Ok(done)
+}
+
+struct Packer<'a, 's> {
     root: &'a File,
     /// Whether what was listed as a file may be opened as one: if it is a device by now, nothing happens.
     direct: bool,
@@ -77,6 +107,54 @@ struct Packer<'a> {
     links: HashMap<(u64, u64), Vec<u8>>,
     names: Box<[u8]>,
     value: Box<[u8]>,
+    devices: bool,
+    left_out: u64,
+    since: Option<Since<'s>>,
+    run: Option<Run>,
+    clip: Clip,
+}
+
+/// Entries that are what they were, and stood one after another in the tar.
+struct Run {
+    /// What it is of that tar.
+    whole: Range<u64>,
+    /// What of it needs no reading, once that is known.
+    same: Option<Range<u64>>,
+    /// The entries that are not within that, or not wholly.
+    rest: VecDeque<(Vec<u8>, Range<u64>)>,
+}
+
+/// Which of the next bytes are written.
+struct Clip {
+    /// So many are not.
+    skip: u64,
+    /// Then so many are.
+    take: u64,
+    /// How many there were in all.
+    passed: u64,
+}
+
+impl Clip {
+    const NONE: Self = Self {
+        skip: 0,
+        take: u64::MAX,
+        passed: 0,
+    };
+
+    /// How many of the next bytes are left out, and how many of those after them are written.
+    fn next(&mut self, bytes: u64) -> (u64, u64) {
+        let skip = self.skip.min(bytes);
+        let take = self.take.min(bytes - skip);
+        self.skip -= skip;
+        self.take -= take;
+        self.passed += bytes;
+        (skip, take)
+    }
+}
+
+/// An entry that is what it was: open, if it is a directory.
+struct Same {
+    directory: Option<File>,
 }
 
 /// How a file is opened without a look before.
@@ -171,15 +249,167 @@ impl Level {
     }
 }
 
-impl Packer<'_> {
+impl<'a> Packer<'a, '_> {
+    fn new(root: &'a File, direct: bool, out: &'a mut dyn Write) -> Self {
+        Self {
+            root,
+            direct,
+            out,
+            buffer: vec![0; PIECE].into(),
+            filled: 0,
+            links: HashMap::new(),
+            names: vec![0; MAX_XATTR].into(),
+            value: vec![0; MAX_XATTR].into(),
+            devices: true,
+            left_out: 0,
+            since: None,
+            run: None,
+            clip: Clip::NONE,
+        }
+    }
+
+    /// What is at a path, and all below it. Whether it is there.
+    fn path(&mut self, path: &Path) -> Result<bool> {
+        let asked = path.as_os_str().as_bytes();
+        let Some(path) = clean(asked) else {
+            return Ok(false);
+        };
+        let (parent, name) = split(&path);
+        let found = |opened: io::Result<File>| match opened {
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+            opened => opened.map(Some).map_err(TreeError::io("open", asked)),
+        };
+        let Some(parent) = found(open_directory(self.root, parent))? else {
+            return Ok(false);
+        };
+        if name.is_empty() {
+            self.tree(&parent, path)?;
+            return Ok(true);
+        }
+        // It is asked for by name: that it is not there is told, and of none below.
+        let flags = sys::PATH | sys::NOFOLLOW;
+        if found(sys::open(&parent, name, flags, 0, Resolve::InRoot))?.is_none() {
+            return Ok(false);
+        }
+        if let Some(directory) = self.entry(&parent, name, &path, None)? {
+            self.tree(&directory, path)?;
+        }
+        Ok(true)
+    }
+
     /// All that is below a directory.
     fn tree(&mut self, directory: &File, mut path: Vec<u8>) -> Result<()> {
         let directory = directory.try_clone().map_err(TreeError::io("open", &path))?;
         let mut levels = Levels::new(self.root, directory, &path)?;
         while let Some((parent, name, kind)) = levels.next(&mut path)? {
-            if let Some(directory) = self.entry(parent, &name, &path, kind)? {
+            let directory = match self.same(parent, &name, &path)? {
+                Some(same) => same.directory,
+                None => self.entry(parent, &name, &path, kind)?,
+            };
+            if let Some(directory) = directory {
                 levels.enter(directory, &path)?;
             }
+        }
+        self.end_run()
+    }
+
+    /// Takes up an entry that is what it was.
+    fn same(&mut self, parent: &File, name: &[u8], path: &[u8]) -> Result<Option<Same>> {
+        let Some(since) = &self.since else {
+            return Ok(None);
+        };
+        // Who packs it says what is wrong.
+        let part = sys::look(parent, name).ok().and_then(|seen| {
+            let part = since.known.part(path, &seen)?;
+            let directory = match seen.is_directory() {
+                true => Some(sys::open_below(parent, name).ok()?),
+                false => None,
+            };
+            Some((part, Same { directory }))
+        });
+        let Some((part, same)) = part else {
+            self.end_run()?;
+            return Ok(None);
+        };
+        if self.run.as_ref().is_some_and(|run| run.whole.end != part.start) {
+            self.end_run()?;
+        }
+        self.go_on(path, part)?;
+        Ok(Some(same))
+    }
+
+    /// The run goes on with an entry, or begins with it.
+    fn go_on(&mut self, path: &[u8], part: Range<u64>) -> Result<()> {
+        let Some(since) = &self.since else {
+            return Ok(());
+        };
+        let mut run = self.run.take().unwrap_or_else(|| Run {
+            whole: part.start..part.start,
+            same: None,
+            rest: VecDeque::new(),
+        });
+        run.whole.end = part.end;
+        run.rest.push_back((path.to_vec(), part));
+        let after = since.cuts.partition_point(|cut| *cut <= run.whole.end);
+        let last = after.checked_sub(1).map_or(0, |at| since.cuts[at]);
+        match &mut run.same {
+            Some(same) => same.end = last,
+            None => {
+                let first = since.cuts.partition_point(|cut| *cut < run.whole.start);
+                if let Some(first) = since.cuts.get(first).filter(|first| **first < last) {
+                    let first = *first;
+                    for (path, part) in &run.rest {
+                        self.again(path, part, part.start..first.min(part.end))?;
+                    }
+                    run.same = Some(first..last);
+                }
+            }
+        }
+        if let Some(same) = &run.same {
+            while run.rest.front().is_some_and(|(_, part)| part.end <= same.end) {
+                run.rest.pop_front();
+            }
+        }
+        self.run = Some(run);
+        Ok(())
+    }
+
+    /// What comes next did not stand here.
+    fn end_run(&mut self) -> Result<()> {
+        let Some(run) = self.run.take() else {
+            return Ok(());
+        };
+        let mut from = run.whole.start;
+        if let Some(same) = run.same {
+            from = same.end;
+            self.flush()?;
+            if let Some(since) = &mut self.since {
+                (since.same)(same).map_err(TreeError::io("write", b"the tar"))?;
+            }
+        }
+        for (path, part) in &run.rest {
+            self.again(path, part, part.start.max(from)..part.end)?;
+        }
+        Ok(())
+    }
+
+    /// Packs what an entry was in the tar, or as much of it as is wanted.
+    fn again(&mut self, path: &[u8], part: &Range<u64>, wanted: Range<u64>) -> Result<()> {
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let (parent, name) = split(path);
+        let parent = open_directory(self.root, parent).map_err(TreeError::io("open", path))?;
+        self.clip = Clip {
+            skip: wanted.start - part.start,
+            take: wanted.end - wanted.start,
+            passed: 0,
+        };
+        self.entry(&parent, name, path, None)?;
+        let clip = std::mem::replace(&mut self.clip, Clip::NONE);
+        if clip.passed != part.end - part.start {
+            let changed = io::Error::other("it changed while it was read");
+            return Err(TreeError::io("read", path)(changed));
         }
         Ok(())
     }
@@ -221,6 +451,10 @@ impl Packer<'_> {
         }
         let kind = metadata.file_type();
         if kind.is_socket() {
+            return Ok(None);
+        }
+        if !self.devices && (kind.is_char_device() || kind.is_block_device()) {
+            self.left_out += 1;
             return Ok(None);
         }
         let mut header = header(&metadata, path);
@@ -343,7 +577,11 @@ impl Packer<'_> {
     }
 
     fn content(&mut self, mut file: &File, path: &[u8], size: u64) -> Result<()> {
-        let mut left = size;
+        let (skip, mut left) = self.clip.next(size);
+        if skip > 0 {
+            let skip = i64::try_from(skip).map_err(|_| TreeError::io("read", path)(io::ErrorKind::InvalidInput.into()))?;
+            file.seek_relative(skip).map_err(TreeError::io("read", path))?;
+        }
         while left > 0 {
             if self.filled == PIECE {
                 self.flush()?;
@@ -371,6 +609,8 @@ impl Packer<'_> {
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        let (skip, take) = self.clip.next(bytes.len() as u64);
+        let bytes = &bytes[skip as usize..(skip + take) as usize];
         for piece in bytes.chunks(PIECE) {
             if self.filled + piece.len() > PIECE {
                 self.flush()?;
@@ -477,16 +717,7 @@ mod tests {
         for direct in [false, true] {
             let packed = |name: &[u8]| {
                 let mut out = Vec::new();
-                let mut packer = Packer {
-                    root: &root,
-                    direct,
-                    out: &mut out,
-                    buffer: vec![0; PIECE].into(),
-                    filled: 0,
-                    links: HashMap::new(),
-                    names: vec![0; MAX_XATTR].into(),
-                    value: vec![0; MAX_XATTR].into(),
-                };
+                let mut packer = Packer::new(&root, direct, &mut out);
                 let entered = packer.entry(&root, name, name, Some(a_file)).unwrap();
                 packer.flush().unwrap();
                 // An extended header, if there is one, and its records come before.

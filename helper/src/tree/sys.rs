@@ -70,12 +70,17 @@ struct Timespec {
     nanoseconds: c_long,
 }
 
+const _: () = assert!(size_of::<Statx>() == 256);
+
 const SYS_OPENAT2: c_long = 437;
 const SYS_OPEN_TREE: c_long = 428;
 const SYS_MOUNT_SETATTR: c_long = 442;
 const OPEN_TREE_CLONE: c_int = 1;
 const MOUNT_ATTR_NODEV: u64 = 0x04;
 const MS_PRIVATE: u64 = 1 << 18;
+const AT_SYMLINK_NOFOLLOW: c_int = 0x100;
+const AT_NO_AUTOMOUNT: c_int = 0x800;
+const STATX_BASIC_STATS: c_uint = 0x7ff;
 const AT_REMOVEDIR: c_int = 0x200;
 const AT_EMPTY_PATH: c_int = 0x1000;
 const AT_RECURSIVE: c_int = 0x8000;
@@ -85,8 +90,80 @@ const F_SETPIPE_SZ: c_int = 1031;
 const SEEK_DATA: c_int = 3;
 const SEEK_HOLE: c_int = 4;
 
+/// `struct statx` of statx(2), as far as anybody here asks; the kernel writes 256 bytes.
+#[repr(C)]
+#[derive(Default)]
+struct Statx {
+    mask: u32,
+    block_size: u32,
+    attributes: u64,
+    links: u32,
+    uid: u32,
+    gid: u32,
+    mode: u16,
+    _pad: u16,
+    inode: u64,
+    size: u64,
+    blocks: u64,
+    attributes_mask: u64,
+    access: StatxTime,
+    birth: StatxTime,
+    change: StatxTime,
+    modification: StatxTime,
+    _rest: [u64; 16],
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct StatxTime {
+    seconds: i64,
+    nanoseconds: u32,
+    _pad: i32,
+}
+
+/// What one look at a file's name tells.
+pub(super) struct Seen {
+    pub(super) inode: u64,
+    pub(super) mode: u32,
+    pub(super) size: u64,
+    pub(super) links: u32,
+    /// When anything of it changed last: seconds and nanoseconds since 1970.
+    pub(super) changed: (i64, u32),
+}
+
+impl Seen {
+    pub(super) fn is_directory(&self) -> bool {
+        self.mode & 0o170_000 == 0o040_000
+    }
+}
+
+/// Looks at `name` in `dir`, a symlink itself. It is one call, where opening a file to look at it takes three.
+pub(super) fn look(dir: &File, name: &[u8]) -> io::Result<Seen> {
+    let name = c(name)?;
+    let mut found = Statx::default();
+    #[expect(unsafe_code, reason = "the pointers outlive the call, which writes no more than the struct has")]
+    let result = unsafe {
+        statx(
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT,
+            STATX_BASIC_STATS,
+            &raw mut found,
+        )
+    };
+    done(result)?;
+    Ok(Seen {
+        inode: found.inode,
+        mode: u32::from(found.mode),
+        size: found.size,
+        links: found.links,
+        changed: (found.change.seconds, found.change.nanoseconds),
+    })
+}
+
 #[expect(unsafe_code, reason = "the C library's functions, as its manual declares them")]
 unsafe extern "C" {
+    fn statx(dir: c_int, name: *const c_char, flags: c_int, mask: c_uint, found: *mut Statx) -> c_int;
     fn syscall(number: c_long, ...) -> c_long;
     fn fcntl(fd: c_int, command: c_int, ...) -> c_int;
     fn lseek(fd: c_int, offset: i64, whence: c_int) -> i64;
@@ -195,6 +272,11 @@ pub(super) fn open(dir: &File, name: &[u8], flags: c_int, mode: u32, resolve: Re
         }
     }
     Err(io::Error::from_raw_os_error(EAGAIN))
+}
+
+/// Holds the directory `name` of `dir`.
+pub(super) fn open_below(dir: &File, name: &[u8]) -> io::Result<File> {
+    open(dir, name, PATH | DIRECTORY | NOFOLLOW, 0, Resolve::NoSymlinks)
 }
 
 pub(super) fn make_directory(dir: &File, name: &[u8], mode: u32) -> io::Result<()> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt, chown, fchown};
 use std::path::Path;
@@ -25,6 +26,17 @@ const MAX_PIECES: u64 = 4 << 20;
 /// upwards, [`TreeError::Io`] for what `input` says and for what can't be made as the tar has it, such as a device or an
 /// attribute that this process may not make. What was unpacked until then stays.
 pub fn unpack(root: &Path, path: &Path, input: &mut dyn Read) -> Result<()> {
+    unpack_noting(root, path, input, &mut |_, _| {})
+}
+
+/// The same, which tells of each member its path in the tree and which bytes of the tar are its own, its headers included:
+/// none for a hard link. What is said of all members at once is in none of them, so that from then on none is told.
+pub(super) fn unpack_noting(
+    root: &Path,
+    path: &Path,
+    input: &mut dyn Read,
+    note: &mut dyn FnMut(&[u8], Range<u64>),
+) -> Result<()> {
     let missing = || TreeError::NotFound(path.to_owned());
     let base = clean(path.as_os_str().as_bytes()).ok_or_else(missing)?;
     let root = open_root(root)?;
@@ -40,8 +52,17 @@ pub fn unpack(root: &Path, path: &Path, input: &mut dyn Read) -> Result<()> {
     };
     let mut input = Input::new(input);
     let mut global = Vec::new();
+    let mut start = 0;
     while let Some(member) = Member::read(&mut input, &mut global)? {
+        let path = unpacker.inside(&member.header.name)?;
+        let is_link = member.header.kind == b'1';
         unpacker.member(member, &mut input)?;
+        let end = input.position();
+        if global.is_empty() {
+            // What a link is depends on another member.
+            note(&path, if is_link { end..end } else { start..end });
+        }
+        start = end;
     }
     // Who writes into a pipe must not be stopped by the filling after the end.
     while input.fill()? {
@@ -56,6 +77,8 @@ struct Input<'a> {
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
+    /// Bytes of the stream that were read, those in the buffer included.
+    read: u64,
 }
 
 impl<'a> Input<'a> {
@@ -65,7 +88,13 @@ impl<'a> Input<'a> {
             buffer: vec![0; PIECE].into(),
             start: 0,
             end: 0,
+            read: 0,
         }
+    }
+
+    /// Bytes of the stream that were taken.
+    fn position(&self) -> u64 {
+        self.read - (self.end - self.start) as u64
     }
 
     /// Whether there is anything more.
@@ -73,7 +102,10 @@ impl<'a> Input<'a> {
         while self.start == self.end {
             match self.stream.read(&mut self.buffer) {
                 Ok(0) => return Ok(false),
-                Ok(read) => (self.start, self.end) = (0, read),
+                Ok(read) => {
+                    (self.start, self.end) = (0, read);
+                    self.read += read as u64;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(TreeError::io("read", b"the tar")(error)),
             }

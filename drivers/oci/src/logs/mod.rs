@@ -30,6 +30,7 @@ use std::sync::Arc;
 
 use orchestra::{Error, ErrorKind, LogStream, Result};
 use orchestra_helper::keep_log;
+pub use orchestra_helper::shim::Exit;
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
 use tokio::process::Command;
 
@@ -165,6 +166,14 @@ impl LogStore {
             }
         })
         .await
+    }
+
+    /// How the container ended, if its shim told the log's keeper: what the engine itself forgets when it happens while it is
+    /// away (containerd 1.7 and 2.1). Nothing is told of one that has standard input, whose keeper is no child of its shim.
+    /// Blocking, for as long as a small file takes.
+    #[must_use]
+    pub fn exit(&self, id: &str) -> Option<Exit> {
+        keep_log::exit(&self.folder(id).ok()?)
     }
 
     fn folder(&self, id: &str) -> Result<PathBuf> {

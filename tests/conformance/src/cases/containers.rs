@@ -118,6 +118,14 @@ async fn nothing_cannot_be_started(cx: Arc<Context>) -> Outcome {
     let again = cx.driver.create_container(&id, &cx.sleeper()).await?;
     same("making it again", again, Created::New)?;
     cx.driver.remove_container(&id).await?;
+    for pause in [0, 1500] {
+        let id = cx.create(&format!("followed-{pause}"), &cx.sleeper()).await?;
+        let log = tokio::spawn(crate::context::collect(cx.driver.logs(&id, true).await?));
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        other.remove_container(&id).await?;
+        let log = within(Duration::from_secs(20), "following what is removed", log).await?;
+        log.map_err(|error| Failure::new(error.to_string()))?.ok();
+    }
     // Whoever makes a stream need not read it at once.
     for pause in [0, 1500] {
         let id = gone(&format!("read-after-{pause}")).await?;

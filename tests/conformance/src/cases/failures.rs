@@ -136,7 +136,7 @@ async fn an_engine_that_is_restarted_is_gone_on_with(cx: Arc<Context>) -> Outcom
     let (engine, driver) = engine(&cx).await?;
     let id = cx.id("survivor");
     // Long enough to be seen running by an engine that starts again.
-    let spec = cx.shell("echo one; sleep 5; echo two; exit 6");
+    let spec = cx.shell("echo one; sleep 9; echo two; exit 6");
     driver.create_container(&id, &spec).await?;
     let mut logs = driver.logs(&id, true).await?;
     driver.start_container(&id, None).await?;
@@ -150,6 +150,15 @@ async fn an_engine_that_is_restarted_is_gone_on_with(cx: Arc<Context>) -> Outcom
     within(SOON, "half of an import", half).await?.ok();
     let pull = StalledPull::begin(&cx, &driver).await?;
     let reader = Reader::begin(&cx, &driver).await?;
+    let unseen = cx.id("unseen");
+    if cx.settings.survives_restart {
+        driver
+            .create_container(&unseen, &cx.shell("sleep 1; echo end; exit 7"))
+            .await?;
+        driver.start_container(&unseen, None).await?;
+        engine.kill().await?;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
     engine.restart().await?;
     drop(go_on);
     pull.ends(&driver).await?;
@@ -182,6 +191,13 @@ async fn an_engine_that_is_restarted_is_gone_on_with(cx: Arc<Context>) -> Outcom
             exit,
             ExitStatus::Code(6),
         )?;
+    }
+    if cx.settings.survives_restart {
+        let exit = within(SOON, "waiting for what has ended", driver.wait_container(&unseen)).await??;
+        same("the exit of a container that nobody saw end", exit, ExitStatus::Code(7))?;
+        let log = within(SOON, "its log", collect(driver.logs(&unseen, true).await?)).await??;
+        same("the log of a container that nobody saw end", text(&log.stdout).as_str(), "end\n")?;
+        driver.remove_container(&unseen).await?;
     }
     match exit {
         ExitStatus::Code(6) => same("the log of a container that lived on", late.as_str(), "one\ntwo\n")?,
