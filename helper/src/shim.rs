@@ -81,7 +81,10 @@ fn socket(bundle: &Path) -> io::Result<String> {
     path.map(str::to_owned).ok_or_else(no_path)
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "a request has the length of its few names")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a request has the length of its few names"
+)]
 fn message(stream: u32, request: &[u8]) -> Vec<u8> {
     let mut message = (request.len() as u32).to_be_bytes().to_vec();
     message.extend_from_slice(&stream.to_be_bytes());
@@ -251,7 +254,10 @@ mod tests {
             let asked = serving.join().unwrap();
             assert_eq!(asked.len(), tries + 1);
             let last = String::from_utf8_lossy(&asked[tries]).into_owned();
-            assert!(last.contains(SERVICES[tries]) && last.contains("Wait") && last.contains("some-id"), "{last:?}");
+            assert!(
+                last.contains(SERVICES[tries]) && last.contains("Wait") && last.contains("some-id"),
+                "{last:?}"
+            );
         }
     }
 

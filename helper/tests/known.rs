@@ -40,7 +40,13 @@ fn whole(root: &Path) -> Result<Vec<u8>> {
 }
 
 /// What comes of a tree by its changes, and which bytes of `before` were not read again.
-fn by_changes(root: &Path, paths: &[&str], before: &[u8], known: &Known, cuts: &[u64]) -> Result<(Vec<u8>, Vec<Range<u64>>)> {
+fn by_changes(
+    root: &Path,
+    paths: &[&str],
+    before: &[u8],
+    known: &Known,
+    cuts: &[u64],
+) -> Result<(Vec<u8>, Vec<Range<u64>>)> {
     struct Output<'o>(&'o RefCell<Vec<u8>>);
     impl io::Write for Output<'_> {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -78,7 +84,11 @@ fn some_tree(numbers: &mut Numbers, root: &Path) -> Result<()> {
     let mut directories = vec![root.to_owned()];
     for at in 0..40 + numbers.below(60) {
         let directory = directories[numbers.below(directories.len() as u64) as usize].clone();
-        let long = if numbers.below(8) == 0 { "l".repeat(120) } else { String::new() };
+        let long = if numbers.below(8) == 0 {
+            "l".repeat(120)
+        } else {
+            String::new()
+        };
         let path = directory.join(format!("{}-{at}{long}", numbers.below(1000)));
         match numbers.below(12) {
             0 | 1 => {
@@ -160,10 +170,22 @@ fn what_comes_by_changes_is_what_comes_of_the_whole() -> Result<()> {
         tick();
         change(&mut numbers, to.path())?;
         let expected = whole(to.path())?;
-        assert_eq!(known.is(to.path())?, known.fingerprint() == fingerprint(to.path())?, "round {round}");
+        assert_eq!(
+            known.is(to.path())?,
+            known.fingerprint() == fingerprint(to.path())?,
+            "round {round}"
+        );
         let (found, same) = by_changes(to.path(), &[""], &before, &known, &cuts)?;
-        assert!(found == expected, "round {round}: {} bytes instead of {}", found.len(), expected.len());
-        assert!(same.iter().all(|range| [range.start, range.end].iter().all(|at| cuts.binary_search(at).is_ok())));
+        assert!(
+            found == expected,
+            "round {round}: {} bytes instead of {}",
+            found.len(),
+            expected.len()
+        );
+        assert!(
+            same.iter()
+                .all(|range| [range.start, range.end].iter().all(|at| cuts.binary_search(at).is_ok()))
+        );
         skipped += same.iter().map(|range| range.end - range.start).sum::<u64>();
         all += expected.len() as u64;
     }
@@ -222,7 +244,13 @@ fn devices_are_left_out_and_counted() -> Result<()> {
     }
     let root = TempDir::new()?;
     let (kind, mode) = (rustix::fs::FileType::CharacterDevice, rustix::fs::Mode::RUSR);
-    rustix::fs::mknodat(rustix::fs::CWD, root.path().join("null"), kind, mode, rustix::fs::makedev(1, 3))?;
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        root.path().join("null"),
+        kind,
+        mode,
+        rustix::fs::makedev(1, 3),
+    )?;
     fs::write(root.path().join("file"), "content")?;
     let count = |devices| {
         let mut tar = Vec::new();

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Buf, Bytes};
-use futures_util::stream::{self, BoxStream};
 use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
 use orchestra::{ByteStream, Error, ErrorKind, Result, VolumePath};
 use orchestra_helper::tree::{self, TreeError};
 use rustix::fs::{Access, AtFlags, CWD};

@@ -49,7 +49,9 @@ pub struct Tree {
 
 impl fmt::Debug for Tree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tree").field("volume", &self.volume).finish_non_exhaustive()
+        f.debug_struct("Tree")
+            .field("volume", &self.volume)
+            .finish_non_exhaustive()
     }
 }
 

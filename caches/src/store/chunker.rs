@@ -225,8 +225,17 @@ impl Work<'_> {
     /// Takes chunks of the cache as it was.
     fn same(&mut self, part: &Range<u64>) -> Result<()> {
         let cut = |at: &u64| {
-            let found = self.known.cuts.as_ref().and_then(|(_, cuts)| cuts.binary_search(at).ok());
-            found.ok_or_else(|| Error::new(ErrorKind::Protocol, "a part that is the same was cut where no chunk ends"))
+            let found = self
+                .known
+                .cuts
+                .as_ref()
+                .and_then(|(_, cuts)| cuts.binary_search(at).ok());
+            found.ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Protocol,
+                    "a part that is the same was cut where no chunk ends",
+                )
+            })
         };
         let chunks = cut(&part.start)?..cut(&part.end)?;
         self.next = chunks.end;

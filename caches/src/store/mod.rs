@@ -3,6 +3,8 @@
 //! Every operation is a file of this module: [`persist`], [`restore`], [`prune`], [`verify`]. What they have in common,
 //! objects by name and errors that say what to do, is here and in [`open`].
 
+#[cfg(test)]
+mod changes;
 mod chunker;
 mod error;
 mod open;

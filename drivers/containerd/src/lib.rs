@@ -46,7 +46,8 @@
 //!   logging URI: whoever kills this process' whole control group takes it along.
 //! - How a task ended is recorded in its folder by whoever sees it first: containerd forgets that when it is restarted. Waits,
 //!   logs, execs and what is fed to containers go on over each restart of up to 10 seconds; containers do not notice one. A
-//!   task that ends while containerd is away is forgotten by 1.7 and later, and its wait says so; 1.6 still knows.
+//!   task that ends while containerd is away is forgotten by 1.7 and later: the log's keeper, which the shim told, has noted
+//!   its end then. A container with standard input, whose keeper is no child of the shim, is forgotten, and its wait says so.
 //! - [`Profile::Default`](orchestra::Profile::Default) is the default seccomp profile, and no AppArmor profile: containerd has
 //!   none that it would load.
 //! - Ports are published nowhere, so the plugin `portmap` has no part: a

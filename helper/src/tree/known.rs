@@ -99,7 +99,11 @@ impl Known {
         for entry in fs::read_dir(sys::proc_path(&directory)).map_err(TreeError::io("list", path))? {
             let name = entry.map_err(TreeError::io("list", path))?.file_name();
             let name = name.as_bytes();
-            let path = if path.is_empty() { name.to_vec() } else { [path, name].join(&b'/') };
+            let path = if path.is_empty() {
+                name.to_vec()
+            } else {
+                [path, name].join(&b'/')
+            };
             let found = sys::look(&directory, name).map_err(TreeError::io("look at", &path))?;
             if self.find(signature(&path, &found)).is_none() {
                 return Ok(None);

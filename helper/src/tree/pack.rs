@@ -52,7 +52,9 @@ pub struct Since<'a> {
 
 impl fmt::Debug for Since<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Since").field("cuts", &self.cuts.len()).finish_non_exhaustive()
+        f.debug_struct("Since")
+            .field("cuts", &self.cuts.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -579,7 +581,8 @@ impl<'a> Packer<'a, '_> {
     fn content(&mut self, mut file: &File, path: &[u8], size: u64) -> Result<()> {
         let (skip, mut left) = self.clip.next(size);
         if skip > 0 {
-            let skip = i64::try_from(skip).map_err(|_| TreeError::io("read", path)(io::ErrorKind::InvalidInput.into()))?;
+            let skip =
+                i64::try_from(skip).map_err(|_| TreeError::io("read", path)(io::ErrorKind::InvalidInput.into()))?;
             file.seek_relative(skip).map_err(TreeError::io("read", path))?;
         }
         while left > 0 {

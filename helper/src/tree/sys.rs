@@ -141,7 +141,10 @@ impl Seen {
 pub(super) fn look(dir: &File, name: &[u8]) -> io::Result<Seen> {
     let name = c(name)?;
     let mut found = Statx::default();
-    #[expect(unsafe_code, reason = "the pointers outlive the call, which writes no more than the struct has")]
+    #[expect(
+        unsafe_code,
+        reason = "the pointers outlive the call, which writes no more than the struct has"
+    )]
     let result = unsafe {
         statx(
             dir.as_raw_fd(),

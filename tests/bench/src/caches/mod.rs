@@ -102,7 +102,9 @@ async fn of_a_volume(bench: &mut Bench, job: &Job, work: &Path, tree: &Path) -> 
     let persist = async |folder: &Path| match volumes.tree(&volume).await? {
         Some(tree) => {
             let parts = tree.read(std::slice::from_ref(&root), None, true);
-            Ok(store_in(folder)?.persist_parts(&key()?, parts, Persist::default()).await?)
+            Ok(store_in(folder)?
+                .persist_parts(&key()?, parts, Persist::default())
+                .await?)
         }
         None => {
             let content = volumes.read(&volume, std::slice::from_ref(&root)).await?;
@@ -301,7 +303,9 @@ async fn by_runs(bench: &mut Bench, what: &str, changes: bool, tree: &Path, stor
     let (mut sent, mut times) = (0, Vec::new());
     while let Ok(event) = told.try_recv() {
         match event.kind {
-            CacheEventKind::Persisted(persisted) if persisted.unchanged != changes && (persisted.sent > 0) == changes => {
+            CacheEventKind::Persisted(persisted)
+                if persisted.unchanged != changes && (persisted.sent > 0) == changes =>
+            {
                 sent = persisted.sent;
                 times.push(persisted.duration);
             }
@@ -309,8 +313,7 @@ async fn by_runs(bench: &mut Bench, what: &str, changes: bool, tree: &Path, stor
             other => return Err(format!("{kind}: {other:?}").into()),
         }
     }
-    let [takes, first_takes] =
-        [&times, &*first.borrow()].map(|times| milliseconds(median(times).unwrap_or_default()));
+    let [takes, first_takes] = [&times, &*first.borrow()].map(|times| milliseconds(median(times).unwrap_or_default()));
     bench.table.figure(
         &format!("{what}: what persisting takes of that, against the first persist (target ≤ {target})"),
         format!("{:.3}: {takes:.1} ms of {first_takes:.1} ms", takes / first_takes),

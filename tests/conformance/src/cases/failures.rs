@@ -196,7 +196,11 @@ async fn an_engine_that_is_restarted_is_gone_on_with(cx: Arc<Context>) -> Outcom
         let exit = within(SOON, "waiting for what has ended", driver.wait_container(&unseen)).await??;
         same("the exit of a container that nobody saw end", exit, ExitStatus::Code(7))?;
         let log = within(SOON, "its log", collect(driver.logs(&unseen, true).await?)).await??;
-        same("the log of a container that nobody saw end", text(&log.stdout).as_str(), "end\n")?;
+        same(
+            "the log of a container that nobody saw end",
+            text(&log.stdout).as_str(),
+            "end\n",
+        )?;
         driver.remove_container(&unseen).await?;
     }
     match exit {

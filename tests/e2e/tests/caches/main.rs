@@ -39,6 +39,7 @@ fn main() {
     let mut trials = cases![
         a_cache_of_a_task_comes_back_on_the_next_run,
         what_a_run_leaves_as_it_was_is_unchanged_and_what_it_hides_is_not,
+        a_cache_that_changes_in_part_comes_back_whole,
         what_is_configured_of_caches_holds,
         the_example_finds_its_packages_again,
         a_run_without_caches_leaves_the_store_alone,

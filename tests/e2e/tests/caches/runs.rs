@@ -84,6 +84,47 @@ pub(crate) async fn what_a_run_leaves_as_it_was_is_unchanged_and_what_it_hides_i
     says(&ran("cat state/file"), &["use | two", "cache state: unchanged"]);
 }
 
+pub(crate) async fn a_cache_that_changes_in_part_comes_back_whole(fixture: &Fixture) {
+    let dir = Dir::with([("unused", "")]);
+    let store = format!("file://{}", dir.file("store").display());
+    let ran = |key: &str, script: &str| {
+        let cache = json!({"path": "state", "key": key, "restore_keys": ["files-"]});
+        let task = json!({"task": "use", "image": fixture.image, "config": {
+            "platform": "linux", "caches": [cache], "run": {"path": "sh", "args": ["-c", script]},
+        }});
+        std::fs::write(dir.file("ci.yml"), json!({"plan": [task]}).to_string()).unwrap();
+        let environment = [("ORCHESTRA_CACHES__STORE", store.as_str())];
+        let finished = run(fixture, &dir, &environment, &["run", "ci.yml"]);
+        assert_eq!(finished.code, 0, "{finished}");
+        finished
+    };
+    let sums = "cd state; find . | sort | xargs ls -ld; find . -type f | sort | xargs md5sum";
+    let listed = |finished: &orchestra_e2e::Finished| {
+        let all = finished.all();
+        let lines = all.lines().filter_map(|line| line.split_once("use | "));
+        let of_files = lines
+            .map(|(_, line)| line.to_owned())
+            .filter(|line| line.contains(" ./"));
+        of_files.collect::<Vec<_>>()
+    };
+    let many = "for d in a b c d; do mkdir state/$d; for i in $(seq 100); do seq $i 900 > state/$d/$i; done; done";
+    ran("files-1", many);
+    let some = "echo more >> state/a/50; rm state/b/7; mv state/b/8 state/b/new; ln state/c/1 state/c/hard; chmod 700 state/c/2; rm -r state/d/4*";
+    let changed = ran("files-1", &format!("{some}; {sums}"));
+    says(&changed, &["cache state: hit", "cache state: persisted"]);
+    let expected = listed(&changed);
+    assert!(expected.len() > 700, "{changed}");
+    let back = ran("files-1", sums);
+    says(&back, &["cache state: unchanged"]);
+    assert_eq!(listed(&back), expected);
+    // What fell back is persisted as a whole under its own key.
+    let fallback = ran("files-2", &format!("echo again >> state/a/1; {sums}"));
+    says(&fallback, &["cache state: persisted"]);
+    let back = ran("files-2", sums);
+    says(&back, &["cache state: hit", "cache state: unchanged"]);
+    assert_eq!(listed(&back), listed(&fallback));
+}
+
 pub(crate) async fn what_is_configured_of_caches_holds(fixture: &Fixture) {
     let dir = Dir::with([("unused", "")]);
     let store = format!("file://{}", dir.file("store").display());
