@@ -343,8 +343,11 @@ pub(crate) enum Content {
     /// A tar, which is not trusted.
     Tar(ByteStream),
     /// What this process packs itself, once it is known where the cache may be cut that the volume was filled from.
-    Parts(Box<dyn FnOnce(Option<Arc<Vec<u64>>>) -> Parts + Send>),
+    Parts(ReadParts),
 }
+
+/// Begins to pack, where the old tar may be cut at these places.
+type ReadParts = Box<dyn FnOnce(Option<Arc<Vec<u64>>>) -> Parts + Send>;
 
 /// Reads the content, as fast as the chunker takes it. `cuts` are those of the cache that the volume was filled from.
 async fn feed(
