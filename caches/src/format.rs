@@ -101,6 +101,10 @@ pub struct Entry {
     /// How many chunks it is made of.
     pub chunks: u64,
     pub(crate) manifest: Hash,
+    /// Whether all of it was written by [`orchestra_volumes::Tree`], whose members are the same whenever a file is: those of
+    /// another archiver are not, and are never put together with them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) own: bool,
     /// When it was last persisted, by the store's clock: how long it is kept depends on it.
     #[serde(skip)]
     pub(crate) modified: Option<SystemTime>,

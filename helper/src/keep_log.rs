@@ -132,6 +132,17 @@ pub fn note_exit(folder: &Path, exit: Exit) -> io::Result<()> {
     fs::rename(new, folder.join(EXIT))
 }
 
+/// Takes away what was noted of an earlier start, which was taken back.
+///
+/// # Errors
+/// If it can't be removed.
+pub fn forget_exit(folder: &Path) -> io::Result<()> {
+    match fs::remove_file(folder.join(EXIT)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// How a log's container ended, if that was [noted](note_exit).
 #[must_use]
 pub fn exit(folder: &Path) -> Option<Exit> {

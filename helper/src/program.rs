@@ -22,7 +22,7 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -46,12 +46,10 @@ fn main() -> ExitCode {
             // What can't be looked at is told by packing it.
             _ => piped(io::stdout().as_fd()).and_then(|mut output| tree::pack(root, paths, &mut output)),
         },
-        (Some("unpack-tree"), [root, path]) => {
-            piped(io::stdin().as_fd()).and_then(|mut input| tree::unpack(root, path, &mut input))
-        }
-        (Some("fill-tree"), [root]) => piped(io::stdin().as_fd())
-            .and_then(|mut input| tree::fill(root, &mut input))
-            .map(|known| println!("{}", known.fingerprint())),
+        (Some("unpack-tree"), [root, path]) => unpack(root, path),
+        (Some("fill-tree"), [root]) => unpack(root, Path::new(""))
+            .and_then(|()| tree::fingerprint(root))
+            .map(|fingerprint| println!("{fingerprint}")),
         (Some("keep-log"), [log]) => keep_log_of_shim(log).map_err(keeping),
         (Some("keep-log"), [log, stdout, stderr]) => keep_log_of_fifos(log, stdout, stderr).map_err(keeping),
         (Some("idle"), []) => loop {
@@ -76,6 +74,10 @@ fn main() -> ExitCode {
     }
 }
 
+fn unpack(root: &Path, path: &Path) -> Result<(), TreeError> {
+    piped(io::stdin().as_fd()).and_then(|mut input| tree::unpack(root, path, &mut input))
+}
+
 /// The standard library's own handles have a small buffer each.
 fn piped(end: BorrowedFd<'_>) -> Result<File, TreeError> {
     let own = end.try_clone_to_owned().map_err(|source| TreeError::Io {
@@ -91,6 +93,7 @@ fn code(error: &TreeError) -> u8 {
     match error {
         TreeError::NotFound(_) => exit::NOT_FOUND,
         TreeError::Invalid(_) => exit::INVALID,
+        TreeError::Changed(_) => exit::IO,
         TreeError::Io { source, .. } => match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => exit::DISK_FULL,
             _ => exit::IO,
@@ -114,22 +117,29 @@ fn keep_log_of_shim(log: &Path) -> io::Result<()> {
         (keep_log::STDERR, inherited(4)),
     ];
     let streams = streams.map(|(kind, stream)| (kind, move || Ok(stream)));
-    let own = folder.to_owned();
+    // Held: what has its place later is another container's log.
+    let own = File::open(folder)?;
+    keep_log::forget_exit(folder)?;
+    let (noted, done) = std::sync::mpsc::channel();
     // It ends with this program, whatever the shim answers.
-    std::thread::spawn(move || note_exit(&own));
+    std::thread::spawn(move || noted.send(note_exit(&own)));
     // A shim that is told nothing takes the end of the pipe for an answer.
-    keep_log::keep(folder, limit, streams, || {
+    let kept = keep_log::keep(folder, limit, streams, || {
         let _ = ready.write_all(&[0]);
-    })
+    });
+    // The streams may end before what the shim has answered is on the disk.
+    let _ = done.recv_timeout(std::time::Duration::from_secs(1));
+    kept
 }
 
 /// Notes beside the log how the container ended: an engine that is away when that happens may know nothing of it later. A
 /// shim starts its keeper in its bundle, and tells it whose it is.
-fn note_exit(folder: &Path) -> io::Result<()> {
+fn note_exit(folder: &File) -> io::Result<()> {
     let [id, namespace] = ["CONTAINER_ID", "CONTAINER_NAMESPACE"].map(|name| env::var(name).unwrap_or_default());
     let code = shim::wait(Path::new("."), &id)?;
     let out_of_memory = shim::out_of_memory(&format!("{namespace}/{id}"));
-    keep_log::note_exit(folder, shim::Exit { code, out_of_memory })
+    let folder = format!("/proc/self/fd/{}", folder.as_raw_fd());
+    keep_log::note_exit(Path::new(&folder), shim::Exit { code, out_of_memory })
 }
 
 fn keep_log_of_fifos(log: &Path, stdout: &Path, stderr: &Path) -> io::Result<()> {

@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-/// The service of tasks, as shims call it. Those of containerd 1.6 to 2.1 have the first.
+/// The service of tasks, as shims call it. Which one they have depends on containerd's version.
 const SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
 
 /// A message that asks, and one that answers.
@@ -118,6 +118,10 @@ fn code(response: &[u8]) -> io::Result<u32> {
     }
     if let failed @ 1.. = number(status)? {
         return Err(io::Error::other(format!("the shim answered with status {failed}")));
+    }
+    // When it ended; an answer without is none.
+    if !Fields(payload).any(|field| matches!(field, Ok((2, _)))) {
+        return Err(nonsense());
     }
     u32::try_from(number(payload)?).map_err(|_| nonsense())
 }
@@ -265,7 +269,12 @@ mod tests {
     fn a_shim_that_knows_nothing_is_an_error() {
         let mut not_found = Vec::new();
         put(&mut not_found, 1, &[8, 5]);
-        for answers in [vec![], vec![not_found.clone(), not_found], vec![vec![0xff; 20]; 2]] {
+        for answers in [
+            vec![],
+            vec![not_found.clone(), not_found],
+            vec![vec![0xff; 20]; 2],
+            vec![vec![]; 2],
+        ] {
             let bundle = tempfile::tempdir().unwrap();
             let _serving = shim(bundle.path(), answers);
             assert!(wait(bundle.path(), "some-id").is_err());

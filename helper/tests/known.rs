@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use orchestra_helper::tree::{Known, Since, fill, fingerprint, pack, pack_since};
+use orchestra_helper::tree::{Known, Since, TreeError, fill, fingerprint, pack, pack_since};
 use tempfile::TempDir;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -260,5 +260,30 @@ fn devices_are_left_out_and_counted() -> Result<()> {
     let (left_out, without) = count(false)?;
     assert_eq!((kept, left_out), (0, 1));
     assert!(with > without);
+    Ok(())
+}
+
+#[test]
+fn a_tar_of_another_archiver_is_not_put_together_with_ours() -> Result<()> {
+    let (from, to) = (TempDir::new()?, TempDir::new()?);
+    for at in 0..20 {
+        fs::write(from.path().join(format!("{at:02}")), vec![at; 3000])?;
+    }
+    // Its members have a record that ours don't have, and so are longer.
+    let tar = std::process::Command::new("tar")
+        .args(["--format=posix", "--sort=name"])
+        .arg(format!("--pax-option=comment:={}", "c".repeat(600)))
+        .args(["-cf", "-", "-C"])
+        .arg(from.path())
+        .args((0..20).map(|at| format!("{at:02}")))
+        .output()?
+        .stdout;
+    let known = fill(to.path(), &mut tar.as_slice())?;
+    let cuts: Vec<u64> = (0..=tar.len() as u64).step_by(1000).collect();
+    tick();
+    fs::write(to.path().join("10"), "changed")?;
+    let error = by_changes(to.path(), &[""], &tar, &known, &cuts).err();
+    let error = error.ok_or("what differs was put together")?;
+    assert!(matches!(error.downcast_ref(), Some(TreeError::Changed(_))), "{error}");
     Ok(())
 }

@@ -66,7 +66,7 @@ pub async fn write(root: impl AsRef<Path> + Send + 'static, path: VolumePath, ta
     unpacking(root, tar, move |root, input| tree::unpack(root, &inside(&path), input)).await
 }
 
-/// The same for a whole tree, and what it is then.
+/// The same for a whole tree and a tar of [`tree::pack`], and what it is then.
 pub(crate) async fn fill(root: impl AsRef<Path> + Send + 'static, tar: ByteStream) -> Result<tree::Known> {
     unpacking(root, tar, |root, input| tree::fill(root, input)).await
 }
@@ -181,6 +181,7 @@ fn failed(error: TreeError, root: &Path) -> Error {
         }
         TreeError::Io { doing, source } => Error::io(doing, source),
         TreeError::NotFound(_) => Error::new(ErrorKind::PathNotFound, error.to_string()),
+        TreeError::Changed(_) => Error::new(ErrorKind::Conflict, error.to_string()).retryable(true),
         other => Error::invalid(other.to_string()),
     }
 }

@@ -65,8 +65,9 @@ impl Tree {
     }
 
     /// Files and directories of the volume as one tar, in parts; what has not changed since is not read. Paths that are not
-    /// there are left out, and so are devices unless they are asked for. The stream fails with
-    /// [`Io`](orchestra::ErrorKind::Io), also for what changes while it is read.
+    /// there are left out, and so are devices unless they are asked for. The stream fails with [`Io`](orchestra::ErrorKind::Io),
+    /// and with [`Conflict`](orchestra::ErrorKind::Conflict) for what is not what it was in the tar though nothing of it changed,
+    /// as on another kind of file system: without `since` it is read.
     #[must_use]
     pub fn read(&self, paths: &[VolumePath], since: Option<Since>, devices: bool) -> Parts {
         let directory = self.directory.clone();

@@ -97,7 +97,13 @@ impl CachesLayer {
         {
             self.give_up(error);
         }
-        *lock(&volume.filled) = filled?.map(|known| (found.clone(), Arc::new(known)));
+        *lock(&volume.filled) = filled?.map(|known| {
+            let known = match found.entry.own {
+                true => known,
+                false => Known::as_a_whole(known.fingerprint()),
+            };
+            (found.clone(), Arc::new(known))
+        });
         Ok(Some((found, restoring.fetched)))
     }
 
@@ -156,7 +162,15 @@ impl CachesLayer {
         };
         let failed = Arc::new(AtomicBool::new(false));
         let mut contents = Vec::new();
-        if let Some(tree) = transfer.tree(&volume.id).await? {
+        let tree = transfer.tree(&volume.id).await?;
+        let parts = |tree: Tree, known: Option<Arc<Known>>| {
+            let (paths, failed, devices) = (paths.clone(), failed.clone(), spec.devices);
+            Content::Parts(Box::new(move |cuts| {
+                let since = known.zip(cuts).map(|(known, cuts)| Since { known, cuts });
+                noting(tree.read(&paths, since, devices), failed, |_| true)
+            }))
+        };
+        if let Some(tree) = &tree {
             // What can't be looked at is told by reading it.
             if let Some((_, known)) = exact
                 && tree.is(known.clone()).await.unwrap_or(false)
@@ -165,11 +179,7 @@ impl CachesLayer {
                 return renewed(same);
             }
             let known = filled.as_ref().map(|(_, known)| known.clone());
-            let (failed, devices) = (failed.clone(), spec.devices);
-            contents.push(Content::Parts(Box::new(move |cuts| {
-                let since = known.zip(cuts).map(|(known, cuts)| Since { known, cuts });
-                noting(tree.read(&paths, since, devices), failed, |_| true)
-            })));
+            contents.push(parts(tree.clone(), known));
         } else {
             for (at, path) in paths.iter().enumerate() {
                 let mut content = None;
@@ -195,7 +205,15 @@ impl CachesLayer {
             devices: spec.devices,
         };
         let from = filled.as_ref().map(|(found, _)| &found.entry);
-        let persisted = self.store.persist_all(&spec.key, from, contents, options).await;
+        let mut persisted = self.store.persist_all(&spec.key, from, contents, options).await;
+        // What was taken for unchanged is not packed as it was, or what it relied on was pruned: then all of it is read.
+        if let (Err(error), Some(tree)) = (&persisted, tree)
+            && error.kind() == ErrorKind::Conflict
+        {
+            failed.store(false, Ordering::Relaxed);
+            let contents = vec![parts(tree, None)];
+            persisted = self.store.persist_all(&spec.key, None, contents, options).await;
+        }
         persisted.inspect_err(|error| {
             // What the volume's content or the limit is to blame for says nothing about the store.
             let of_store = !failed.load(Ordering::Relaxed);

@@ -240,10 +240,11 @@ impl Work<'_> {
         let chunks = cut(&part.start)?..cut(&part.end)?;
         self.next = chunks.end;
         for (id, length) in &self.known.expected[chunks] {
-            if let Some(place) = self.known.places.get(id) {
-                self.chunks.push((*id, *place));
-                self.size += u64::from(*length);
-            }
+            let place = self.known.places.get(id);
+            let place =
+                *place.ok_or_else(|| Error::new(ErrorKind::Protocol, "a chunk that is the same is not known"))?;
+            self.chunks.push((*id, place));
+            self.size += u64::from(*length);
         }
         Ok(())
     }

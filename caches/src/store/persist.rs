@@ -72,7 +72,7 @@ impl Store {
     }
 
     /// The same for content that this process has packed itself, such as [`orchestra_volumes::Tree::read`] does: it is not
-    /// checked as a tar of others is.
+    /// checked as a tar of others is, and has devices or not.
     ///
     /// # Errors
     /// As [`persist`](Self::persist), and [`ErrorKind::Protocol`] if parts of an earlier tar are in it, which are not here.
@@ -120,6 +120,7 @@ impl Store {
         let (known, old_is_whole) = self.known(key, old.as_ref(), filled, &packs).await?;
         let cuts = known.cuts_of(filled.map(|entry| &entry.manifest));
 
+        let own = contents.iter().all(|content| matches!(content, Content::Parts(_)));
         let (piece, pieces) = mpsc::channel(PIECES);
         let (segment, segments) = mpsc::channel(1);
         let chunking = blocking(move || chunk(pieces, known, &segment)).and_then(std::future::ready);
@@ -150,6 +151,7 @@ impl Store {
             created,
             chunks: manifest.chunks.len() as u64,
             manifest: name,
+            own,
             modified: None,
         };
         self.put_entry(&entry).await?;
@@ -376,6 +378,10 @@ async fn feed(
                     Piece::Bytes(bytes)
                 }
                 Some(Part::Same(range)) => {
+                    if cuts.is_none() || range.is_empty() {
+                        let message = "a part of an earlier tar came where none was told of";
+                        return Err(Error::new(ErrorKind::Protocol, message));
+                    }
                     size += range.end - range.start;
                     Piece::Same(range)
                 }
@@ -391,15 +397,18 @@ async fn feed(
                 ))
                 .with_hint("raise its `size_limit`, or keep less in it with `paths`"));
             }
-            pieces.send(piece).await.map_err(|_| ended())?;
+            send(&pieces, piece).await;
         }
     }
-    pieces.send(Piece::Bytes(tar::END)).await.map_err(|_| ended())?;
+    send(&pieces, Piece::Bytes(tar::END)).await;
     Ok(fed)
 }
 
-fn ended() -> Error {
-    Error::new(ErrorKind::Cancelled, "the chunker ended")
+/// A chunker that takes no more says why.
+async fn send(pieces: &mpsc::Sender<Piece>, piece: Piece) {
+    if pieces.send(piece).await.is_err() {
+        std::future::pending().await
+    }
 }
 
 /// A tar that is checked on its way. Reading goes on while the chunker is busy, and ends when this is dropped.

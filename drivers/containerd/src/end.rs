@@ -179,10 +179,9 @@ impl ContainerdDriver {
                 return Ok(None);
             }
             // It ended while containerd was away. Whoever kept its log was there.
-            let exit = self.logs.exit(engine_id).ok_or_else(forgotten)?;
-            let recorded = folder.clone();
-            let ended = blocking(move || recorded.record(exit.into())).await?;
-            return Ok(Some(Some(ended)));
+            let (logs, recorded, id) = (self.logs.clone(), folder.clone(), engine_id.to_owned());
+            let ended = blocking(move || recorded.record(logs.exit(&id).ok_or_else(forgotten)?.into()));
+            return Ok(Some(Some(ended.await?)));
         };
         match task.status() {
             TaskStatus::Created => Ok(Some(None)),

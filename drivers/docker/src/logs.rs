@@ -98,18 +98,27 @@ fn until_removed(docker: Docker, id: ContainerId, mut output: LogStream) -> LogS
         let first = {
             let removed = async {
                 tokio::time::sleep(SILENCE).await;
-                wait(&docker, id.as_str(), "removed").await
+                match wait(&docker, id.as_str(), "removed")
+                    .await
+                    .map_err(about(Subject::Container))
+                {
+                    Err(error) if error.kind() != ErrorKind::ContainerNotFound => std::future::pending().await,
+                    _ => {}
+                }
             };
             tokio::select! {
                 first = output.next() => first,
                 // A killed one may have written before.
-                _ = removed => match tokio::time::timeout(SILENCE, output.next()).await {
+                () = removed => match tokio::time::timeout(SILENCE, output.next()).await {
                     Ok(first) => first,
                     Err(_) => return stream::empty().boxed(),
                 },
             }
         };
-        stream::iter(first).chain(output).boxed()
+        match first {
+            Some(first) => stream::iter([first]).chain(output).boxed(),
+            None => stream::empty().boxed(),
+        }
     };
     stream::once(begun).flatten().boxed()
 }

@@ -15,7 +15,7 @@ use super::sys::{self, Seen};
 use super::unpack::unpack_noting;
 use super::{Result, TreeError, open_directory, open_root};
 
-/// Most entries that are known one by one: 12 MiB. Those beyond are taken for changed.
+/// Most entries that are known one by one: 8 MiB, and twice that while a tree is filled. Those beyond are taken for changed.
 const MOST: usize = 1 << 18;
 
 /// Most threads that look at a tree: beyond that they wait for one another in the kernel.
@@ -121,6 +121,11 @@ impl Known {
         self.find(signature(path, seen)).filter(|part| !part.is_empty())
     }
 
+    /// Whether the part of any entry is known.
+    pub(super) fn has_parts(&self) -> bool {
+        self.entries.iter().any(|(_, part)| !part.is_empty())
+    }
+
     fn find(&self, signature: u128) -> Option<Range<u64>> {
         let found = self.entries.binary_search_by_key(&signature, |(of, _)| *of);
         found.ok().map(|at| self.entries[at].1.clone())
@@ -180,7 +185,8 @@ impl Work {
     }
 }
 
-/// [Unpacks](super::unpack) a tar into the whole tree at `root`, and says what the tree is then.
+/// [Unpacks](super::unpack) a tar that [`pack`](super::pack) or [`pack_since`](super::pack_since) has written into the whole
+/// tree at `root`, and says what the tree is then. For a tar of another archiver see [`Known::as_a_whole`].
 ///
 /// # Errors
 /// Those of [`unpack`](super::unpack) and of [`fingerprint`].

@@ -5,7 +5,7 @@
 //! `SCHILY.xattr.*` and sparse files as GNU's format 1.0, both of which Go's `archive/tar` reads too. What is read is that
 //! and the old GNU format with its own sparse files. Data flows from file to stream and back in pieces of a fixed size;
 //! what grows with the tree is one path for each directory that is unpacked, and for each file with several names that is
-//! packed.
+//! packed, and 32 bytes of each entry of a tree that is [filled](fill).
 //!
 //! ```
 //! use std::path::Path;
@@ -49,6 +49,8 @@ pub enum TreeError {
     NotFound(PathBuf),
     /// The stream is no tar, or names what no tree may hold.
     Invalid(String),
+    /// What was the same when it was looked at is not what it was in the tar.
+    Changed(PathBuf),
     /// A file or the stream could not be read or written. A full disk is [`io::ErrorKind::StorageFull`].
     Io {
         /// What was being done: `write a/b`.
@@ -76,6 +78,7 @@ impl fmt::Display for TreeError {
         match self {
             Self::NotFound(path) => write!(f, "no such file or directory: {}", path.display()),
             Self::Invalid(why) => write!(f, "the tar can't be read: {why}"),
+            Self::Changed(path) => write!(f, "{} is not what it was in the tar", path.display()),
             Self::Io { doing, source } => write!(f, "{doing}: {source}"),
         }
     }

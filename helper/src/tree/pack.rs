@@ -1,14 +1,14 @@
 //! From files to a tar.
 
 use std::collections::{HashMap, VecDeque};
-use std::ffi::{CStr, OsString};
+use std::ffi::{CStr, OsStr, OsString};
 use std::fmt;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::format::{self, BLOCK, Header, put_record};
 use super::known::Known;
@@ -17,6 +17,8 @@ use super::{PIECE, Result, TreeError, clean, open_directory, open_root, split};
 
 /// The kernel's most for a list of attributes, and for a value.
 const MAX_XATTR: usize = 64 << 10;
+/// Most bytes of an extended header that whoever checks a tar takes (`orchestra::tar`).
+const MAX_CHECKED: usize = 1 << 20;
 /// Most pieces of data that are told apart in one file: what comes after them is written with its holes as zeros.
 const MAX_PIECES: usize = 1 << 20;
 
@@ -63,8 +65,8 @@ impl fmt::Debug for Since<'_> {
 /// Devices are kept where `devices` says so; how many were left out is returned.
 ///
 /// # Errors
-/// [`TreeError::NotFound`] if `root` is no directory; [`TreeError::Io`] as for [`pack`], for what `same` says, and for what
-/// has changed since it was found to be what it was.
+/// [`TreeError::NotFound`] if `root` is no directory; [`TreeError::Io`] as for [`pack`], and for what `same` says;
+/// [`TreeError::Changed`] for what is no longer what the tar has, though nothing of it changed: without `since` it is read.
 pub fn pack_since(
     root: &Path,
     paths: &[&Path],
@@ -74,6 +76,7 @@ pub fn pack_since(
 ) -> Result<u64> {
     packing(root, out, since, |packer| {
         packer.devices = devices;
+        packer.most = MAX_CHECKED;
         for path in paths {
             packer.path(path)?;
         }
@@ -90,7 +93,7 @@ fn packing<'s, T>(
     let root = open_root(root)?;
     let harmless = sys::without_devices(&root);
     let mut packer = Packer::new(harmless.as_ref().unwrap_or(&root), harmless.is_some(), out);
-    packer.since = since;
+    packer.since = since.filter(|since| since.cuts.len() > 1 && since.known.has_parts());
     let done = work(&mut packer)?;
     packer.flush()?;
     packer.out.flush().map_err(TreeError::io("write", b"the tar"))?;
@@ -111,6 +114,8 @@ struct Packer<'a, 's> {
     value: Box<[u8]>,
     devices: bool,
     left_out: u64,
+    /// Bytes of an extended header at most.
+    most: usize,
     since: Option<Since<'s>>,
     run: Option<Run>,
     clip: Clip,
@@ -264,6 +269,7 @@ impl<'a> Packer<'a, '_> {
             value: vec![0; MAX_XATTR].into(),
             devices: true,
             left_out: 0,
+            most: format::MAX_EXTENSION as usize,
             since: None,
             run: None,
             clip: Clip::NONE,
@@ -323,6 +329,8 @@ impl<'a> Packer<'a, '_> {
         // Who packs it says what is wrong.
         let part = sys::look(parent, name).ok().and_then(|seen| {
             let part = since.known.part(path, &seen)?;
+            // Where nothing can be left out any more.
+            since.cuts.last().filter(|last| part.start < **last)?;
             let directory = match seen.is_directory() {
                 true => Some(sys::open_below(parent, name).ok()?),
                 false => None,
@@ -410,8 +418,7 @@ impl<'a> Packer<'a, '_> {
         self.entry(&parent, name, path, None)?;
         let clip = std::mem::replace(&mut self.clip, Clip::NONE);
         if clip.passed != part.end - part.start {
-            let changed = io::Error::other("it changed while it was read");
-            return Err(TreeError::io("read", path)(changed));
+            return Err(TreeError::Changed(PathBuf::from(OsStr::from_bytes(path))));
         }
         Ok(())
     }
@@ -561,6 +568,10 @@ impl<'a> Packer<'a, '_> {
     }
 
     fn head(&mut self, header: &Header, records: &[u8]) -> Result<()> {
+        if records.len() > self.most {
+            let message = format!("its attributes have {} bytes, more than {}", records.len(), self.most);
+            return Err(TreeError::io("pack", &header.name)(io::Error::other(message)));
+        }
         if !records.is_empty() {
             let (_, name) = split(&header.name);
             let extended = Header {

@@ -30,7 +30,8 @@ pub fn unpack(root: &Path, path: &Path, input: &mut dyn Read) -> Result<()> {
 }
 
 /// The same, which tells of each member its path in the tree and which bytes of the tar are its own, its headers included:
-/// none for a hard link. What is said of all members at once is in none of them, so that from then on none is told.
+/// none for a hard link, which depends on another member, for one whose attributes or holes another file system may list in
+/// another way, and for one of which something is said outside of it.
 pub(super) fn unpack_noting(
     root: &Path,
     path: &Path,
@@ -55,13 +56,17 @@ pub(super) fn unpack_noting(
     let mut start = 0;
     while let Some(member) = Member::read(&mut input, &mut global)? {
         let path = unpacker.inside(&member.header.name)?;
-        let is_link = member.header.kind == b'1';
+        let depends = member.header.kind == b'1' || member.sparse.is_some() || !member.xattrs.is_empty();
         unpacker.member(member, &mut input)?;
         let end = input.position();
-        if global.is_empty() {
-            // What a link is depends on another member.
-            note(&path, if is_link { end..end } else { start..end });
-        }
+        note(
+            &path,
+            if depends || !global.is_empty() {
+                end..end
+            } else {
+                start..end
+            },
+        );
         start = end;
     }
     // Who writes into a pipe must not be stopped by the filling after the end.

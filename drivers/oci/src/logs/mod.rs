@@ -36,6 +36,9 @@ use tokio::process::Command;
 
 use crate::blocking::blocking;
 
+/// How often a log is removed again whose keeper puts something there meanwhile, which it does once or twice.
+const AGAIN: usize = 10;
+
 /// Logs of many containers, each in a folder of its own below one root.
 #[derive(Clone, Debug)]
 pub struct LogStore {
@@ -158,11 +161,17 @@ impl LogStore {
         let folder = self.folder(id)?;
         blocking(move || {
             release(&folder);
-            match fs::remove_dir_all(&folder) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    Err(Error::io(format!("remove the log {}", folder.display()), error))
+            let mut again = 0..AGAIN;
+            loop {
+                match fs::remove_dir_all(&folder) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                    // Its keeper may just have put something there, such as how the container ended.
+                    Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && again.next().is_some() => {}
+                    removed => {
+                        return removed
+                            .map_err(|error| Error::io(format!("remove the log {}", folder.display()), error));
+                    }
                 }
-                _ => Ok(()),
             }
         })
         .await
