@@ -148,13 +148,15 @@ impl CachesLayer {
         let filled = lock(&volume.filled).clone();
         // A fallback is persisted under another key, changed or not.
         let exact = filled.as_ref().filter(|(found, _)| found.exact);
-        let renew = async || match exact {
-            Some((found, _)) => self.ask(self.store.renew(&found.entry)).await,
-            None => Ok(None),
-        };
-        let renewed = |mut renewed: crate::Persisted| {
-            renewed.duration = began.elapsed();
-            Ok(renewed)
+        let renew = async || {
+            let Some((found, _)) = exact else {
+                return Ok(None);
+            };
+            let renewed = self.ask(self.store.renew(&found.entry)).await?;
+            Ok::<_, Error>(renewed.map(|renewed| crate::Persisted {
+                duration: began.elapsed(),
+                ..renewed
+            }))
         };
         let paths = match spec.paths.as_slice() {
             [] => vec![VolumePath::root()],
@@ -176,7 +178,7 @@ impl CachesLayer {
                 && tree.is(known.clone()).await.unwrap_or(false)
                 && let Some(same) = renew().await?
             {
-                return renewed(same);
+                return Ok(same);
             }
             let known = filled.as_ref().map(|(_, known)| known.clone());
             contents.push(parts(tree.clone(), known));
@@ -189,7 +191,7 @@ impl CachesLayer {
                     if content.is_none()
                         && let Some(same) = renew().await?
                     {
-                        return renewed(same);
+                        return Ok(same);
                     }
                 }
                 let content = match content {

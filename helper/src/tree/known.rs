@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use super::pack::Levels;
+use super::levels::Levels;
 use super::sys::{self, Seen};
 use super::unpack::unpack_noting;
 use super::{Result, TreeError, open_directory, open_root};

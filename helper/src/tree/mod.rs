@@ -23,6 +23,7 @@
 
 mod format;
 mod known;
+mod levels;
 mod pack;
 mod sys;
 mod unpack;

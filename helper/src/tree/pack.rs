@@ -1,19 +1,22 @@
 //! From files to a tar.
 
-use std::collections::{HashMap, VecDeque};
-use std::ffi::{CStr, OsStr, OsString};
-use std::fmt;
+mod since;
+
+use std::collections::HashMap;
+use std::ffi::CStr;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::ops::Range;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::format::{self, BLOCK, Header, put_record};
-use super::known::Known;
+use super::levels::Levels;
 use super::sys::{self, Node, Resolve};
 use super::{PIECE, Result, TreeError, clean, open_directory, open_root, split};
+
+pub use self::since::Since;
+use self::since::{Clip, Run};
 
 /// The kernel's most for a list of attributes, and for a value.
 const MAX_XATTR: usize = 64 << 10;
@@ -40,24 +43,6 @@ pub fn pack(root: &Path, paths: &[&Path], out: &mut dyn Write) -> Result<()> {
         }
         packer.put(&[0; 2 * BLOCK])
     })
-}
-
-/// What [`pack_since`] need not read again.
-pub struct Since<'a> {
-    /// What the tree was when it was [filled](super::fill) from a tar.
-    pub known: &'a Known,
-    /// Where that tar may be cut, in order. What is told to be the same begins and ends there.
-    pub cuts: &'a [u64],
-    /// Is told, between what is written, which bytes of that tar come next.
-    pub same: &'a mut dyn FnMut(Range<u64>) -> io::Result<()>,
-}
-
-impl fmt::Debug for Since<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Since")
-            .field("cuts", &self.cuts.len())
-            .finish_non_exhaustive()
-    }
 }
 
 /// The same for one who has the tar that the tree was filled from: of what has not changed since, only the surroundings of
@@ -121,140 +106,8 @@ struct Packer<'a, 's> {
     clip: Clip,
 }
 
-/// Entries that are what they were, and stood one after another in the tar.
-struct Run {
-    /// What it is of that tar.
-    whole: Range<u64>,
-    /// What of it needs no reading, once that is known.
-    same: Option<Range<u64>>,
-    /// The entries that are not within that, or not wholly.
-    rest: VecDeque<(Vec<u8>, Range<u64>)>,
-}
-
-/// Which of the next bytes are written.
-struct Clip {
-    /// So many are not.
-    skip: u64,
-    /// Then so many are.
-    take: u64,
-    /// How many there were in all.
-    passed: u64,
-}
-
-impl Clip {
-    const NONE: Self = Self {
-        skip: 0,
-        take: u64::MAX,
-        passed: 0,
-    };
-
-    /// How many of the next bytes are left out, and how many of those after them are written.
-    fn next(&mut self, bytes: u64) -> (u64, u64) {
-        let skip = self.skip.min(bytes);
-        let take = self.take.min(bytes - skip);
-        self.skip -= skip;
-        self.take -= take;
-        self.passed += bytes;
-        (skip, take)
-    }
-}
-
-/// An entry that is what it was: open, if it is a directory.
-struct Same {
-    directory: Option<File>,
-}
-
 /// How a file is opened without a look before.
 const DIRECT: std::ffi::c_int = sys::READ | sys::NONBLOCK;
-
-/// A directory whose entries are being looked at.
-struct Level {
-    /// As long as it is among the innermost.
-    directory: Option<File>,
-    entries: std::vec::IntoIter<(OsString, Option<fs::FileType>)>,
-    /// How long its own path is.
-    length: usize,
-}
-
-/// The directories that are being looked at, one in another. No recursion: a task can nest them deeper than a thread's
-/// stack, and deeper than a process may have files open.
-pub(super) struct Levels<'r> {
-    root: &'r File,
-    levels: Vec<Level>,
-}
-
-/// An entry of a directory: that directory, the entry's name, and what it was when the directory was listed.
-type Listed<'d> = (&'d File, Vec<u8>, Option<fs::FileType>);
-
-/// How many of the innermost directories are held open.
-const OPEN: usize = 64;
-
-impl<'r> Levels<'r> {
-    /// Begins with the directory at `path` of the tree at `root`.
-    pub(super) fn new(root: &'r File, directory: File, path: &[u8]) -> Result<Self> {
-        let levels = vec![Level::new(directory, path)?];
-        Ok(Self { root, levels })
-    }
-
-    /// Goes on with what is in this directory, which the last entry was.
-    pub(super) fn enter(&mut self, directory: File, path: &[u8]) -> Result<()> {
-        self.levels.push(Level::new(directory, path)?);
-        if let Some(outer) = self.levels.len().checked_sub(OPEN + 1) {
-            self.levels[outer].directory = None;
-        }
-        Ok(())
-    }
-
-    /// The next entry; `path` becomes its own.
-    pub(super) fn next(&mut self, path: &mut Vec<u8>) -> Result<Option<Listed<'_>>> {
-        while let Some(level) = self.levels.last_mut() {
-            path.truncate(level.length);
-            if !level.entries.as_slice().is_empty() && level.directory.is_none() {
-                match open_directory(self.root, path) {
-                    Ok(directory) => level.directory = Some(directory),
-                    // It was removed, or became something else, since it was listed.
-                    Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                        level.entries = Vec::new().into_iter();
-                    }
-                    Err(error) => return Err(TreeError::io("open", path)(error)),
-                }
-            }
-            if !level.entries.as_slice().is_empty() {
-                break;
-            }
-            self.levels.pop();
-        }
-        let Some(level) = self.levels.last_mut() else {
-            return Ok(None);
-        };
-        let (Some(directory), Some((name, kind))) = (&level.directory, level.entries.next()) else {
-            return Ok(None);
-        };
-        let name = name.into_vec();
-        if !path.is_empty() {
-            path.push(b'/');
-        }
-        path.extend_from_slice(&name);
-        Ok(Some((directory, name, kind)))
-    }
-}
-
-impl Level {
-    fn new(directory: File, path: &[u8]) -> Result<Self> {
-        let failed = || TreeError::io("list", path);
-        let mut entries = Vec::new();
-        for entry in fs::read_dir(sys::proc_path(&directory)).map_err(failed())? {
-            let entry = entry.map_err(failed())?;
-            entries.push((entry.file_name(), entry.file_type().ok()));
-        }
-        entries.sort_unstable_by(|one, other| one.0.cmp(&other.0));
-        Ok(Self {
-            directory: Some(directory),
-            entries: entries.into_iter(),
-            length: path.len(),
-        })
-    }
-}
 
 impl<'a> Packer<'a, '_> {
     fn new(root: &'a File, direct: bool, out: &'a mut dyn Write) -> Self {
@@ -319,108 +172,6 @@ impl<'a> Packer<'a, '_> {
             }
         }
         self.end_run()
-    }
-
-    /// Takes up an entry that is what it was.
-    fn same(&mut self, parent: &File, name: &[u8], path: &[u8]) -> Result<Option<Same>> {
-        let Some(since) = &self.since else {
-            return Ok(None);
-        };
-        // Who packs it says what is wrong.
-        let part = sys::look(parent, name).ok().and_then(|seen| {
-            let part = since.known.part(path, &seen)?;
-            // Where nothing can be left out any more.
-            since.cuts.last().filter(|last| part.start < **last)?;
-            let directory = match seen.is_directory() {
-                true => Some(sys::open_below(parent, name).ok()?),
-                false => None,
-            };
-            Some((part, Same { directory }))
-        });
-        let Some((part, same)) = part else {
-            self.end_run()?;
-            return Ok(None);
-        };
-        if self.run.as_ref().is_some_and(|run| run.whole.end != part.start) {
-            self.end_run()?;
-        }
-        self.go_on(path, part)?;
-        Ok(Some(same))
-    }
-
-    /// The run goes on with an entry, or begins with it.
-    fn go_on(&mut self, path: &[u8], part: Range<u64>) -> Result<()> {
-        let Some(since) = &self.since else {
-            return Ok(());
-        };
-        let mut run = self.run.take().unwrap_or_else(|| Run {
-            whole: part.start..part.start,
-            same: None,
-            rest: VecDeque::new(),
-        });
-        run.whole.end = part.end;
-        run.rest.push_back((path.to_vec(), part));
-        let after = since.cuts.partition_point(|cut| *cut <= run.whole.end);
-        let last = after.checked_sub(1).map_or(0, |at| since.cuts[at]);
-        match &mut run.same {
-            Some(same) => same.end = last,
-            None => {
-                let first = since.cuts.partition_point(|cut| *cut < run.whole.start);
-                if let Some(first) = since.cuts.get(first).filter(|first| **first < last) {
-                    let first = *first;
-                    for (path, part) in &run.rest {
-                        self.again(path, part, part.start..first.min(part.end))?;
-                    }
-                    run.same = Some(first..last);
-                }
-            }
-        }
-        if let Some(same) = &run.same {
-            while run.rest.front().is_some_and(|(_, part)| part.end <= same.end) {
-                run.rest.pop_front();
-            }
-        }
-        self.run = Some(run);
-        Ok(())
-    }
-
-    /// What comes next did not stand here.
-    fn end_run(&mut self) -> Result<()> {
-        let Some(run) = self.run.take() else {
-            return Ok(());
-        };
-        let mut from = run.whole.start;
-        if let Some(same) = run.same {
-            from = same.end;
-            self.flush()?;
-            if let Some(since) = &mut self.since {
-                (since.same)(same).map_err(TreeError::io("write", b"the tar"))?;
-            }
-        }
-        for (path, part) in &run.rest {
-            self.again(path, part, part.start.max(from)..part.end)?;
-        }
-        Ok(())
-    }
-
-    /// Packs what an entry was in the tar, or as much of it as is wanted.
-    fn again(&mut self, path: &[u8], part: &Range<u64>, wanted: Range<u64>) -> Result<()> {
-        if wanted.is_empty() {
-            return Ok(());
-        }
-        let (parent, name) = split(path);
-        let parent = open_directory(self.root, parent).map_err(TreeError::io("open", path))?;
-        self.clip = Clip {
-            skip: wanted.start - part.start,
-            take: wanted.end - wanted.start,
-            passed: 0,
-        };
-        self.entry(&parent, name, path, None)?;
-        let clip = std::mem::replace(&mut self.clip, Clip::NONE);
-        if clip.passed != part.end - part.start {
-            return Err(TreeError::Changed(PathBuf::from(OsStr::from_bytes(path))));
-        }
-        Ok(())
     }
 
     /// One file. A directory is handed back, open.
