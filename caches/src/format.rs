@@ -3,7 +3,7 @@
 //! ```text
 //! orchestra-caches.json     {"version": 1}
 //! entries/KEY=              JSON: a cache; the only object that is ever changed, by one atomic write
-//! manifests/HASH            zstd: the chunks of a cache in their order, and where each is
+//! manifests/HASH            zstd: the chunks of a cache in their order, and where each is; or how they differ from another's
 //! packs/HASH                zstd frames one behind the other, each a segment of chunks that were new together
 //! condemned/KIND-HASH       a pack or manifest that nothing referred to, since when the object's time says
 //! prune                     its time is the store's own clock
@@ -11,6 +11,8 @@
 //!
 //! Packs and manifests are called after the BLAKE3 hash of what is in them, and never change: who has read an entry has
 //! all of its cache, whatever is written meanwhile.
+
+mod changes;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,6 +22,7 @@ use std::time::{Duration, SystemTime};
 use orchestra::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::changes::{Base, Changes};
 use crate::CacheKey;
 
 /// The version of the format that is written, and the newest that is read.
@@ -48,8 +51,8 @@ impl Hash {
     }
 }
 
-/// What a chunk is known by: the first half of its BLAKE3 hash, which is as good against damage and chance. A changed cache
-/// sends its whole manifest again, and this is most of a manifest.
+/// What a chunk is known by: the first half of its BLAKE3 hash, which is as good against damage and chance, and is most of a
+/// manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct ChunkId(pub(crate) [u8; 16]);
 
@@ -230,14 +233,28 @@ impl Manifest {
             })
     }
 
-    /// As it is stored, and what it is called.
-    pub(crate) fn pack(&self) -> Result<(Hash, Vec<u8>)> {
-        let bytes = self.encode();
-        let packed = zstd::bulk::compress(&bytes, 3).map_err(|error| Error::io("compress a manifest", error))?;
-        Ok((Hash::of(&bytes), packed))
+    /// What tells it from all others, however it stands in a store.
+    pub(crate) fn identity(&self) -> Hash {
+        Hash::of(&self.encode())
     }
 
-    pub(crate) fn unpack(name: &Hash, packed: &[u8]) -> Result<Self> {
+    /// As it is stored: by its changes, where these take less than half of it.
+    pub(crate) fn pack(&self, base: Option<&Base>) -> Result<Packed> {
+        let whole = self.encode();
+        let identity = Hash::of(&whole);
+        let changes = base.map(|base| (base.name, self.changes(base)));
+        let changes = changes.filter(|(_, changes)| changes.len() < whole.len() / 2);
+        let (base, bytes) = changes.map_or((None, whole), |(base, bytes)| (Some(base), bytes));
+        let packed = zstd::bulk::compress(&bytes, 3).map_err(|error| Error::io("compress a manifest", error))?;
+        Ok(Packed {
+            identity,
+            name: Hash::of(&bytes),
+            base,
+            bytes: packed,
+        })
+    }
+
+    pub(crate) fn unpack(name: &Hash, packed: &[u8]) -> Result<Stored> {
         let mut bytes = Vec::new();
         // A few bytes can decompress to more than there is memory.
         let read = zstd::stream::Decoder::new(packed)
@@ -246,8 +263,28 @@ impl Manifest {
         if bytes.len() > MAX_MANIFEST || Hash::of(&bytes) != *name {
             return Err(damaged("a manifest is not what it was"));
         }
-        Self::decode(&bytes)
+        if bytes.starts_with(changes::MAGIC) {
+            return Changes::decode(&bytes).map(Stored::Changes);
+        }
+        Self::decode(&bytes).map(Stored::Whole)
     }
+}
+
+/// A manifest on its way to a store.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    pub(crate) identity: Hash,
+    pub(crate) name: Hash,
+    /// The manifest that it is changes of.
+    pub(crate) base: Option<Hash>,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// What stands in a store for a manifest.
+#[derive(Debug)]
+pub(crate) enum Stored {
+    Whole(Manifest),
+    Changes(Changes),
 }
 
 /// An error that says that the store does not have what was once put there.
@@ -453,9 +490,11 @@ mod tests {
             (manifest.packs.len(), manifest.segments.len(), manifest.size()),
             (2, 3, 900)
         );
-        let (name, packed) = manifest.pack().unwrap();
-        assert_eq!(Manifest::unpack(&name, &packed).unwrap(), manifest);
-        assert!(Manifest::unpack(&Hash::of(b"another"), &packed).is_err());
+        let packed = manifest.pack(None).unwrap();
+        assert_eq!((packed.name, packed.base), (manifest.identity(), None));
+        let back = Manifest::unpack(&packed.name, &packed.bytes).unwrap();
+        assert!(matches!(back, Stored::Whole(back) if back == manifest));
+        assert!(Manifest::unpack(&Hash::of(b"another"), &packed.bytes).is_err());
     }
 
     proptest! {

@@ -6,135 +6,16 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use orchestra::layer::{Fault, Faults, Layered, Method};
 use orchestra::tar::{self, Head};
-use orchestra::{ErrorKind, Job, JobId, Labels, SharedDriver, Task, VolumeId};
-use orchestra_caches::{CacheEvent, CacheEventKind, CacheSpec, CachesLayer, CachesOptions, Policy, Store};
-use orchestra_conformance::memory::{MemoryEngine, MemoryImage};
+use orchestra::{Job, JobId, Labels, Task};
+use orchestra_caches::{CacheEventKind, CachesLayer, CachesOptions, Policy};
+use support::world::*;
 use support::*;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-
-struct World {
-    _folder: tempfile::TempDir,
-    objects: Arc<Flaky>,
-    engine: MemoryEngine,
-}
-
-/// A run of one job, by a process of its own.
-struct Run {
-    job: Job,
-    events: mpsc::Receiver<CacheEvent>,
-}
-
-fn engine() -> MemoryEngine {
-    let engine = MemoryEngine::new();
-    engine.add_image("busybox", MemoryImage::busybox()).unwrap();
-    engine
-}
-
-impl World {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let objects = Arc::new(Flaky::new(folder.path()));
-        Self {
-            _folder: folder,
-            objects,
-            engine: engine(),
-        }
-    }
-
-    fn store(&self) -> Store {
-        Store::in_objects(self.objects.clone(), "test")
-    }
-
-    fn layer(&self, driver: SharedDriver, options: CachesOptions) -> (CachesLayer, mpsc::Receiver<CacheEvent>) {
-        let (send, events) = mpsc::channel(64);
-        (CachesLayer::new(driver, self.store(), options).events(send), events)
-    }
-
-    fn run_with(&self, id: Option<&str>, options: CachesOptions) -> Run {
-        let (layer, events) = self.layer(self.engine.driver(), options);
-        let mut job = Job::builder(Arc::new(layer));
-        if let Some(id) = id {
-            job = job.id(JobId::new(id).unwrap());
-        }
-        Run {
-            job: job.build(),
-            events,
-        }
-    }
-
-    /// A run whose engine meets these faults.
-    fn run_among(&self, faults: Faults, options: CachesOptions) -> Run {
-        let (layer, events) = self.layer(Layered::wrap(self.engine.driver(), faults), options);
-        Run {
-            job: Job::builder(Arc::new(layer)).build(),
-            events,
-        }
-    }
-
-    fn run(&self) -> Run {
-        self.run_with(None, CachesOptions::default())
-    }
-}
-
-fn spec(name: &str) -> CacheSpec {
-    CacheSpec::new(key(name))
-}
-
-impl Run {
-    async fn volume(&self, spec: &CacheSpec) -> VolumeId {
-        self.job
-            .create_volume_with("cache.a", Labels::from([spec.label()]))
-            .await
-            .unwrap()
-    }
-
-    /// What a task with the cache at `c` prints.
-    async fn task(&self, name: &str, volume: &VolumeId, script: &str) -> String {
-        let task = Task::new(name, "busybox")
-            .unwrap()
-            .shell(script)
-            .mount(volume, "c")
-            .unwrap();
-        self.job.run(task).await.unwrap().stdout.to_string()
-    }
-
-    async fn end(mut self) -> Vec<CacheEventKind> {
-        self.job.end().await.unwrap();
-        let mut told = Vec::new();
-        drop(self.job);
-        while let Some(event) = self.events.recv().await {
-            told.push(event.kind);
-        }
-        told
-    }
-}
-
-/// A run that writes `text` into the cache.
-async fn write(world: &World, name: &str, text: &str) -> Vec<CacheEventKind> {
-    let run = world.run();
-    let volume = run.volume(&spec(name)).await;
-    run.task("write", &volume, &format!("echo {text} > c/file")).await;
-    run.end().await
-}
-
-/// What a run with this spec finds in the cache.
-async fn read(world: &World, spec: &CacheSpec) -> (String, Vec<CacheEventKind>) {
-    let run = world.run();
-    let volume = run.volume(spec).await;
-    let found = run
-        .task(
-            "read",
-            &volume,
-            "if test -e c/file; then cat c/file; else echo nothing; fi",
-        )
-        .await;
-    (found.trim().to_owned(), run.end().await)
-}
 
 #[tokio::test]
 async fn what_one_run_leaves_in_a_cache_the_next_one_finds() {
@@ -311,47 +192,15 @@ async fn a_volume_that_is_removed_is_persisted_then_and_not_again_at_the_end() {
 }
 
 #[tokio::test]
-async fn damage_is_a_miss_with_an_empty_volume_and_is_mended_at_the_end() {
-    let world = World::new();
-    let run = world.run();
-    let volume = run.volume(&spec("ci/a")).await;
-    run.task(
-        "write",
-        &volume,
-        &format!("echo {} > c/big; echo x > c/file", "word".repeat(2000)),
-    )
-    .await;
-    run.end().await;
-    for (name, mut bytes) in files(world._folder.path())
-        .into_iter()
-        .filter(|(name, _)| name.starts_with("packs/"))
-    {
-        let last = bytes.len() - 100;
-        bytes[last] ^= 1;
-        std::fs::write(world._folder.path().join(name), bytes).unwrap();
-    }
-    let run = world.run();
-    let volume = run.volume(&spec("ci/a")).await;
-    assert_eq!(run.task("read", &volume, "ls c; echo y > c/file").await, "");
-    let told = run.end().await;
-    assert!(
-        matches!(&told[0], CacheEventKind::NotRestored { error, .. } if error.contains("damaged")),
-        "{told:?}"
-    );
-    assert!(matches!(told[1], CacheEventKind::Persisted(_)), "{told:?}");
-    assert_eq!(read(&world, &spec("ci/a")).await.0, "y");
-}
-
-#[tokio::test]
 async fn a_cache_lives_as_long_as_it_is_persisted_again() {
     let world = World::new();
     write(&world, "ci/a", "old").await;
-    let entries = files(world._folder.path()).into_iter();
+    let entries = files(world.folder.path()).into_iter();
     let entries: Vec<_> = entries.filter(|(name, _)| name.starts_with("entries/")).collect();
     let [(name, entry)] = entries.as_slice() else {
         panic!("one cache")
     };
-    let file = world._folder.path().join(name);
+    let file = world.folder.path().join(name);
     let hour = Duration::from_secs(3600);
     let told = async || {
         let mut options = CachesOptions::default();
@@ -372,76 +221,6 @@ async fn a_cache_lives_as_long_as_it_is_persisted_again() {
     written.set_modified(std::time::SystemTime::now() - 2 * hour).unwrap();
     let missed = told().await;
     assert!(matches!(&missed[0], CacheEventKind::Missed { .. }), "{missed:?}");
-}
-
-#[tokio::test]
-async fn a_store_that_fails_costs_a_warning_and_the_job_runs_without() {
-    let world = World::new();
-    write(&world, "ci/a", "old").await;
-    world.objects.fail_after(0);
-    let (found, told) = read(&world, &spec("ci/a")).await;
-    assert_eq!(found, "nothing");
-    assert!(
-        matches!(&told[0], CacheEventKind::NotRestored { error, .. } if error.contains("503 Slow Down")),
-        "{told:?}"
-    );
-    assert!(
-        matches!(&told[1], CacheEventKind::NotPersisted { error, .. } if error.contains("failed before")),
-        "{told:?}"
-    );
-    world.objects.fail_after(-1);
-    assert_eq!(read(&world, &spec("ci/a")).await.0, "old");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_store_that_hangs_costs_a_bounded_delay_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut objects = Flaky::new(folder.path());
-    objects.hangs = true;
-    objects.fail_after(0);
-    let world = World {
-        _folder: folder,
-        objects: Arc::new(objects),
-        engine: engine(),
-    };
-    let began = tokio::time::Instant::now();
-    let run = world.run();
-    for name in ["cache.a", "cache.b", "cache.c"] {
-        run.job
-            .create_volume_with(name, Labels::from([spec(name).label()]))
-            .await
-            .unwrap();
-    }
-    assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
-    let told = run.end().await;
-    assert!(
-        matches!(&told[0], CacheEventKind::NotRestored { error, .. } if error.contains("within 30s")),
-        "{told:?}"
-    );
-}
-
-#[tokio::test]
-async fn a_transfer_that_takes_too_long_ends_with_an_empty_volume() {
-    let world = World::new();
-    write(&world, "ci/a", "old").await;
-    let faults = Faults::new()
-        .on(Method::WriteVolume, Fault::Hang)
-        .on(Method::ReadVolume, Fault::Hang)
-        // What the transfer was done with has the volume for a moment longer.
-        .on_calls(Method::RemoveVolume, 0, 2, Fault::Before(ErrorKind::Conflict));
-    let mut options = CachesOptions::default();
-    options.timeout = Duration::from_millis(300);
-    let run = world.run_among(faults, options);
-    let began = Instant::now();
-    let volume = run.volume(&spec("ci/a")).await;
-    run.task("write", &volume, "ls c > c/file").await;
-    let told = run.end().await;
-    assert!(
-        matches!(&told[0], CacheEventKind::NotRestored { error, .. } if error.contains("300ms")),
-        "{told:?}"
-    );
-    assert!(began.elapsed() < Duration::from_secs(20));
-    assert_eq!(read(&world, &spec("ci/a")).await.0, "old");
 }
 
 #[tokio::test]
@@ -526,24 +305,6 @@ async fn a_volume_of_an_earlier_process_is_persisted_only_when_its_last_user_has
 }
 
 #[tokio::test]
-async fn an_engine_that_can_not_be_read_never_fails_the_job() {
-    let world = World::new();
-    write(&world, "ci/a", "old").await;
-    for fault in [
-        Fault::Before(ErrorKind::Engine),
-        Fault::CutStream(1, ErrorKind::Interrupted),
-    ] {
-        let faults = Faults::new().on(Method::ReadVolume, fault);
-        let run = world.run_among(faults, CachesOptions::default());
-        let volume = run.volume(&spec("ci/a")).await;
-        run.task("write", &volume, "echo new > c/file").await;
-        let told = run.end().await;
-        assert!(matches!(told[1], CacheEventKind::NotPersisted { .. }), "{told:?}");
-    }
-    assert_eq!(read(&world, &spec("ci/a")).await.0, "old");
-}
-
-#[tokio::test]
 async fn a_restore_that_a_killed_process_left_half_done_is_done_again() {
     let world = World::new();
     write(&world, "ci/a", "whole").await;
@@ -604,5 +365,5 @@ async fn volumes_that_are_no_caches_pass_through_and_the_stack_says_so() {
     let job = Job::builder(Arc::new(layer)).build();
     job.create_volume("plain").await.unwrap();
     job.end().await.unwrap();
-    assert!(files(world._folder.path()).is_empty());
+    assert!(files(world.folder.path()).is_empty());
 }

@@ -40,11 +40,11 @@ pub fn has_all_rights() -> bool {
         && namespace.is_ok_and(|namespace| namespace == Path::new(FIRST_USER_NAMESPACE))
 }
 
-/// Whether the tree at `root` is what it was.
+/// What the tree at `root` is, seen from what it was.
 /// The directory is not held by what goes on when this call is dropped: that only looks.
-pub(crate) async fn is(root: &Path, known: Arc<tree::Known>) -> Result<bool> {
+pub(crate) async fn compare(root: &Path, known: Arc<tree::Known>) -> Result<tree::Comparison> {
     let root = root.to_owned();
-    blocking(move || known.is(&root).map_err(|error| failed(error, &root))).await
+    blocking(move || known.compare(&root).map_err(|error| failed(error, &root))).await
 }
 
 /// Whether this process may write to the directory: it may be on a file system that is read-only here.
@@ -122,7 +122,7 @@ pub(crate) fn read_parts(
         let send = |part| parts.blocking_send(Ok(part)).is_ok();
         let mut same = |range| if_taken(send(Part::Same(range)));
         let since = since.as_ref().map(|since| tree::Since {
-            known: &since.known,
+            comparison: &since.comparison,
             cuts: &since.cuts,
             same: &mut same,
         });

@@ -33,6 +33,6 @@ mod image;
 mod parts;
 mod transfer;
 
-pub use orchestra_helper::tree::Known;
+pub use orchestra_helper::tree::{Comparison, Known};
 pub use parts::{Part, Parts, Since, Tree};
 pub use transfer::{ExactVolumes, TRANSFER};

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use orchestra::{Result, SharedDriver, VolumeDirectory, VolumeId, VolumePath};
-use orchestra_helper::tree::Known;
+use orchestra_helper::tree::{Comparison, Known};
 
 use crate::directory;
 
@@ -32,8 +32,8 @@ pub enum Part {
 /// What of a volume's content need not be read again.
 #[derive(Clone, Debug)]
 pub struct Since {
-    /// What the volume was when it was filled.
-    pub known: Arc<Known>,
+    /// The volume, compared with what it was when it was filled. What changes after that may be missed.
+    pub comparison: Arc<Comparison>,
     /// Where the tar that it was filled from may be cut, in order: what is said to be the [same](Part::Same) begins and ends
     /// there.
     pub cuts: Arc<Vec<u64>>,
@@ -56,12 +56,12 @@ impl fmt::Debug for Tree {
 }
 
 impl Tree {
-    /// Whether the volume is what it was when it was filled. None of its files is opened.
+    /// What the volume is, seen from what it was when it was filled. None of its files is opened.
     ///
     /// # Errors
     /// [`VolumeNotFound`](orchestra::ErrorKind::VolumeNotFound), and [`Io`](orchestra::ErrorKind::Io) for what can't be listed.
-    pub async fn is(&self, known: Arc<Known>) -> Result<bool> {
-        directory::is(self.directory.as_ref(), known).await
+    pub async fn compare(&self, known: Arc<Known>) -> Result<Comparison> {
+        directory::compare(self.directory.as_ref(), known).await
     }
 
     /// Files and directories of the volume as one tar, in parts; what has not changed since is not read. Paths that are not

@@ -234,7 +234,7 @@ impl ExactVolumes {
     }
 
     /// The same, unless the volume is what it was when it was [filled](Self::fill): then `None`, and none of its files was
-    /// opened.
+    /// opened. One that is a directory of this machine is read in any case: its [`Tree`] can be [compared](Tree::compare).
     ///
     /// # Errors
     /// Those of [`read`](Self::read).
@@ -246,10 +246,6 @@ impl ExactVolumes {
     ) -> Result<Option<ByteStream>> {
         let program = match self.way(volume).await? {
             Way::Program(program) => program,
-            // What can't be looked at is told by packing it.
-            Way::Directory(directory) if directory::is(directory.as_ref(), filled.clone()).await.unwrap_or(false) => {
-                return Ok(None);
-            }
             _ => return self.read(volume, paths).await.map(Some),
         };
         let command = ["pack-tree-unless", filled.fingerprint(), ROOT];

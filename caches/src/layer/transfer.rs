@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use orchestra::{ByteStream, Error, ErrorKind, Result, SharedDriver, VolumeId, VolumePath, VolumeSpec};
-use orchestra_volumes::{ExactVolumes, Known, Since, Tree};
+use orchestra_volumes::{Comparison, ExactVolumes, Known, Since, Tree};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
@@ -18,6 +18,8 @@ use crate::{CacheEventKind, CacheKey, Found, Persist};
 
 /// How long a store may take to say what it has, and to begin to send it.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How many caches may be found to be damaged before none is restored.
+const DAMAGED: usize = 3;
 /// How long the last try to leave the engine as it should be may take.
 const MENDING: Duration = Duration::from_secs(120);
 /// Pause before a volume is tried to be removed again that something of the broken transfer still uses.
@@ -37,7 +39,8 @@ impl CachesLayer {
             () = self.handed_over(volume) => {}
         }
         let touched = AtomicBool::new(false);
-        let restored = self.bounded(&self.restores, self.try_restore(volume, &touched)).await;
+        let restoring = self.try_restore(volume, spec, &touched);
+        let restored = self.bounded(&self.restores, restoring).await;
         let kind = match restored {
             Ok(Some((found, fetched))) => CacheEventKind::Restored {
                 from: found.entry.key,
@@ -71,13 +74,40 @@ impl CachesLayer {
         timeout(self.options.timeout, there).await.ok();
     }
 
-    async fn try_restore(&self, volume: &Volume, touched: &AtomicBool) -> Result<Option<(Found, u64)>> {
+    /// Restores the first cache that is not damaged.
+    async fn try_restore(
+        &self,
+        volume: &Volume,
+        spec: &VolumeSpec,
+        touched: &AtomicBool,
+    ) -> Result<Option<(Found, u64)>> {
         let (key, restore_keys) = (&volume.spec.key, &volume.spec.restore_keys);
         let limit = self.options.time_to_live;
-        let found = self.ask(self.store.find_fresh(key, restore_keys, limit)).await?;
-        let Some(found) = found else {
-            return Ok(None);
-        };
+        let (mut damaged, mut damage) = (Vec::new(), None);
+        loop {
+            let found = self.store.find_fresh(key, restore_keys, limit, &damaged);
+            let Some(found) = self.ask(found).await? else {
+                return damage.map_or(Ok(None), Err);
+            };
+            if let Some(error) = damage.take() {
+                tracing::warn!(%error, fallback = %found.entry.key, "a cache is damaged, and another one is taken");
+            }
+            let restored = self.restore_from(volume, &found, touched).await;
+            match restored {
+                Err(error) if error.kind() == ErrorKind::Protocol && damaged.len() < DAMAGED => {
+                    if touched.swap(false, Ordering::Relaxed) {
+                        self.empty(volume, spec).await?;
+                    }
+                    damaged.push(found.entry.key);
+                    damage = Some(error);
+                }
+                restored => return restored.map(|fetched| Some((found, fetched))),
+            }
+        }
+    }
+
+    /// How many bytes were fetched.
+    async fn restore_from(&self, volume: &Volume, found: &Found, touched: &AtomicBool) -> Result<u64> {
         let (limit, size) = (self.limit(volume), found.entry.size);
         if let Some(limit) = limit.filter(|limit| size > *limit) {
             let message = format!("it is {size} bytes long, over its limit of {limit} bytes, and is not restored");
@@ -104,7 +134,7 @@ impl CachesLayer {
             };
             (found.clone(), Arc::new(known))
         });
-        Ok(Some((found, restoring.fetched)))
+        Ok(restoring.fetched)
     }
 
     /// Makes a volume that is half filled empty again.
@@ -165,23 +195,26 @@ impl CachesLayer {
         let failed = Arc::new(AtomicBool::new(false));
         let mut contents = Vec::new();
         let tree = transfer.tree(&volume.id).await?;
-        let parts = |tree: Tree, known: Option<Arc<Known>>| {
+        let parts = |tree: Tree, comparison: Option<Arc<Comparison>>| {
             let (paths, failed, devices) = (paths.clone(), failed.clone(), spec.devices);
             Content::Parts(Box::new(move |cuts| {
-                let since = known.zip(cuts).map(|(known, cuts)| Since { known, cuts });
+                let since = comparison.zip(cuts);
+                let since = since.map(|(comparison, cuts)| Since { comparison, cuts });
                 noting(tree.read(&paths, since, devices), failed, |_| true)
             }))
         };
         if let Some(tree) = &tree {
-            // What can't be looked at is told by reading it.
-            if let Some((_, known)) = exact
-                && tree.is(known.clone()).await.unwrap_or(false)
+            let comparison = match &filled {
+                // What can't be looked at is told by reading it.
+                Some((_, known)) => tree.compare(known.clone()).await.ok(),
+                None => None,
+            };
+            if comparison.as_ref().is_some_and(Comparison::is_unchanged)
                 && let Some(same) = renew().await?
             {
                 return Ok(same);
             }
-            let known = filled.as_ref().map(|(_, known)| known.clone());
-            contents.push(parts(tree.clone(), known));
+            contents.push(parts(tree.clone(), comparison.map(Arc::new)));
         } else {
             for (at, path) in paths.iter().enumerate() {
                 let mut content = None;

@@ -122,8 +122,9 @@ fn changes(volume: &Path, known: &Known, cuts: &[u64]) -> Vec<Part> {
         parts.lock().unwrap().push(Part::Same(range));
         Ok(())
     };
+    let comparison = known.compare(volume).unwrap();
     let since = tree::Since {
-        known,
+        comparison: &comparison,
         cuts,
         same: &mut same,
     };
@@ -193,6 +194,26 @@ async fn what_the_store_does_not_have_any_more_is_read_again() {
     let (persisted, same) = world.persist_from(&key("a"), &filled, known).await.unwrap();
     assert_eq!((same, persisted.new > 0), (0, true), "{persisted:?}");
     assert!(world.content(&key("a")).await.unwrap() == tar_of(&world.volume()));
+}
+
+#[tokio::test]
+async fn what_changes_are_told_by_is_taken_back_from_a_prune() {
+    let world = World::new();
+    let known = world.restored(&key("a")).await;
+    let filled = world.store.get(&key("a")).await.unwrap().unwrap();
+    std::fs::write(world.volume().join("00/000"), content(0, 1)).unwrap();
+    world.store.remove(&key("a")).await.unwrap();
+    let condemned = world.store.prune(crate::Prune::default()).await.unwrap().condemned;
+    assert!(condemned >= 2, "{condemned}");
+    world.persist_from(&key("b"), &filled, known).await.unwrap();
+    let mut prune = crate::Prune::default();
+    prune.grace = std::time::Duration::ZERO;
+    for _ in 0..2 {
+        world.store.prune(prune).await.unwrap();
+    }
+    let manifests = std::fs::read_dir(world.folder.path().join("store/manifests")).unwrap();
+    assert_eq!(manifests.count(), 2);
+    assert!(world.content(&key("b")).await.unwrap() == tar_of(&world.volume()));
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use fastcdc::v2020::FastCDC;
 use orchestra::{Error, ErrorKind, Result};
 use tokio::sync::mpsc;
 
-use crate::format::{Builder, ChunkId, Hash, MAX_CHUNK, MAX_SEGMENT, Manifest, Segment, number};
+use crate::format::{Builder, Chunk, ChunkId, Hash, MAX_CHUNK, MAX_SEGMENT, Manifest, Segment, number};
 
 /// Shortest and usual chunk: one file that changed among thousands costs little more than itself.
 const MIN_CHUNK: usize = 2 << 10;
@@ -32,6 +32,13 @@ struct Place {
     length: u32,
     /// Where it is among [`Known::expected`]; beyond its end if it is not.
     expected: u32,
+}
+
+impl Place {
+    /// Whether it is that of a chunk of the manifest that was taken up first.
+    fn is_of(&self, chunk: &Chunk) -> bool {
+        (self.segment, self.offset, self.length) == (chunk.segment, chunk.offset, chunk.length)
+    }
 }
 
 /// Where the segments of a [`Place`] are: those that were known before, then the new ones.
@@ -67,8 +74,10 @@ impl Known {
         let chunks = manifest.chunks.iter().take(MAX_KNOWN);
         self.expected = chunks.map(|chunk| (chunk.id, chunk.length)).collect();
         self.add(manifest, usable);
-        for (at, (id, _)) in self.expected.iter().enumerate().rev() {
-            if let Some(place) = self.places.get_mut(id) {
+        for (at, chunk) in manifest.chunks.iter().take(MAX_KNOWN).enumerate().rev() {
+            // Of two that are the same, one may be in a pack that is no longer usable.
+            let place = self.places.get_mut(&chunk.id);
+            if let Some(place) = place.filter(|place| place.is_of(chunk)) {
                 place.expected = number(at);
             }
         }
@@ -127,6 +136,12 @@ pub(super) struct Chunked {
 }
 
 impl Chunked {
+    /// For each chunk, which of the [expected](Known::expect) ones it is.
+    pub(super) fn expected(&self) -> impl Iterator<Item = Option<u32>> + '_ {
+        let expected = self.chunks.iter().map(|(_, place)| place.expected);
+        expected.map(|at| (at != u32::MAX).then_some(at))
+    }
+
     /// The manifest, where `new` are the packs and segments of what was sent on, in that order.
     pub(super) fn manifest(&self, new: &[((Hash, u64), Segment)]) -> Option<Manifest> {
         let mut builder = Builder::default();

@@ -36,7 +36,7 @@ pub use self::verify::{Damage, Verified};
 
 use self::error::{failed, missing, no_bucket};
 use crate::CacheKey;
-use crate::format::{Entry, Hash, Manifest, VERSION, Version, damaged};
+use crate::format::{Base, Entry, Hash, Manifest, Stored, VERSION, Version, damaged};
 use crate::key::folder_of;
 
 const VERSION_OBJECT: &str = "orchestra-caches.json";
@@ -67,6 +67,12 @@ struct Inner {
     known: AtomicBool,
     /// Packs that are not what they were: nothing new relies on them.
     bad: Mutex<HashSet<Hash>>,
+}
+
+/// A manifest, and the one that it stands in the store as changes of: itself, if it stands there as a whole.
+struct Loaded {
+    manifest: Manifest,
+    base: Base,
 }
 
 /// A cache that was found for a key.
@@ -217,18 +223,21 @@ impl Store {
     /// # Errors
     /// As [`get`](Self::get).
     pub async fn find(&self, key: &CacheKey, restore_keys: &[String]) -> Result<Option<Found>> {
-        self.find_fresh(key, restore_keys, None).await
+        self.find_fresh(key, restore_keys, None, &[]).await
     }
 
-    /// The same, of those alone that are no older than `limit`. A damaged one of this key is told where there is no other.
+    /// The same, of those alone that are no older than `limit`, and not known to be damaged. A damaged one of this key is told
+    /// where there is no other.
     pub(crate) async fn find_fresh(
         &self,
         key: &CacheKey,
         restore_keys: &[String],
         limit: Option<Duration>,
+        known_damaged: &[CacheKey],
     ) -> Result<Option<Found>> {
         let is_fresh = |time: SystemTime| limit.is_none_or(|limit| time.elapsed().unwrap_or_default() <= limit);
         let damaged = match self.get(key).await {
+            _ if known_damaged.contains(key) => None,
             Ok(Some(entry)) if is_fresh(entry.persisted()) => return Ok(Some(Found { entry, exact: true })),
             Ok(_) => None,
             Err(error) if error.kind() == ErrorKind::Protocol => Some(error),
@@ -239,6 +248,9 @@ impl Store {
                 // The newest is the first.
                 if !is_fresh(meta.last_modified.into()) {
                     break;
+                }
+                if known_damaged.contains(&key) {
+                    continue;
                 }
                 match self.read_entry(&key).await {
                     Ok(Some(entry)) => {
@@ -286,7 +298,25 @@ impl Store {
         Ok(Some(Entry { modified, ..entry }))
     }
 
-    async fn load_manifest(&self, name: &Hash) -> Result<Manifest> {
+    async fn load_manifest(&self, name: &Hash) -> Result<Loaded> {
+        let changes = match self.stored_manifest(name).await? {
+            Stored::Whole(manifest) => {
+                let base = Base::whole(*name, &manifest);
+                return Ok(Loaded { manifest, base });
+            }
+            Stored::Changes(changes) => changes,
+        };
+        let Stored::Whole(base) = self.stored_manifest(changes.of()).await? else {
+            return Err(damaged(format!(
+                "the manifest {} is itself changes of another",
+                changes.of()
+            )));
+        };
+        let applied = blocking(move || changes.apply(&base)).await?;
+        applied.map(|(manifest, base)| Loaded { manifest, base })
+    }
+
+    async fn stored_manifest(&self, name: &Hash) -> Result<Stored> {
         let path = manifest_path(name);
         let packed = self.get_small(&path, MAX_PACKED_MANIFEST).await?;
         let (packed, _) = packed.ok_or_else(|| damaged(format!("its manifest {name} is missing")))?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::{StreamExt, TryFutureExt, stream};
+use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use orchestra::tar;
 use orchestra::{ByteStream, Error, ErrorKind, Result};
@@ -14,10 +15,12 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::chunker::{Known, Piece, chunk};
 use super::error::missing;
-use super::{AT_ONCE, CONDEMNED, ENTRIES, PACKS, Store, blocking, manifest_path, name_of, pack_path};
+use super::{
+    AT_ONCE, CONDEMNED, ENTRIES, Loaded, MANIFESTS, PACKS, Store, blocking, manifest_path, name_of, pack_path,
+};
 use crate::CacheKey;
 use crate::archive::{Checked, Devices};
-use crate::format::{Entry, Hash, Manifest};
+use crate::format::{Base, Entry, Hash, Manifest};
 
 /// Pieces of the tar that wait for the chunker.
 const PIECES: usize = 4;
@@ -54,6 +57,22 @@ pub struct Persisted {
     pub duration: Duration,
     /// How much of that was waiting for the content.
     pub waited: Duration,
+}
+
+/// What a store has, before something is persisted in it.
+struct Before {
+    known: Known,
+    /// The cache that is about to be replaced, if the store has all of it.
+    old: Option<Same>,
+    /// The manifest that changes of the one whose chunks are expected are told by.
+    base: Option<Base>,
+}
+
+/// A cache that the new one may turn out to be.
+struct Same {
+    identity: Hash,
+    /// Its manifest, and the one that this is changes of.
+    names: [Hash; 2],
 }
 
 /// What was read of the tar.
@@ -117,7 +136,7 @@ impl Store {
             old => old?,
         };
         let bad = self.bad_packs().clone();
-        let (known, old_is_whole) = self.known(key, old.as_ref(), filled, &packs).await?;
+        let Before { known, old: same, base } = self.known(key, old.as_ref(), filled, &packs).await?;
         let cuts = known.cuts_of(filled.map(|entry| &entry.manifest));
 
         let own = contents.iter().all(|content| matches!(content, Content::Parts(_)));
@@ -132,16 +151,21 @@ impl Store {
 
         let manifest = blocking(move || {
             let manifest = chunked.manifest(&sent.segments);
-            manifest.and_then(|manifest| Some((manifest.pack().ok()?, manifest, chunked, sent.bytes)))
+            let manifest = manifest.ok_or_else(|| Error::new(ErrorKind::Protocol, "the chunks make no manifest"))?;
+            let base = base.map(|base| base.of(chunked.expected()));
+            Ok::<_, Error>((manifest.pack(base.as_ref())?, manifest, chunked, sent.bytes))
         });
-        let ((name, packed), manifest, chunked, mut bytes) = manifest
-            .await?
-            .ok_or_else(|| Error::new(ErrorKind::Protocol, "the chunks make no manifest"))?;
-        let rescued = self.rescue(&manifest, &name, &packs).await?;
-        let unchanged = old_is_whole && old.as_ref().is_some_and(|old| old.manifest == name);
+        let (packed, manifest, chunked, mut bytes) = manifest.await??;
+        let same = same.filter(|same| same.identity == packed.identity);
+        let unchanged = same.is_some();
+        let names = match &same {
+            Some(same) => same.names,
+            None => [packed.name, packed.base.unwrap_or(packed.name)],
+        };
+        let rescued = self.rescue(&manifest, names, &packs).await?;
         if !unchanged {
-            bytes += packed.len() as u64;
-            self.put(&manifest_path(&name), packed).await?;
+            bytes += packed.bytes.len() as u64;
+            self.put(&manifest_path(&packed.name), packed.bytes).await?;
         }
         let created = old.filter(|_| unchanged).map_or_else(now, |old| old.created);
         let entry = Entry {
@@ -150,7 +174,7 @@ impl Store {
             stored: manifest.stored(),
             created,
             chunks: manifest.chunks.len() as u64,
-            manifest: name,
+            manifest: names[0],
             own,
             modified: None,
         };
@@ -181,17 +205,17 @@ impl Store {
             }
             self.load_manifest(&entry.manifest).await.map(Some)
         };
-        let manifest = match whole.await {
+        let loaded = match whole.await {
             Err(error) if error.kind() == ErrorKind::Protocol => None,
-            manifest => manifest?,
+            loaded => loaded?,
         };
         let packs = self.packs().await?;
         let usable = self.usable(&packs);
-        let whole = |manifest: &Manifest| manifest.packs.iter().all(|(pack, size)| usable(pack, *size));
-        let Some(manifest) = manifest.filter(whole) else {
+        let whole = |Loaded { manifest, .. }: &Loaded| manifest.packs.iter().all(|(pack, size)| usable(pack, *size));
+        let Some(Loaded { manifest, base }) = loaded.filter(whole) else {
             return Ok(None);
         };
-        let rescued = self.rescue(&manifest, &entry.manifest, &packs).await?;
+        let rescued = self.rescue(&manifest, [entry.manifest, base.name], &packs).await?;
         self.put_entry(entry).await?;
         self.check_rescued(&entry.key, &rescued).await?;
         Ok(Some(Persisted {
@@ -220,36 +244,43 @@ impl Store {
     }
 
     /// The chunks that the store is known to have: first those of the cache that the content comes from, or else of the cache
-    /// itself, so that an unchanged one is found to be so, then of the newest others. Also whether the cache itself is whole.
+    /// itself, so that an unchanged one is found to be so, then of the newest others.
     async fn known(
         &self,
         key: &CacheKey,
         old: Option<&Entry>,
         filled: Option<&Entry>,
         packs: &HashMap<Hash, u64>,
-    ) -> Result<(Known, bool)> {
+    ) -> Result<Before> {
         let usable = self.usable(packs);
         let is_whole = |manifest: &Manifest| manifest.packs.iter().all(|(pack, size)| usable(pack, *size));
-        let mut known = Known::default();
+        let (mut known, mut old_is, mut expected) = (Known::default(), None, None);
         let mut seen: Vec<Hash> = Vec::new();
-        let mut whole = Vec::new();
         for entry in filled.into_iter().chain(old) {
             if seen.contains(&entry.manifest) {
                 continue;
             }
             seen.push(entry.manifest);
-            let manifest = match self.load_manifest(&entry.manifest).await {
+            let Loaded { manifest, base } = match self.load_manifest(&entry.manifest).await {
                 Err(error) if error.kind() == ErrorKind::Protocol => continue,
-                manifest => manifest?,
+                loaded => loaded?,
             };
-            if is_whole(&manifest) {
-                whole.push(entry.manifest);
+            if is_whole(&manifest) && old.is_some_and(|old| old.manifest == entry.manifest) {
+                old_is = Some(Same {
+                    identity: if base.name == entry.manifest {
+                        base.name
+                    } else {
+                        manifest.identity()
+                    },
+                    names: [entry.manifest, base.name],
+                });
             }
-            if !known.expect(entry.manifest, &manifest, &usable) {
+            if known.expect(entry.manifest, &manifest, &usable) {
+                expected = Some(base);
+            } else {
                 known.add(&manifest, &usable);
             }
         }
-        let whole = old.is_some_and(|old| whole.contains(&old.manifest));
         // Keys that begin alike are likely to share most: those are looked at first.
         let alike = |other: &CacheKey| {
             let pairs = key.as_str().bytes().zip(other.as_str().bytes());
@@ -270,12 +301,16 @@ impl Store {
         });
         // One after the other: each may be large.
         let mut loaded = std::pin::pin!(manifests.filter_map(async |name| self.load_manifest(&name).await.ok()));
-        while let Some(manifest) = loaded.next().await {
+        while let Some(Loaded { manifest, .. }) = loaded.next().await {
             if !known.add(&manifest, &usable) {
                 break;
             }
         }
-        Ok((known, whole))
+        Ok(Before {
+            known,
+            old: old_is,
+            base: expected,
+        })
     }
 
     /// Whether a pack can be relied on: it is there, as long as it should be, and was not found to be damaged.
@@ -284,13 +319,14 @@ impl Store {
         move |pack, size| packs.get(pack) == Some(&size) && !bad.contains(pack)
     }
 
-    /// Takes back the condemnation of what this cache relies on, as long as nothing of it is gone.
-    async fn rescue(&self, manifest: &Manifest, name: &Hash, before: &HashMap<Hash, u64>) -> Result<Vec<Path>> {
+    /// Takes back the condemnation of what this cache relies on, as long as nothing of it is gone. `names` are those of its
+    /// manifest and of the one that this is changes of.
+    async fn rescue(&self, manifest: &Manifest, names: [Hash; 2], before: &HashMap<Hash, u64>) -> Result<Vec<Path>> {
         let needed: HashMap<String, Path> = manifest
             .packs
             .iter()
             .map(|(pack, _)| (format!("{PACKS}-{pack}"), pack_path(pack)))
-            .chain([(format!("manifests-{name}"), manifest_path(name))])
+            .chain(names.map(|name| (format!("{MANIFESTS}-{name}"), manifest_path(&name))))
             .collect();
         let mut rescued = Vec::new();
         for condemned in self.objects_in(&Path::from(CONDEMNED)).await? {
@@ -306,22 +342,29 @@ impl Store {
                 return Err(gone(&pack_path(pack)));
             }
         }
+        if names[0] != names[1] {
+            self.check_there(&manifest_path(&names[1])).await?;
+        }
         Ok(rescued)
     }
 
     /// A prune that had decided before the rescue may have been faster. Nearly always there is nothing to ask.
     async fn check_rescued(&self, key: &CacheKey, rescued: &[Path]) -> Result<()> {
-        use object_store::ObjectStoreExt;
         for object in rescued {
-            match self.0.objects.head(object).await {
-                Err(error) if missing(&error) => {
-                    self.remove(key).await?;
-                    return Err(gone(object));
-                }
-                _ => {}
+            if let Err(error) = self.check_there(object).await {
+                self.remove(key).await?;
+                return Err(error);
             }
         }
         Ok(())
+    }
+
+    /// An error only if it is gone: one that can't be asked for is not.
+    async fn check_there(&self, object: &Path) -> Result<()> {
+        match self.0.objects.head(object).await {
+            Err(error) if missing(&error) => Err(gone(object)),
+            _ => Ok(()),
+        }
     }
 }
 

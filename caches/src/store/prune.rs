@@ -11,7 +11,7 @@ use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStoreExt};
 use orchestra::{Error, ErrorKind, Result};
 
-use super::{AT_ONCE, CONDEMNED, ENTRIES, MANIFESTS, PACKS, Store, VERSION_OBJECT, name_of};
+use super::{AT_ONCE, CONDEMNED, ENTRIES, Loaded, MANIFESTS, PACKS, Store, VERSION_OBJECT, name_of};
 use crate::CacheKey;
 use crate::format::Hash;
 
@@ -155,15 +155,15 @@ impl Store {
         let used = futures_util::stream::iter(kept)
             .map(|entry| async move {
                 match self.load_manifest(&entry.manifest).await {
-                    Ok(manifest) => Ok((entry.manifest, manifest.packs)),
+                    Ok(Loaded { manifest, base }) => Ok(([entry.manifest, base.name], manifest.packs)),
                     // What it used can't be known, nor be used.
-                    Err(error) if error.kind() == ErrorKind::Protocol => Ok((entry.manifest, Vec::new())),
+                    Err(error) if error.kind() == ErrorKind::Protocol => Ok(([entry.manifest; 2], Vec::new())),
                     Err(error) => Err(error),
                 }
             })
             .buffered(2)
-            .try_fold(HashSet::new(), |mut used, (manifest, packs)| async move {
-                used.insert(manifest);
+            .try_fold(HashSet::new(), |mut used, (manifests, packs)| async move {
+                used.extend(manifests);
                 used.extend(packs.into_iter().map(|(pack, _)| pack));
                 Ok(used)
             });

@@ -76,7 +76,7 @@ impl Store {
 
     /// What is to be done to restore a cache.
     pub(super) async fn plan(&self, entry: &Entry) -> Result<Arc<Plan>> {
-        let manifest = self.load_manifest(&entry.manifest).await?;
+        let manifest = self.load_manifest(&entry.manifest).await?.manifest;
         if manifest.size() != entry.size {
             return Err(damaged("its entry and its manifest differ").with("key", &entry.key));
         }

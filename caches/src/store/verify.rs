@@ -89,7 +89,7 @@ impl Store {
         {
             let manifest = match self.load_manifest(&entry.manifest).await {
                 Err(error) if error.kind() == ErrorKind::Protocol => continue,
-                manifest => manifest?,
+                loaded => loaded?.manifest,
             };
             if let Some((pack, _)) = manifest.packs.iter().find(|(pack, _)| bad.contains(pack)) {
                 let error = damaged(format!(

@@ -8,10 +8,13 @@
     reason = "each test program uses a part of it"
 )]
 
+pub mod world;
+
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -20,8 +23,8 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
-    PutOptions, PutPayload, PutResult, Result,
+    CopyOptions, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use orchestra::ByteStream;
 use orchestra::tar::{END, Head, padded};
@@ -115,6 +118,12 @@ pub struct Flaky {
     pub gets: AtomicU64,
     /// Whether a failing call hangs instead.
     pub hangs: bool,
+    gets_now: AtomicU64,
+    most_gets: AtomicU64,
+    /// How long each object is waited for.
+    delay: Mutex<Duration>,
+    /// What begins like this comes to its half, and then nothing more; nothing where it is empty.
+    stalls: Mutex<String>,
 }
 
 impl Flaky {
@@ -126,11 +135,27 @@ impl Flaky {
             puts: AtomicU64::new(0),
             gets: AtomicU64::new(0),
             hangs: false,
+            gets_now: AtomicU64::new(0),
+            most_gets: AtomicU64::new(0),
+            delay: Mutex::default(),
+            stalls: Mutex::default(),
         }
     }
 
     pub fn fail_after(&self, calls: i64) {
         self.calls.store(calls, Ordering::SeqCst);
+    }
+
+    pub fn stall(&self, prefix: &str) {
+        prefix.clone_into(&mut self.stalls.lock().unwrap());
+    }
+
+    pub fn delay_gets(&self, delay: Duration) {
+        *self.delay.lock().unwrap() = delay;
+    }
+
+    pub fn most_gets_at_once(&self) -> u64 {
+        self.most_gets.load(Ordering::SeqCst)
     }
 
     fn fails(&self) -> bool {
@@ -179,7 +204,29 @@ impl ObjectStore for Flaky {
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         self.check().await?;
         self.gets.fetch_add(1, Ordering::SeqCst);
-        self.inner.get_opts(location, options).await
+        let now = self.gets_now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most_gets.fetch_max(now, Ordering::SeqCst);
+        let delay = *self.delay.lock().unwrap();
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        let found = self.inner.get_opts(location, options).await;
+        self.gets_now.fetch_sub(1, Ordering::SeqCst);
+        let stalls = self.stalls.lock().unwrap().clone();
+        if stalls.is_empty() || !location.as_ref().starts_with(&stalls) {
+            return found;
+        }
+        let found = found?;
+        let (meta, range, attributes) = (found.meta.clone(), found.range.clone(), found.attributes.clone());
+        let bytes = found.bytes().await?;
+        let half = stream::iter([Ok(bytes.slice(..bytes.len() / 2))]);
+        Ok(GetResult {
+            payload: GetResultPayload::Stream(half.chain(stream::pending()).boxed()),
+            meta,
+            range,
+            attributes,
+            extensions: Default::default(),
+        })
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {

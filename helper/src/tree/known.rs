@@ -1,21 +1,21 @@
 //! What a tree was when it was filled, so that only what has changed since needs to be read.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::hash::{DefaultHasher, Hasher};
-use std::io::Read;
+use std::io::{self, Read};
 use std::ops::Range;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use super::levels::Levels;
+use super::levels::{Kind, Levels, Listed, Listings, list, open_if_there};
 use super::sys::{self, Seen};
 use super::unpack::unpack_noting;
-use super::{Result, TreeError, open_directory, open_root};
+use super::{Result, TreeError, open_root, split};
 
-/// Most entries that are known one by one: 8 MiB, and twice that while a tree is filled. Those beyond are taken for changed.
+/// Most entries that are known one by one: 8 MiB, twice that while a tree is filled, and some 20 MiB while it is compared.
+/// Those beyond are taken for changed.
 const MOST: usize = 1 << 18;
 
 /// Most threads that look at a tree: beyond that they wait for one another in the kernel.
@@ -48,14 +48,18 @@ impl Known {
         &self.fingerprint
     }
 
-    /// Whether the tree at `root` is what it was. Where all entries are known, several threads look, and the first entry that
-    /// is not known ends it.
+    /// Looks, by several threads, at what the tree at `root` is now.
     ///
     /// # Errors
     /// Those of [`fingerprint`].
-    pub fn is(&self, root: &Path) -> Result<bool> {
+    pub fn compare(&self, root: &Path) -> Result<Comparison> {
+        let mut unchanged = false;
         if !self.complete {
-            return Ok(fingerprint(root)? == self.fingerprint);
+            unchanged = fingerprint(root)? == self.fingerprint;
+            if unchanged || !self.has_parts() {
+                let listings = Listings::new();
+                return Ok(Comparison { unchanged, listings });
+            }
         }
         let root = open_root(root)?;
         let work = Work::default();
@@ -69,60 +73,61 @@ impl Known {
             done
         })?;
         let state = work.state.into_inner().unwrap_or_else(PoisonError::into_inner);
-        // Each has its path in its signature, so that none is found twice.
-        Ok(!state.stop && state.seen == self.entries.len())
+        if self.complete {
+            // Each has its path in its signature, so that none is found twice.
+            unchanged = !state.changed && state.listed == self.entries.len();
+        }
+        let listings = state.listings;
+        Ok(Comparison { unchanged, listings })
     }
 
     /// Looks at directories as long as there are any.
     fn look(&self, root: &File, work: &Work) -> Result<()> {
         while let Some(path) = work.take() {
-            let found = self.look_at(root, &path);
+            let looked = self.look_at(root, &path);
             let mut state = work.lock();
             state.busy -= 1;
-            match &found {
-                Ok(Some((seen, directories))) => {
-                    state.seen += seen;
-                    state.directories.extend_from_slice(directories);
-                }
-                _ => state.stop = true,
-            }
             work.changed.notify_all();
-            found?;
+            match looked {
+                Ok(looked) => state.take_up(path, looked),
+                Err(error) => {
+                    state.stop = true;
+                    return Err(error);
+                }
+            }
         }
         Ok(())
     }
 
-    /// How many entries a directory has, and which of them are directories; `None` if it has one that is not known.
-    fn look_at(&self, root: &File, path: &[u8]) -> Result<Option<(usize, Vec<Vec<u8>>)>> {
-        let directory = open_directory(root, path).map_err(TreeError::io("open", path))?;
-        let (mut seen, mut directories) = (0, Vec::new());
-        for entry in fs::read_dir(sys::proc_path(&directory)).map_err(TreeError::io("list", path))? {
-            let name = entry.map_err(TreeError::io("list", path))?.file_name();
-            let name = name.as_bytes();
-            let path = if path.is_empty() {
-                name.to_vec()
-            } else {
-                [path, name].join(&b'/')
+    /// What is in a directory, and whether any of it is not what it was.
+    fn look_at(&self, root: &File, path: &[u8]) -> Result<Looked> {
+        // Who goes through the tree afterwards sees what has become of it.
+        let Some(directory) = open_if_there(root, path)? else {
+            return Ok(None);
+        };
+        let mut entries = list(&directory, path)?;
+        let mut changed = false;
+        let mut full = Vec::new();
+        for entry in &mut entries {
+            full.clear();
+            full.extend_from_slice(path);
+            if !path.is_empty() {
+                full.push(b'/');
+            }
+            full.extend_from_slice(&entry.name);
+            let known = match sys::look(&directory, &entry.name) {
+                Ok(seen) => self.find(signature(&full, &seen)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) => return Err(TreeError::io("look at", &full)(error)),
             };
-            let found = sys::look(&directory, name).map_err(TreeError::io("look at", &path))?;
-            if self.find(signature(&path, &found)).is_none() {
-                return Ok(None);
-            }
-            seen += 1;
-            if found.is_directory() {
-                directories.push(path);
-            }
+            changed |= known.is_none();
+            entry.part = known.unwrap_or(0..0);
         }
-        Ok(Some((seen, directories)))
-    }
-
-    /// Which part of the tar an entry is, if it is what it was and that is known.
-    pub(super) fn part(&self, path: &[u8], seen: &Seen) -> Option<Range<u64>> {
-        self.find(signature(path, seen)).filter(|part| !part.is_empty())
+        Ok(Some((entries, changed)))
     }
 
     /// Whether the part of any entry is known.
-    pub(super) fn has_parts(&self) -> bool {
+    fn has_parts(&self) -> bool {
         self.entries.iter().any(|(_, part)| !part.is_empty())
     }
 
@@ -138,12 +143,18 @@ struct Work {
     changed: Condvar,
 }
 
+/// What a directory has, and whether any of it is not what it was; `None` if there is no such directory any more.
+type Looked = Option<(Vec<Listed>, bool)>;
+
 struct State {
     directories: Vec<Vec<u8>>,
     /// How many are being looked at.
     busy: usize,
-    /// How many entries were seen.
-    seen: usize,
+    listings: Listings,
+    /// How many entries are in these.
+    listed: usize,
+    /// Whether anything is not what it was.
+    changed: bool,
     stop: bool,
 }
 
@@ -153,11 +164,34 @@ impl Default for Work {
         let state = Mutex::new(State {
             directories: vec![Vec::new()],
             busy: 0,
-            seen: 0,
+            listings: Listings::new(),
+            listed: 0,
+            changed: false,
             stop: false,
         });
         let changed = Condvar::new();
         Self { state, changed }
+    }
+}
+
+impl State {
+    /// Notes what is in the directory at `path`, as long as there is room: what is beyond is listed by who needs it.
+    fn take_up(&mut self, path: Vec<u8>, looked: Looked) {
+        match looked {
+            Some((entries, changed)) if self.listed + entries.len() <= MOST => {
+                self.changed |= changed;
+                self.listed += entries.len();
+                for entry in entries.iter().filter(|entry| entry.kind == Kind::Directory) {
+                    let full = match path.is_empty() {
+                        true => entry.name.clone(),
+                        false => [&path[..], &entry.name].join(&b'/'),
+                    };
+                    self.directories.push(full);
+                }
+                self.listings.insert(path, entries);
+            }
+            _ => self.changed = true,
+        }
     }
 }
 
@@ -182,6 +216,26 @@ impl Work {
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+}
+
+/// What a tree is, seen from what was [known](Known) of it.
+#[derive(Debug)]
+pub struct Comparison {
+    unchanged: bool,
+    listings: Listings,
+}
+
+impl Comparison {
+    /// Whether all of it is what it was.
+    #[must_use]
+    pub fn is_unchanged(&self) -> bool {
+        self.unchanged
+    }
+
+    /// What is in its directories, as far as it was looked at.
+    pub(super) fn listings(&self) -> &Listings {
+        &self.listings
     }
 }
 
@@ -240,18 +294,22 @@ pub fn fingerprint(root: &Path) -> Result<String> {
 fn walk(root: &Path, mut show: impl FnMut(&[u8], &Seen, u128)) -> Result<String> {
     let root = open_root(root)?;
     let top = root.try_clone().map_err(TreeError::io("open", b"the tree"))?;
-    let mut levels = Levels::new(&root, top, b"")?;
+    let mut levels = Levels::new(&root, top, b"", None)?;
     let mut path = Vec::new();
     let mut all = Hash::default();
-    while let Some((parent, name, _)) = levels.next(&mut path)? {
+    while levels.next(&mut path).is_some() {
+        let Some(parent) = levels.directory(&path)? else {
+            continue;
+        };
         let failed = || TreeError::io("look at", &path);
-        let seen = sys::look(parent, &name).map_err(failed())?;
+        let name = split(&path).1;
+        let seen = sys::look(parent, name).map_err(failed())?;
         let signature = signature(&path, &seen);
         all.write(&signature.to_le_bytes());
         show(&path, &seen, signature);
         if seen.is_directory() {
-            let directory = sys::open_below(parent, &name).map_err(failed())?;
-            levels.enter(directory, &path)?;
+            let directory = sys::open_below(parent, name).map_err(failed())?;
+            levels.enter(Some(directory), &path)?;
         }
     }
     Ok(format!("{:032x}", all.done()))
@@ -292,5 +350,57 @@ impl Hash {
     fn done(&self) -> u128 {
         let [high, low] = &self.0;
         (u128::from(high.finish()) << 64) | u128::from(low.finish())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::{Since, pack, pack_since};
+    use super::*;
+
+    #[test]
+    fn a_directory_that_found_no_room_is_listed_by_who_packs_it_and_read() {
+        let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for directory in ["a", "b", "b/c"] {
+            fs::create_dir(from.path().join(directory)).unwrap();
+            for at in 0..10 {
+                fs::write(from.path().join(format!("{directory}/{at}")), vec![at; 3000]).unwrap();
+            }
+        }
+        let mut before = Vec::new();
+        pack(from.path(), &[Path::new("")], &mut before).unwrap();
+        let known = fill(to.path(), &mut before.as_slice()).unwrap();
+        let mut comparison = known.compare(to.path()).unwrap();
+        assert!(comparison.is_unchanged());
+        comparison.listings.remove(b"b".as_slice()).unwrap();
+        let cuts: Vec<u64> = (0..=before.len() as u64).step_by(512).collect();
+        let mut same = Vec::new();
+        let since = Since {
+            comparison: &comparison,
+            cuts: &cuts,
+            same: &mut |part| {
+                same.push(part);
+                Ok(())
+            },
+        };
+        let mut read = Vec::new();
+        pack_since(to.path(), &[Path::new("")], Some(since), true, &mut read).unwrap();
+        let at = |name: &[u8]| (before.windows(name.len()).position(|found| found == name).unwrap() / 512 * 512) as u64;
+        // `b` itself is what it was, and so is what is in `b/c`, which was listed.
+        let (first, inner) = (at(b"b/0"), at(b"b/c/0"));
+        let inner_end = before.len() as u64 - 1024;
+        assert_eq!(same[0].start, 0);
+        assert!(same[0].end <= first && same[0].end + 2048 > first, "{same:?}, {first}");
+        let begins = inner.saturating_sub(2048)..=inner;
+        assert!(
+            same.len() == 2 && begins.contains(&same[1].start) && same[1].end == inner_end,
+            "{same:?}, {inner}"
+        );
+        assert_eq!(
+            read.len() as u64,
+            inner_end - same.iter().map(|part| part.end - part.start).sum::<u64>()
+        );
     }
 }

@@ -5,7 +5,8 @@
 //! `SCHILY.xattr.*` and sparse files as GNU's format 1.0, both of which Go's `archive/tar` reads too. What is read is that
 //! and the old GNU format with its own sparse files. Data flows from file to stream and back in pieces of a fixed size;
 //! what grows with the tree is one path for each directory that is unpacked, and for each file with several names that is
-//! packed, and 32 bytes of each entry of a tree that is [filled](fill).
+//! packed, and 32 bytes of each entry of a tree that is [filled](fill), and its name
+//! when it is [compared](Known::compare).
 //!
 //! ```
 //! use std::path::Path;
@@ -34,7 +35,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-pub use known::{Known, fill, fingerprint};
+pub use known::{Comparison, Known, fill, fingerprint};
 pub use pack::{Since, pack, pack_since};
 pub use sys::widen_pipe;
 pub use unpack::unpack;

@@ -4,14 +4,14 @@ mod since;
 
 use std::collections::HashMap;
 use std::ffi::CStr;
-use std::fs::{self, File, Metadata};
+use std::fs::{File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use super::format::{self, BLOCK, Header, put_record};
-use super::levels::Levels;
+use super::levels::{Kind, Levels};
 use super::sys::{self, Node, Resolve};
 use super::{PIECE, Result, TreeError, clean, open_directory, open_root, split};
 
@@ -78,7 +78,7 @@ fn packing<'s, T>(
     let root = open_root(root)?;
     let harmless = sys::without_devices(&root);
     let mut packer = Packer::new(harmless.as_ref().unwrap_or(&root), harmless.is_some(), out);
-    packer.since = since.filter(|since| since.cuts.len() > 1 && since.known.has_parts());
+    packer.since = since.filter(|since| since.cuts.len() > 1);
     let done = work(&mut packer)?;
     packer.flush()?;
     packer.out.flush().map_err(TreeError::io("write", b"the tar"))?;
@@ -152,7 +152,7 @@ impl<'a> Packer<'a, '_> {
         if found(sys::open(&parent, name, flags, 0, Resolve::InRoot))?.is_none() {
             return Ok(false);
         }
-        if let Some(directory) = self.entry(&parent, name, &path, None)? {
+        if let Some(directory) = self.entry(&parent, name, &path, Kind::Other)? {
             self.tree(&directory, path)?;
         }
         Ok(true)
@@ -161,27 +161,33 @@ impl<'a> Packer<'a, '_> {
     /// All that is below a directory.
     fn tree(&mut self, directory: &File, mut path: Vec<u8>) -> Result<()> {
         let directory = directory.try_clone().map_err(TreeError::io("open", &path))?;
-        let mut levels = Levels::new(self.root, directory, &path)?;
-        while let Some((parent, name, kind)) = levels.next(&mut path)? {
-            let directory = match self.same(parent, &name, &path)? {
-                Some(same) => same.directory,
-                None => self.entry(parent, &name, &path, kind)?,
+        let listings = self.since.as_ref().map(|since| since.comparison.listings());
+        let mut levels = Levels::new(self.root, directory, &path, listings)?;
+        while let Some((kind, part)) = levels.next(&mut path) {
+            if self.same(&path, part)? {
+                if kind == Kind::Directory {
+                    levels.enter(None, &path)?;
+                }
+                continue;
+            }
+            let Some(parent) = levels.directory(&path)? else {
+                continue;
             };
-            if let Some(directory) = directory {
-                levels.enter(directory, &path)?;
+            if let Some(directory) = self.entry(parent, split(&path).1, &path, kind)? {
+                levels.enter(Some(directory), &path)?;
             }
         }
         self.end_run()
     }
 
     /// One file. A directory is handed back, open.
-    fn entry(&mut self, parent: &File, name: &[u8], path: &[u8], kind: Option<fs::FileType>) -> Result<Option<File>> {
+    fn entry(&mut self, parent: &File, name: &[u8], path: &[u8], kind: Kind) -> Result<Option<File>> {
         // A device must not be opened, which could do something, nor a fifo, which could wait. What was a file when the
         // directory was listed may be a device by now: only a directory is sure to be none, because it is asked for as one. Where
         // no device can be opened, and nothing is waited for, it may be tried.
         let mut flags = match kind {
-            Some(kind) if kind.is_dir() => sys::READ | sys::DIRECTORY,
-            Some(kind) if kind.is_file() && self.direct => DIRECT,
+            Kind::Directory => sys::READ | sys::DIRECTORY,
+            Kind::File if self.direct => DIRECT,
             _ => sys::PATH,
         };
         let failed = || TreeError::io("read", path);
@@ -463,6 +469,7 @@ fn map_text(map: &[(u64, u64)]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::symlink;
     use std::os::unix::net::UnixListener;
 
@@ -478,12 +485,11 @@ mod tests {
         let _socket = UnixListener::bind(at("socket")).unwrap();
         let root = File::open(folder.path()).unwrap();
         sys::make_node(&root, b"fifo", 0o010_600, 0, 0).unwrap();
-        let a_file = fs::metadata(at("file")).unwrap().file_type();
         for direct in [false, true] {
             let packed = |name: &[u8]| {
                 let mut out = Vec::new();
                 let mut packer = Packer::new(&root, direct, &mut out);
-                let entered = packer.entry(&root, name, name, Some(a_file)).unwrap();
+                let entered = packer.entry(&root, name, name, Kind::File).unwrap();
                 packer.flush().unwrap();
                 // An extended header, if there is one, and its records come before.
                 let kind = match out.get(156) {

@@ -3,20 +3,21 @@
 use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use super::super::known::Known;
-use super::super::{Result, TreeError, open_directory, split, sys};
+use super::super::known::Comparison;
+use super::super::levels::Kind;
+use super::super::{Result, TreeError, open_directory, split};
 use super::Packer;
 
 /// What [`pack_since`](super::pack_since) need not read again.
 pub struct Since<'a> {
-    /// What the tree was when it was [filled](super::super::fill) from a tar.
-    pub known: &'a Known,
+    /// The tree, compared with what it was when it was [filled](super::super::fill) from a tar. What has changed after it was
+    /// compared may be taken for what it was before.
+    pub comparison: &'a Comparison,
     /// Where that tar may be cut, in order. What is told to be the same begins and ends there.
     pub cuts: &'a [u64],
     /// Is told, between what is written, which bytes of that tar come next.
@@ -69,37 +70,20 @@ impl Clip {
     }
 }
 
-/// An entry that is what it was: open, if it is a directory.
-pub(super) struct Same {
-    pub(super) directory: Option<File>,
-}
-
 impl Packer<'_, '_> {
-    /// Takes up an entry that is what it was.
-    pub(super) fn same(&mut self, parent: &File, name: &[u8], path: &[u8]) -> Result<Option<Same>> {
-        let Some(since) = &self.since else {
-            return Ok(None);
-        };
-        // Who packs it says what is wrong.
-        let part = sys::look(parent, name).ok().and_then(|seen| {
-            let part = since.known.part(path, &seen)?;
-            // Where nothing can be left out any more.
-            since.cuts.last().filter(|last| part.start < **last)?;
-            let directory = match seen.is_directory() {
-                true => Some(sys::open_below(parent, name).ok()?),
-                false => None,
-            };
-            Some((part, Same { directory }))
-        });
-        let Some((part, same)) = part else {
+    /// Takes up an entry that is this part of the earlier tar; false if it is none that can be left out.
+    pub(super) fn same(&mut self, path: &[u8], part: Range<u64>) -> Result<bool> {
+        let last = self.since.as_ref().and_then(|since| since.cuts.last());
+        // Behind the last cut, nothing can be left out any more.
+        if part.is_empty() || last.is_none_or(|last| part.start >= *last) {
             self.end_run()?;
-            return Ok(None);
-        };
+            return Ok(false);
+        }
         if self.run.as_ref().is_some_and(|run| run.whole.end != part.start) {
             self.end_run()?;
         }
         self.go_on(path, part)?;
-        Ok(Some(same))
+        Ok(true)
     }
 
     /// The run goes on with an entry, or begins with it.
@@ -169,7 +153,7 @@ impl Packer<'_, '_> {
             take: wanted.end - wanted.start,
             passed: 0,
         };
-        self.entry(&parent, name, path, None)?;
+        self.entry(&parent, name, path, Kind::Other)?;
         let clip = std::mem::replace(&mut self.clip, Clip::NONE);
         if clip.passed != part.end - part.start {
             return Err(TreeError::Changed(PathBuf::from(OsStr::from_bytes(path))));
