@@ -149,7 +149,7 @@ async fn a_store_that_was_never_used_is_empty_and_stays_so() {
 /// One way to damage a store: objects with this beginning are changed, or removed for `None`.
 type Harm = (&'static str, fn(Vec<u8>) -> Option<Vec<u8>>);
 
-const HARMS: [Harm; 9] = [
+const HARMS: [Harm; 10] = [
     ("packs/", |mut bytes| {
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
@@ -170,6 +170,15 @@ const HARMS: [Harm; 9] = [
     }),
     ("entries/", |bytes| Some(bytes[..bytes.len() / 2].to_vec())),
     ("entries/", |_| Some(Vec::new())),
+    // Another size than the manifest's.
+    ("entries/", |bytes| {
+        Some(
+            String::from_utf8(bytes)
+                .unwrap()
+                .replace("\"size\":", "\"size\":1")
+                .into_bytes(),
+        )
+    }),
 ];
 
 #[tokio::test]

@@ -77,6 +77,16 @@ pub(crate) async fn run(args: CachesArgs) -> Result<Exit, Failure> {
             prune.keep_bytes = keep_size;
             prune.grace = grace.unwrap_or(prune.grace);
             prune.dry_run = dry_run;
+            let longest = caches.options.timeout;
+            if prune.grace < longest && !dry_run {
+                let (grace, longest) = (duration::show(prune.grace), duration::show(longest));
+                writeln!(
+                    io::stderr(),
+                    "warning: the grace period of {grace} is shorter than the {longest} that a restore or persist may take: \
+                     one that runs now can lose its cache"
+                )
+                .ok();
+            }
             let pruned = store.prune(prune).await?;
             if json {
                 format!("{}\n", serde_json::to_value(&pruned).unwrap_or_default())

@@ -1,4 +1,5 @@
-//! What is written against the trait names no engine: neither in its sources nor among what it depends on.
+//! What is written against the trait names no engine: neither in its sources nor among what it depends on. And what drives an
+//! engine talks to it: it starts no client program of one.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -75,6 +76,28 @@ fn caches_secrets_image_builds_and_pipelines_name_no_engine() {
         found.extend(lines.map(|(at, line)| format!("{}:{}: {}", file.display(), at + 1, line.trim())));
     }
     assert!(found.is_empty(), "an engine is named:\n{}", found.join("\n"));
+}
+
+/// What starts programs in the crates below the trait: CNI's plugins are programs by their specification, and a log's keeper
+/// is one of ours.
+const START_PROGRAMS: [&str; 2] = ["drivers/oci/src/cni/plugin.rs", "drivers/oci/src/logs/mod.rs"];
+
+#[test]
+fn drivers_start_no_client_of_an_engine() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut files = Vec::new();
+    for driver in ["docker", "podman", "containerd", "oci"] {
+        sources(&root.join("drivers").join(driver).join("src"), &mut files);
+    }
+    let starts = |file: &&PathBuf| {
+        let text = std::fs::read_to_string(file).unwrap();
+        let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+        text.lines().map(code).any(|line| line.contains("Command"))
+    };
+    let mut found: Vec<_> = files.iter().filter(starts).collect();
+    found.sort();
+    let known: Vec<_> = START_PROGRAMS.iter().map(|file| root.join(file)).collect();
+    assert_eq!(found, known.iter().collect::<Vec<_>>());
 }
 
 #[test]

@@ -206,8 +206,10 @@ async fn what_changes_are_told_by_is_taken_back_from_a_prune() {
     let condemned = world.store.prune(crate::Prune::default()).await.unwrap().condemned;
     assert!(condemned >= 2, "{condemned}");
     world.persist_from(&key("b"), &filled, known).await.unwrap();
-    let mut prune = crate::Prune::default();
-    prune.grace = std::time::Duration::ZERO;
+    let prune = crate::Prune {
+        grace: std::time::Duration::ZERO,
+        ..crate::Prune::default()
+    };
     for _ in 0..2 {
         world.store.prune(prune).await.unwrap();
     }

@@ -464,3 +464,41 @@ async fn where_no_registry_listens_the_error_says_so() {
     assert_eq!(error.kind(), ErrorKind::Registry);
     assert!(error.message().contains("127.0.0.1:1 can't be reached"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_is_slow_keeps_no_other_waiting() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, store) = (Server::start().await, store(folder.path()).await);
+    let image = image(4);
+    server.push("v1", &image);
+    server.fault(sha256(&image.layers[0]).digest(), &[Fault::Hang(1000)]);
+    let one = server.pull("v1");
+    let pulling = tokio::spawn(async move { pull(&store, &one).await.map(drop) });
+    let fetched = async {
+        for layer in &image.layers {
+            while server.requests(sha256(layer).digest()).is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    };
+    let fetched = tokio::time::timeout(Duration::from_secs(20), fetched).await;
+    assert!(fetched.is_ok(), "{:?}", server.requests("/blobs/"));
+    assert!(!pulling.is_finished());
+    pulling.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beyond_loopback_plain_http_is_for_registries_that_are_said_to_be_insecure() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, store) = (Server::start().await, store(folder.path()).await);
+    server.push("v1", &image(1));
+    // An old way to write 127.0.0.1, which is no address to those who look for one of loopback.
+    let port = server.address.rsplit(':').next().unwrap();
+    let mut one = PullImage::new(format!("127.1:{port}/app:v1").parse().unwrap());
+    let refused = pull(&store, &one).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Registry, "{refused}");
+    assert!(server.requests("/v2/").is_empty(), "{:?}", server.requests("/v2/"));
+    one.insecure = true;
+    let (_, places, _) = pull(&store, &one).await.unwrap();
+    assert_eq!(places, [0]);
+}

@@ -50,6 +50,34 @@ fn the_readme_shows_the_examples_as_they_are() {
 }
 
 #[test]
+fn the_readme_counts_the_cases_of_the_conformance_suite() {
+    let all = orchestra_conformance::Suite::cases().len();
+    let readme = read("README.md");
+    assert!(
+        readme.contains(&format!("one conformance suite of {all} cases")),
+        "{all}"
+    );
+    // What passed on an engine, and what it rules out with the number of cases in brackets. One case wants AppArmor.
+    let rows: Vec<&str> = readme.lines().filter(|line| line.contains(" passed")).collect();
+    assert_eq!(rows.len(), 4, "{rows:?}");
+    for row in rows {
+        let number = |text: &str| text.trim().parse::<usize>().ok();
+        let (before, after) = row.split_once(" passed").unwrap_or_default();
+        let passed = before.rsplit(' ').next().and_then(number);
+        let first = after.split('|').next().unwrap_or_default();
+        let without = first
+            .split('(')
+            .skip(1)
+            .filter_map(|part| number(part.split(')').next()?));
+        assert_eq!(
+            passed.map(|passed| passed + without.sum::<usize>() + 1),
+            Some(all),
+            "{row}"
+        );
+    }
+}
+
+#[test]
 fn the_embedding_examples_run_and_leave_nothing() {
     let Ok(driver) = std::env::var("ORCHESTRA_TEST_DRIVER") else {
         return println!("skipped: needs an engine, see `cargo xtask e2e`");

@@ -1,13 +1,17 @@
-//! How much memory one persist or restore takes: in a process of its own, because what one has given back stays the
-//! process's.
+//! How much memory a run's caches take: in a process of its own, because what one has given back stays the process's.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use orchestra::VolumePath;
-use orchestra_volumes::directory;
+use orchestra::{Job, VolumeId, VolumePath};
+use orchestra_caches::{CacheEventKind, CachesLayer, CachesOptions};
+use orchestra_e2e::KnownDriver;
+use orchestra_volumes::ExactVolumes;
 use tokio::process::Command;
+use tokio::sync::mpsc;
 
-use super::parts::{content, persist_content, store_in, tar_of};
+use super::parts::{label, store_in, tar_of};
+use super::trees;
 use crate::Outcome;
 
 /// What makes this program such a process.
@@ -27,16 +31,36 @@ pub(crate) async fn part() -> Option<Outcome<()>> {
 
 #[expect(clippy::print_stdout, reason = "it answers the process that started it")]
 async fn measure(what: &str, store: &Path, tree: &Path) -> Outcome<()> {
+    let driver = KnownDriver::chosen()
+        .unwrap_or(KnownDriver::Docker)
+        .connect(None)
+        .await?;
+    let (events, mut told) = mpsc::channel(64);
+    let layer = CachesLayer::new(driver.clone(), store_in(store)?, CachesOptions::default()).events(events);
+    let job = Job::builder(Arc::new(layer)).build();
     let idle = status("VmRSS")?;
-    let store = store_in(store)?;
-    if what == "persist" {
-        persist_content(&store, tar_of(tree)).await?;
-    } else {
-        let out = tree.with_extension("out");
-        std::fs::create_dir_all(&out)?;
-        let restored = directory::write(out.clone(), VolumePath::root(), content(&store).await?).await;
-        std::fs::remove_dir_all(out)?;
-        restored?;
+    let work = async {
+        let volume: VolumeId = job.create_volume_with("cache", [label()?].into()).await?;
+        // Whoever asks for it may write to it, so that it is persisted.
+        let directory = job.driver().volume_directory(&volume).await?;
+        if what == "first" {
+            let volumes = ExactVolumes::new(driver.clone(), job.id().clone())?;
+            volumes.write(&volume, &VolumePath::root(), tar_of(tree)).await?;
+        } else {
+            let directory = directory.ok_or("the volume is no directory of this machine")?;
+            trees::change(&trees::files_in(directory.as_ref())?, 1)?;
+        }
+        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(job.driver().remove_volume(&volume).await?)
+    };
+    let worked = work.await;
+    job.end().await?;
+    worked?;
+    let last = std::iter::from_fn(|| told.try_recv().ok())
+        .last()
+        .map(|event| event.kind);
+    match last {
+        Some(CacheEventKind::Persisted(persisted)) if persisted.sent > 0 => {}
+        other => return Err(format!("nothing was persisted: {other:?}").into()),
     }
     println!("{}", status("VmHWM")?.saturating_sub(idle));
     Ok(())
@@ -53,7 +77,8 @@ fn status(name: &str) -> Outcome<u64> {
     Ok(kibibytes << 10)
 }
 
-/// The peak of resident memory over the idle process, in bytes.
+/// The peak of resident memory over the idle process, in bytes, of a run that persists for the `first` time, or of one that
+/// restores, changes some files and persists.
 pub(super) async fn peak(what: &str, store: &Path, tree: &Path) -> Outcome<u64> {
     let mut command = Command::new(std::env::current_exe()?);
     let output = command.args([PART, what]).arg(store).arg(tree).output().await?;

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use orchestra::{ByteStream, VolumePath};
-use orchestra_caches::{CacheKey, Persist, Persisted, Store, StoreOptions};
-use orchestra_volumes::directory;
+use orchestra::{ByteStream, VolumeId, VolumePath};
+use orchestra_caches::{CacheKey, CacheSpec, Persist, Persisted, Store, StoreOptions};
+use orchestra_volumes::{ExactVolumes, directory};
 use tokio::process::Command;
 
 use crate::Outcome;
@@ -20,6 +20,13 @@ pub(super) const EXACT: [&str; 5] = [
 
 pub(super) fn key() -> Outcome<CacheKey> {
     Ok("bench/cache".parse()?)
+}
+
+/// What makes a volume the cache, devices included: the state of BuildKit has them.
+pub(super) fn label() -> Outcome<(String, String)> {
+    let mut spec = CacheSpec::new(key()?);
+    spec.devices = true;
+    Ok(spec.label())
 }
 
 pub(super) fn store_in(folder: &Path) -> Outcome<Store> {
@@ -45,16 +52,22 @@ pub(super) fn tar_of(tree: &Path) -> ByteStream {
     directory::read(tree.to_owned(), vec![VolumePath::root()])
 }
 
-/// From a tar to the store. Devices are kept: the state of BuildKit has them.
-pub(super) async fn persist_content(store: &Store, content: ByteStream) -> Outcome<Persisted> {
-    let mut options = Persist::default();
+/// From a volume to a store that has nothing of it, as the layer does it.
+pub(super) async fn persist_volume(folder: &Path, volumes: &ExactVolumes, volume: &VolumeId) -> Outcome<Persisted> {
+    let (store, root, mut options) = (store_in(folder)?, [VolumePath::root()], Persist::default());
     options.devices = true;
-    Ok(store.persist(&key()?, content, options).await?)
-}
-
-pub(super) async fn content(store: &Store) -> Outcome<ByteStream> {
-    let entry = store.get(&key()?).await?.ok_or("the cache is not there")?;
-    Ok(store.restore(&entry).await?.content)
+    Ok(match volumes.tree(volume).await? {
+        Some(tree) => {
+            store
+                .persist_parts(&key()?, tree.read(&root, None, true), options)
+                .await?
+        }
+        None => {
+            store
+                .persist(&key()?, volumes.read(volume, &root).await?, options)
+                .await?
+        }
+    })
 }
 
 fn succeeded(status: std::process::ExitStatus) -> Outcome<()> {

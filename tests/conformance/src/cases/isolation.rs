@@ -25,6 +25,7 @@ pub(super) const CASES: &[Case] = &[
     case!(the_default_network_has_an_interface_of_its_own, "`NetworkMode::Default` has more than loopback, and not the host's.", needs default_network),
     case!(the_host_network_is_the_engines_own, "`NetworkMode::Host` is one network for all, and not the default one.", needs host_network),
     case!(extra_hosts_are_known, "`extra_hosts` are in `/etc/hosts`.", needs extra_hosts),
+    case!(a_container_knows_its_name_and_whom_to_ask_for_others, "Its host name is in `/etc/hostname` and `/etc/hosts`, and there is a `/etc/resolv.conf`.", needs default_network),
     case!(
         the_stop_signal_is_no_part_of_a_kill,
         "`stop_signal` is accepted, and `signal_container` still sends what it is told."
@@ -301,6 +302,27 @@ async fn extra_hosts_are_known(cx: Arc<Context>) -> Outcome {
             words.next() == Some(address) && words.any(|word| word == name)
         });
         holds(there, format!("{name} is {address} in {seen:?}"))?;
+    }
+    Ok(())
+}
+
+async fn a_container_knows_its_name_and_whom_to_ask_for_others(cx: Arc<Context>) -> Outcome {
+    let mut spec = cx.shell(
+        "cat /proc/sys/kernel/hostname /etc/hostname; echo --; cat /etc/hosts && cat /etc/resolv.conf >/dev/null",
+    );
+    spec.network = NetworkMode::Default;
+    let seen = cx.output("names", &spec).await?;
+    let (names, hosts) = seen.split_once("--\n").unwrap_or((&seen, ""));
+    let name = names.lines().next().unwrap_or_default();
+    holds(
+        !name.is_empty() && names == format!("{name}\n{name}\n"),
+        format!("the kernel and /etc/hostname tell one name: {names:?}"),
+    )?;
+    for wanted in [name, "localhost"] {
+        let there = hosts
+            .lines()
+            .any(|line| line.split_whitespace().skip(1).any(|word| word == wanted));
+        holds(there, format!("{wanted} is in {hosts:?}"))?;
     }
     Ok(())
 }

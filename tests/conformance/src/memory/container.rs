@@ -14,6 +14,9 @@ use super::image::MemoryImage;
 use super::process::{Input, Log, Output, Process, Signals, Sink};
 use super::programs;
 
+/// What every container is called.
+const HOST_NAME: &str = "memory";
+
 /// Where a container is in its life.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum State {
@@ -79,7 +82,7 @@ impl Container {
         files
             .make_dirs("/", &container.working_dir(), 0o755, 0, 0)
             .map_err(failed)?;
-        let mut hosts = "127.0.0.1\tlocalhost\n".to_owned();
+        let mut hosts = format!("127.0.0.1\tlocalhost\n127.0.0.1\t{HOST_NAME}\n");
         for host in &container.spec.extra_hosts {
             hosts.push_str(&format!("{}\t{}\n", host.address, host.name));
         }
@@ -87,7 +90,13 @@ impl Container {
         if container.spec.network == NetworkMode::Default {
             interfaces.push_str("  eth0: 0\n");
         }
-        for (dir, name, content) in [("/etc", "hosts", hosts), ("/proc/net", "dev", interfaces)] {
+        for (dir, name, content) in [
+            ("/etc", "hosts", hosts),
+            ("/etc", "hostname", format!("{HOST_NAME}\n")),
+            ("/etc", "resolv.conf", "nameserver 127.0.0.1\n".to_owned()),
+            ("/proc/sys/kernel", "hostname", format!("{HOST_NAME}\n")),
+            ("/proc/net", "dev", interfaces),
+        ] {
             files.make_dirs("/", dir, 0o755, 0, 0).map_err(failed)?;
             files.write(dir, name, content.into(), false, (0, 0)).map_err(failed)?;
         }
