@@ -26,7 +26,7 @@
 //! # How data flows
 //! A volume's tar is cut into chunks where its content says so ([FastCDC](https://www.usenix.org/conference/atc16/technical-sessions/presentation/xia)),
 //! so that a change moves no other cuts. Chunks that the store lacks are compressed together and sent in packs of some
-//! 8 MiB; then the manifest, the list of all chunks; then the entry, one small object that is replaced atomically. A
+//! 8 MiB; then the manifest, the list of all chunks, or what of it has changed; then the entry, one small object that is replaced atomically. A
 //! restore goes the other way, fetches ahead and verifies each chunk before it is passed on. Both hold some 30 MiB of content
 //! at most, and the list of chunks, which is 10 to 20 MiB for each GiB of cache; neither waits longer for a store that failed
 //! once than it took to fail. A persist knows 4 GiB of content again: that of the cache itself, then of those 32 others whose
