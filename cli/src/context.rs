@@ -1,5 +1,7 @@
 //! A local directory as a tar stream: how a build's context gets into a volume.
 
+mod ignore;
+
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -10,6 +12,9 @@ use futures_util::{StreamExt, stream};
 use orchestra::{ByteStream, Error, ErrorKind, Result};
 use tokio::sync::mpsc;
 
+pub(crate) use self::ignore::Ignore;
+use self::ignore::Verdict;
+
 /// Pieces that the tar is sent in, and how many may wait: what is read ahead of the engine.
 const PIECE: usize = 256 * 1024;
 const PIECES: usize = 4;
@@ -17,8 +22,9 @@ const PIECES: usize = 4;
 /// Packs a directory in a thread of its own, as fast as the stream is read.
 ///
 /// Symbolic links are kept as they are, and permissions and times too; everything belongs to root, as `COPY` has it.
-/// What is neither file, directory nor link has no place in a context: it is left out, and told to `skipped`.
-pub(crate) fn tar(dir: PathBuf, skipped: impl FnMut(&Path) + Send + 'static) -> ByteStream {
+/// What the build does not want is left out. What is neither file, directory nor link has no place in a context: it is left out
+/// too, and told to `skipped`.
+pub(crate) fn tar(dir: PathBuf, ignore: Ignore, skipped: impl FnMut(&Path) + Send + 'static) -> ByteStream {
     let (sender, receiver) = mpsc::channel(PIECES);
     std::thread::spawn(move || {
         let writer = Pieces {
@@ -26,7 +32,7 @@ pub(crate) fn tar(dir: PathBuf, skipped: impl FnMut(&Path) + Send + 'static) -> 
             sender,
         };
         let last = writer.sender.clone();
-        if let Err(error) = pack(&dir, writer, skipped) {
+        if let Err(error) = pack(&dir, &ignore, writer, skipped) {
             // Nobody is left to tell if the receiver is gone.
             last.blocking_send(Err(error)).ok();
         }
@@ -64,7 +70,7 @@ impl Write for Pieces {
     }
 }
 
-fn pack(root: &Path, writer: Pieces, mut skipped: impl FnMut(&Path)) -> Result<()> {
+fn pack(root: &Path, ignore: &Ignore, writer: Pieces, mut skipped: impl FnMut(&Path)) -> Result<()> {
     let mut builder = tar::Builder::new(writer);
     let mut open = vec![root.to_owned()];
     while let Some(dir) = open.pop() {
@@ -79,6 +85,10 @@ fn pack(root: &Path, writer: Pieces, mut skipped: impl FnMut(&Path)) -> Result<(
             let name = path.strip_prefix(root).unwrap_or(&path).to_owned();
             let failed = |error| Error::io(format!("read {}", path.display()), error);
             let meta = fs::symlink_metadata(&path).map_err(failed)?;
+            let verdict = ignore.verdict(&name, meta.is_dir());
+            if verdict == Verdict::LeftOut {
+                continue;
+            }
             if special(&meta) {
                 skipped(&name);
                 continue;
@@ -165,10 +175,12 @@ mod tests {
 
     async fn entries(dir: &Path) -> (BTreeMap<String, (tar::EntryType, u64, u32)>, Vec<PathBuf>) {
         let (told, skipped) = std::sync::mpsc::channel();
-        let pieces: Vec<Bytes> = tar(dir.to_owned(), move |name| told.send(name.to_owned()).unwrap())
-            .try_collect()
-            .await
-            .unwrap();
+        let pieces: Vec<Bytes> = tar(dir.to_owned(), Ignore::of(dir, "Dockerfile").unwrap(), move |name| {
+            told.send(name.to_owned()).unwrap()
+        })
+        .try_collect()
+        .await
+        .unwrap();
         let bytes = pieces.concat();
         let mut archive = tar::Archive::new(bytes.as_slice());
         let found = archive.entries().unwrap().map(|entry| {
@@ -205,6 +217,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_the_build_does_not_want_is_not_sent() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path();
+        for folder in ["node_modules/left", "kept/inner", "docs"] {
+            fs::create_dir_all(root.join(folder)).unwrap();
+            fs::write(root.join(folder).join("file"), "x").unwrap();
+        }
+        fs::write(root.join("Dockerfile"), "FROM scratch").unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(root.join("node_modules/socket")).unwrap();
+        let names = async || entries(root).await.0.into_keys().collect::<Vec<_>>();
+
+        fs::write(root.join(".dockerignore"), "node_modules\nDockerfile\ndocs").unwrap();
+        let all = [".dockerignore", "Dockerfile", "kept", "kept/inner", "kept/inner/file"];
+        assert_eq!(names().await, all);
+        assert!(entries(root).await.1.is_empty(), "of what is left out nothing is told");
+
+        // The directories on the way to what is wanted are no more than that: BuildKit leaves out those that stay empty.
+        fs::write(root.join(".dockerignore"), "*\n!kept/inner/file").unwrap();
+        assert!(!names().await.iter().any(|name| name.starts_with("docs/file")));
+        assert!(names().await.contains(&"kept/inner/file".to_owned()));
+    }
+
+    #[tokio::test]
     async fn a_file_that_shrinks_is_an_error_and_not_a_broken_archive() {
         let dir = tempfile::tempdir().unwrap();
         // Says it has 4096 bytes and has fewer.
@@ -223,7 +258,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("large"), vec![0; PIECE * (PIECES + 4)]).unwrap();
         let (told, ended) = std::sync::mpsc::channel::<()>();
-        let mut stream = tar(dir.path().to_owned(), move |_| told.send(()).unwrap());
+        let mut stream = tar(dir.path().to_owned(), Ignore::default(), move |_| {
+            told.send(()).unwrap()
+        });
         stream.next().await.unwrap().unwrap();
         drop(stream);
         assert_eq!(

@@ -126,7 +126,8 @@ if [ -s "$own/metadata" ]; then
 	fi
 fi
 if [ -s "$own/limit" ]; then
-	"$real" "$address" prune --all "--keep-storage=$(cat "$own/limit")" >/dev/null || :
+	"$real" "$address" prune --all "--keep-storage=$(cat "$own/limit")" >/dev/null ||
+		echo '"the layers on the cache volume could not be pruned to their size limit"' | tell warning ""
 fi
 # The last that counts.
 [ ! -s "$own/metadata" ] || tell metadata "" <"$own/metadata"

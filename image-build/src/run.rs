@@ -24,6 +24,8 @@ use crate::{
 
 /// The most that the configuration of an image may be.
 const MAX_CONFIG: u64 = 8 << 20;
+/// What is left of a timeout when all of it went by before the build's container was made: enough to say so.
+const AT_LEAST: Duration = Duration::from_millis(1);
 
 pub(crate) async fn build(
     mut build: ImageBuild,
@@ -137,6 +139,7 @@ impl Run<'_> {
             self.job.driver().write_volume(volume, &VolumePath::root(), tar).await?;
         }
         let info = self.job.driver().info();
+        let waiting = Instant::now();
         let shared = match &self.build.shared {
             Some(builders) => unless(&self.cancel, builders.ready(&self.build)).await,
             None => None,
@@ -153,6 +156,10 @@ impl Run<'_> {
             native: Some(&info.platform),
         };
         let mut task = command::task(&self.build, self.volume, place)?.output(self.watched.clone());
+        if let Some(limit) = self.build.timeout {
+            // Waiting for a builder is a part of the build.
+            task = task.timeout(limit.saturating_sub(waiting.elapsed()).max(AT_LEAST));
+        }
         let unsent = Arc::new(Mutex::new(None));
         if let Some(context) = context {
             task = task.stdin(telling(context, unsent.clone()));

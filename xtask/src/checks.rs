@@ -16,6 +16,7 @@ use crate::{
     e2e,
     engine::{Driver, Engine},
     environment::Environment,
+    folders::Folders,
     packages, process,
     results::{self, Counts, Outcome},
     signals, term, typescript,
@@ -40,6 +41,9 @@ const TESTED: [(Driver, Engine); 4] = [
 /// What is put to the conformance suite beside them: podman as most have it.
 const CONFORMING: (Driver, Engine) = (Driver::PodmanRootless, Engine::Trixie);
 
+/// Bytes that building and the tests of these engines take on the disk at most: ROOM_NOTE.
+const ROOM: u64 = 24 << 30;
+
 /// A stage that has run.
 struct Stage {
     name: String,
@@ -51,6 +55,9 @@ struct Stage {
 pub(crate) fn run() -> Result<ExitCode> {
     let tested = tested();
     let conforming = (tested == TESTED).then_some(CONFORMING);
+    if conforming.is_some() {
+        Folders::check_room(ROOM)?;
+    }
     tested
         .iter()
         .chain(&conforming)

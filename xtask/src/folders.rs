@@ -7,8 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
-use rustix::fs::{FlockOperation, flock};
+use anyhow::{Context, Result, bail};
+use rustix::fs::{FlockOperation, flock, statvfs};
 use serde::{Deserialize, Serialize};
 
 use crate::{fixtures, term};
@@ -57,6 +57,26 @@ impl Folders {
             disk,
             small: false,
         })
+    }
+
+    /// Whether there are so many bytes for the large files of sandboxes.
+    ///
+    /// # Errors
+    /// Where there are not: a disk that fills up in the middle of a test fails it in ways that name no disk.
+    pub(crate) fn check_room(wanted: u64) -> Result<()> {
+        let disks = all_disks()?;
+        let disk = disks.ancestors().find(|folder| folder.exists()).unwrap_or(&disks);
+        let found = statvfs(disk).with_context(|| format!("cannot look at the disk of {}", disk.display()))?;
+        let free = found.f_bavail * found.f_frsize;
+        if free < wanted {
+            bail!(
+                "{} GiB are free where {} is, and the tests want {} GiB: make room (`cargo clean` gives back what builds have left)",
+                free >> 30,
+                disk.display(),
+                wanted >> 30
+            );
+        }
+        Ok(())
     }
 
     /// Where [`disk`](Self::disk) is seen from within the sandbox.

@@ -25,6 +25,7 @@ use self::event::{End, Kind, Teller};
 pub(crate) use self::output::{AlsoTarget, Destination};
 use crate::args::BuildArgs;
 use crate::config::Config;
+use crate::context::Ignore;
 use crate::exit::{Exit, Failure};
 use crate::progress::{Display, Log};
 use crate::run::{exit, tell_kept};
@@ -43,6 +44,13 @@ pub(crate) async fn run(args: BuildArgs) -> Result<Exit, Failure> {
     let secrets = secrets::open(&config.secrets, &args.secrets, "build")?;
     log::redact_by(&secrets);
     let mut build = describe(&args, &config)?;
+    let ignore = match &build.dockerfile {
+        // What else a frontend reads, and wants, is its own affair.
+        Some(dockerfile) if build.options.context_url.is_none() && build.options.frontend.is_none() => {
+            Ignore::of(&args.dir, dockerfile)?
+        }
+        _ => Ignore::default(),
+    };
     orchestra_pipelines::log_in(&mut build, &secrets).await?;
     let driver = drivers::connect(&config, Some(secrets.clone())).await?;
     if !build.rootless && config.image_build.is_rootless(&driver).await? {
@@ -61,7 +69,7 @@ pub(crate) async fn run(args: BuildArgs) -> Result<Exit, Failure> {
         secrets: secrets.job(&id),
     };
 
-    let (status, built) = in_job(driver, &config, id.clone(), &args, build, &teller, &cancel).await;
+    let (status, built) = in_job(driver, &config, id.clone(), &args, (build, ignore), &teller, &cancel).await;
 
     drop((interrupts, teller));
     display.finish().await;
@@ -85,7 +93,7 @@ async fn in_job(
     config: &Config,
     id: JobId,
     args: &BuildArgs,
-    build: ImageBuild,
+    build: (ImageBuild, Ignore),
     teller: &Teller,
     cancel: &CancellationToken,
 ) -> (Status, Result<BuildResult, BuildError>) {
@@ -133,7 +141,7 @@ async fn in_job(
 async fn send_and_build(
     job: &Job,
     args: &BuildArgs,
-    mut build: ImageBuild,
+    (mut build, ignore): (ImageBuild, Ignore),
     teller: &Teller,
 ) -> Result<BuildResult, BuildError> {
     output::add(job, &mut build, &args.outputs).await?;
@@ -155,7 +163,7 @@ async fn send_and_build(
     };
     let mut sending = None;
     if build.options.context_url.is_none() {
-        let (context, sent) = context(&args.dir, teller.clone());
+        let (context, sent) = context(&args.dir, ignore, teller.clone());
         build = build.context_from(context);
         sending = Some(tokio::spawn(sent));
     }
@@ -174,9 +182,9 @@ async fn send_and_build(
 }
 
 /// The context, which is never whole in memory, and what tells how much of it was sent until it was, or is dropped.
-fn context(dir: &Path, teller: Teller) -> (ByteStream, impl Future<Output = ()> + Send + 'static) {
+fn context(dir: &Path, ignore: Ignore, teller: Teller) -> (ByteStream, impl Future<Output = ()> + Send + 'static) {
     let (skip, mut skipped) = mpsc::unbounded_channel::<PathBuf>();
-    let tar = context::tar(dir.to_owned(), move |path| {
+    let tar = context::tar(dir.to_owned(), ignore, move |path| {
         skip.send(path.to_owned()).ok();
     });
     let left_out = |path: PathBuf| Kind::Warning {

@@ -144,6 +144,11 @@ impl Progress {
                 "manifest" if self.manifests.len() < MAX_MANIFESTS => {
                     self.manifests.push((digest, metadata.unwrap_or_default()));
                 }
+                "warning" => {
+                    if let Some(message) = metadata.as_ref().and_then(serde_json::Value::as_str) {
+                        self.view.notice(message);
+                    }
+                }
                 "target" if self.targets.len() < MAX_MANIFESTS => self.targets.push(digest),
                 "start" => {
                     let restarted = true;

@@ -16,6 +16,7 @@ struct Read {
     text: String,
     events: Vec<BuildEvent>,
     outcome: Outcome,
+    warnings: Vec<String>,
 }
 
 fn read(pieces: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Read {
@@ -37,6 +38,7 @@ fn read(pieces: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Read {
         text,
         events,
         outcome: progress.outcome(),
+        warnings: progress.warnings(),
     }
 }
 
@@ -133,7 +135,9 @@ fn events_have_the_number_that_the_text_shows() {
 
 #[test]
 fn a_failed_step_is_told_with_its_output_and_the_closing_words() {
-    let Read { text, events, outcome } = read([FAILED]);
+    let Read {
+        text, events, outcome, ..
+    } = read([FAILED]);
     let name = r#"[fails 1/1] RUN ["/bin/busybox","sh","-c","echo about to fail; exit 3"]"#;
     let error =
         r#"process "/bin/busybox sh -c echo about to fail; exit 3" did not complete successfully: exit code: 3"#;
@@ -174,7 +178,9 @@ fn a_build_that_comes_to_no_step_still_has_an_error() {
 
 #[test]
 fn plain_progress_passes_through_and_its_failed_step_is_found() {
-    let Read { text, events, outcome } = read([FAILED_PLAIN]);
+    let Read {
+        text, events, outcome, ..
+    } = read([FAILED_PLAIN]);
     assert_eq!((text.as_str(), events.len()), (FAILED_PLAIN, 0));
     assert_eq!(outcome.step, read([FAILED]).outcome.step);
     assert_eq!(outcome.log, "0.050 about to fail\n");
@@ -240,6 +246,33 @@ fn vertexes_without_end_are_not_kept() {
         let shown = !progress.push(line.as_bytes()).text.is_empty();
         assert_eq!(shown, n < view::MAX_VERTEXES);
     }
+}
+
+#[test]
+fn a_warning_is_told_once_and_our_own_are_among_them() {
+    // `short` is base64 of "lint".
+    let lint = r#"{"warnings":[{"vertex":"v","level":1,"short":"bGludA==","url":"https://docs.test/lint"}]}"#;
+    let own = r#"{"orchestra":"warning","digest":"","metadata":"the state could not be pruned"}"#;
+    let read = read([format!("{lint}\n{lint}\n{own}\n{lint}\n{own}\n")]);
+    let told: Vec<_> = read
+        .events
+        .iter()
+        .filter_map(|event| match event {
+            BuildEvent::Warning { message, url, .. } => Some((message.as_str(), url.as_deref())),
+            _ => None,
+        })
+        .collect();
+    let expected = [
+        ("lint", Some("https://docs.test/lint")),
+        ("the state could not be pruned", None),
+    ];
+    assert_eq!(told, expected);
+    assert_eq!(read.warnings, ["lint", "the state could not be pruned"]);
+    assert!(
+        read.text.contains("WARN: the state could not be pruned\n"),
+        "{}",
+        read.text
+    );
 }
 
 proptest! {

@@ -379,15 +379,38 @@ impl View {
             self.head(step);
             self.line(step, format_args!("WARN: {message}"));
         }
-        if self.warnings.len() < MAX_WARNINGS && !self.warnings.contains(&message) {
-            self.warnings.push(message.clone());
-        }
-        self.events.push(BuildEvent::Warning {
+        self.warn(BuildEvent::Warning {
             vertex: step.map(|step| self.steps[step].number),
             message,
             detail: warning.detail.iter().map(super::status::Base64::text).collect(),
             url: Some(warning.url.clone()).filter(|url| !url.is_empty()),
         });
+    }
+
+    /// What our own programs have to say.
+    pub(super) fn notice(&mut self, message: &str) {
+        self.close_line();
+        write(&mut self.text, format_args!("WARN: {message}\n"));
+        self.warn(BuildEvent::Warning {
+            vertex: None,
+            message: message.to_owned(),
+            detail: Vec::new(),
+            url: None,
+        });
+    }
+
+    /// Tells a warning once: BuildKit does for each of the builds that a Dockerfile is read for.
+    fn warn(&mut self, warning: BuildEvent) {
+        let BuildEvent::Warning { message, .. } = &warning else {
+            return;
+        };
+        if self.warnings.contains(message) {
+            return;
+        }
+        if self.warnings.len() < MAX_WARNINGS {
+            self.warnings.push(message.clone());
+        }
+        self.events.push(warning);
     }
 
     fn line(&mut self, step: usize, line: std::fmt::Arguments<'_>) {

@@ -58,23 +58,22 @@ fn the_readme_counts_the_cases_of_the_conformance_suite() {
         "{all}"
     );
     // What passed on an engine, and what it rules out with the number of cases in brackets. One case wants AppArmor.
-    let rows: Vec<&str> = readme.lines().filter(|line| line.contains(" passed")).collect();
-    assert_eq!(rows.len(), 4, "{rows:?}");
-    for row in rows {
-        let number = |text: &str| text.trim().parse::<usize>().ok();
+    let number = |text: &str| text.trim().parse::<usize>().ok();
+    let mut rows = 0;
+    for row in readme.lines() {
         let (before, after) = row.split_once(" passed").unwrap_or_default();
-        let passed = before.rsplit(' ').next().and_then(number);
+        let Some(passed) = before.rsplit(' ').next().and_then(number) else {
+            continue;
+        };
         let first = after.split('|').next().unwrap_or_default();
         let without = first
             .split('(')
             .skip(1)
             .filter_map(|part| number(part.split(')').next()?));
-        assert_eq!(
-            passed.map(|passed| passed + without.sum::<usize>() + 1),
-            Some(all),
-            "{row}"
-        );
+        assert_eq!(passed + without.sum::<usize>() + 1, all, "{row}");
+        rows += 1;
     }
+    assert_eq!(rows, 4, "the table of engines is found");
 }
 
 #[test]

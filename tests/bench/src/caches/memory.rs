@@ -44,6 +44,7 @@ async fn measure(what: &str, store: &Path, tree: &Path) -> Outcome<()> {
         // Whoever asks for it may write to it, so that it is persisted.
         let directory = job.driver().volume_directory(&volume).await?;
         if what == "first" {
+            drop(directory);
             let volumes = ExactVolumes::new(driver.clone(), job.id().clone())?;
             volumes.write(&volume, &VolumePath::root(), tar_of(tree)).await?;
         } else {

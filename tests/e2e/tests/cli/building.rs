@@ -17,6 +17,7 @@ tests![
     an_image_that_is_not_pushed_can_be_run_by_its_tag,
     a_registry_with_a_password_is_pushed_to,
     a_context_is_sent_in_bounded_memory,
+    what_a_build_ignores_is_not_sent,
     a_build_says_what_happens_as_json,
     a_builds_options_reach_the_image,
     an_interrupted_build_command_leaves_nothing,
@@ -192,10 +193,7 @@ fn a_registry_with_a_password_is_pushed_to(fixture: &Fixture) {
 }
 
 fn a_context_is_sent_in_bounded_memory(fixture: &Fixture) {
-    let dir = Dir::with([
-        ("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n"),
-        (".dockerignore", "large\n"),
-    ]);
+    let dir = Dir::with([("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")]);
     File::create(dir.file("large"))
         .and_then(|file| file.set_len(512 << 20))
         .expect("a large file");
@@ -211,6 +209,31 @@ fn a_context_is_sent_in_bounded_memory(fixture: &Fixture) {
     let finished = running.finish();
     assert_eq!(finished.code, 0, "{finished}");
     assert!(peak < 96 << 10, "{peak} KiB were resident");
+}
+
+fn what_a_build_ignores_is_not_sent(fixture: &Fixture) {
+    let dockerfile = format!(
+        "FROM {}\nCOPY . /all/\nRUN test \"$(ls -A /all | sort | tr '\\n' ' ')\" = '.dockerignore kept.log '\n",
+        base_image(fixture)
+    );
+    let dir = Dir::with([
+        ("Dockerfile", dockerfile.as_str()),
+        (".dockerignore", "large\nDockerfile\n*.log\n!kept.log\n"),
+        ("kept.log", "kept"),
+        ("left.log", "left"),
+    ]);
+    File::create(dir.file("large"))
+        .and_then(|file| file.set_len(64 << 20))
+        .expect("a large file");
+    let tag = format!("{}/e2e/ignored:1", fixture.registry);
+    let finished = build(fixture, &dir, &tag, &["--push", "--json"]).run();
+    assert_eq!(finished.code, 0, "{finished}");
+    let events = finished.events().expect("every line is an event");
+    let sent = events
+        .iter()
+        .find(|event| event["event"] == "sent")
+        .expect("it was sent");
+    assert!(sent["bytes"].as_u64() < Some(100_000), "{sent}");
 }
 
 fn a_build_says_what_happens_as_json(fixture: &Fixture) {
