@@ -37,6 +37,9 @@ pub enum CacheEventKind {
         fetched: u64,
         /// How long it took.
         duration: Duration,
+        /// Why it is not another one that would have gone before it: that one is damaged.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        damaged: Option<String>,
     },
     /// There is none.
     Missed {

@@ -7,9 +7,10 @@ mod support;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use orchestra::layer::{Fault, Faults, Method};
 use orchestra::{ErrorKind, Labels};
-use orchestra_caches::{CacheEventKind, CachesOptions};
+use orchestra_caches::{CacheEventKind, CachesOptions, Persist};
 use support::world::*;
 use support::*;
 
@@ -151,7 +152,11 @@ async fn a_fallback_takes_the_place_of_what_is_damaged() {
         let (found, told) = read(&world, &spec).await;
         assert_eq!(found, "old", "{damaged}: {told:?}");
         assert!(
-            matches!(&told[0], CacheEventKind::Restored { from, exact: false, .. } if from.as_str() == "deps-old"),
+            matches!(
+                &told[0],
+                CacheEventKind::Restored { from, exact: false, damaged: Some(why), .. }
+                    if from.as_str() == "deps-old" && why.contains("damaged")
+            ),
             "{damaged}: {told:?}"
         );
         assert!(matches!(told[1], CacheEventKind::Persisted(_)), "{damaged}: {told:?}");
@@ -200,4 +205,46 @@ async fn packs_are_fetched_several_at_a_time() {
         "{}",
         world.objects.most_gets_at_once()
     );
+}
+
+#[tokio::test]
+async fn what_is_left_of_a_damaged_cache_is_never_taken_for_a_whole_one() {
+    let world = World::new();
+    write(&world, "ci/a", &"word".repeat(2000)).await;
+    for (name, bytes) in files(world.folder.path()) {
+        if name.starts_with("packs/") {
+            std::fs::write(world.folder.path().join(name), &bytes[..bytes.len() / 2]).unwrap();
+        }
+    }
+    let run = world.run_among(
+        Faults::new().on_calls(Method::RemoveVolume, 0, 10, Fault::Before(ErrorKind::Unreachable)),
+        CachesOptions::default(),
+    );
+    let made = run
+        .job
+        .create_volume_with("cache.a", Labels::from([spec("ci/a").label()]))
+        .await;
+    assert_eq!(made.unwrap_err().kind(), ErrorKind::Unreachable);
+}
+
+#[tokio::test]
+async fn a_store_that_takes_nothing_is_read_for_no_further() {
+    let world = World::new();
+    let store = world.store();
+    persist(&store, "a", &tar(&[("x", noise(1, 1000))])).await.unwrap();
+    world.objects.delay_puts(Duration::from_secs(3600));
+    let read = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let counted = read.clone();
+    let content = noise(2, 200 << 20);
+    let whole = tar(&[("large", content)]);
+    let pieces = stream_of(whole).inspect(move |piece| {
+        let length = piece.as_ref().map_or(0, |piece| piece.len() as u64);
+        counted.fetch_add(length, std::sync::atomic::Ordering::Relaxed);
+    });
+    let key = key("b");
+    let persisting = store.persist(&key, pieces.boxed(), Persist::default());
+    let given_up = tokio::time::timeout(Duration::from_secs(5), persisting).await;
+    assert!(given_up.is_err(), "nothing can have been persisted");
+    let read = read.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(read > 8 << 20 && read < 60 << 20, "{} MiB were read", read >> 20);
 }

@@ -48,6 +48,7 @@ impl CachesLayer {
                 size: found.entry.size,
                 fetched,
                 duration: began.elapsed(),
+                damaged: found.damaged,
             },
             Ok(None) => CacheEventKind::Missed {
                 duration: began.elapsed(),
@@ -86,55 +87,70 @@ impl CachesLayer {
         let (mut damaged, mut damage) = (Vec::new(), None);
         loop {
             let found = self.store.find_fresh(key, restore_keys, limit, &damaged);
-            let Some(found) = self.ask(found).await? else {
+            let Some(mut found) = self.ask(found).await? else {
                 return damage.map_or(Ok(None), Err);
             };
-            if let Some(error) = damage.take() {
-                tracing::warn!(%error, fallback = %found.entry.key, "a cache is damaged, and another one is taken");
-            }
-            let restored = self.restore_from(volume, &found, touched).await;
-            match restored {
-                Err(error) if error.kind() == ErrorKind::Protocol && damaged.len() < DAMAGED => {
-                    if touched.swap(false, Ordering::Relaxed) {
+            match self.restore_from(volume, &found, touched).await? {
+                Restored::Whole { fetched } => {
+                    let first = damage.map(|error: Error| error.to_string());
+                    found.damaged = first.or(found.damaged);
+                    return Ok(Some((found, fetched)));
+                }
+                Restored::Damaged(error) => {
+                    if touched.load(Ordering::Relaxed) {
                         self.empty(volume, spec).await?;
+                        touched.store(false, Ordering::Relaxed);
                     }
                     damaged.push(found.entry.key);
-                    damage = Some(error);
+                    if damaged.len() == DAMAGED {
+                        return Err(error);
+                    }
+                    damage.get_or_insert(error);
                 }
-                restored => return restored.map(|fetched| Some((found, fetched))),
             }
         }
     }
 
-    /// How many bytes were fetched.
-    async fn restore_from(&self, volume: &Volume, found: &Found, touched: &AtomicBool) -> Result<u64> {
+    async fn restore_from(&self, volume: &Volume, found: &Found, touched: &AtomicBool) -> Result<Restored> {
         let (limit, size) = (self.limit(volume), found.entry.size);
         if let Some(limit) = limit.filter(|limit| size > *limit) {
             let message = format!("it is {size} bytes long, over its limit of {limit} bytes, and is not restored");
             return Err(Error::invalid(message).with_hint("raise its `size_limit`"));
         }
-        let restoring = self.ask(self.store.restore(&found.entry)).await?;
-        let failed = Arc::new(AtomicBool::new(false));
+        let restoring = match self.ask(self.store.restore(&found.entry)).await {
+            Err(error) if error.kind() == ErrorKind::Protocol => return Ok(Restored::Damaged(error)),
+            restoring => restoring?,
+        };
+        let (failed, damaged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         // Damage says nothing about the store.
         let content = noting(restoring.content, failed.clone(), |error| {
             error.kind() != ErrorKind::Protocol
         });
+        let content = noting(checked(content, volume.spec.devices), damaged.clone(), |error| {
+            error.kind() == ErrorKind::Protocol
+        });
         let transfer = self.transfer(volume)?;
         touched.store(true, Ordering::Relaxed);
-        let filled = transfer.fill(&volume.id, checked(content, volume.spec.devices)).await;
-        if let Err(error) = &filled
-            && failed.load(Ordering::Relaxed)
-        {
-            self.give_up(error);
-        }
-        *lock(&volume.filled) = filled?.map(|known| {
+        let filled = transfer.fill(&volume.id, content).await;
+        let filled = match filled {
+            // An engine's answer that makes no sense is no damage of the cache.
+            Err(error) if damaged.load(Ordering::Relaxed) => return Ok(Restored::Damaged(error)),
+            filled => filled.inspect_err(|error| {
+                if failed.load(Ordering::Relaxed) {
+                    self.give_up(error);
+                }
+            })?,
+        };
+        *lock(&volume.filled) = filled.map(|known| {
             let known = match found.entry.own {
                 true => known,
                 false => Known::as_a_whole(known.fingerprint()),
             };
             (found.clone(), Arc::new(known))
         });
-        Ok(restoring.fetched)
+        Ok(Restored::Whole {
+            fetched: restoring.fetched,
+        })
     }
 
     /// Makes a volume that is half filled empty again.
@@ -205,9 +221,9 @@ impl CachesLayer {
         };
         if let Some(tree) = &tree {
             let comparison = match &filled {
-                // What can't be looked at is told by reading it.
-                Some((_, known)) => tree.compare(known.clone()).await.ok(),
-                None => None,
+                // What can't be looked at is told by reading it; and of what is known as a whole nothing comes but that it is the same.
+                Some((found, known)) if found.exact || found.entry.own => tree.compare(known.clone()).await.ok(),
+                _ => None,
             };
             if comparison.as_ref().is_some_and(Comparison::is_unchanged)
                 && let Some(same) = renew().await?
@@ -328,6 +344,14 @@ impl CachesLayer {
     fn give_up(&self, error: &Error) {
         lock(&self.down).get_or_insert_with(|| error.to_string());
     }
+}
+
+/// How it went with one of the caches that a volume may be filled from.
+enum Restored {
+    /// So many bytes were fetched.
+    Whole { fetched: u64 },
+    /// The cache is to blame, and no one else.
+    Damaged(Error),
 }
 
 /// A key in a list, for as long as this lives.

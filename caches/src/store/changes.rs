@@ -206,6 +206,11 @@ async fn what_changes_are_told_by_is_taken_back_from_a_prune() {
     let condemned = world.store.prune(crate::Prune::default()).await.unwrap().condemned;
     assert!(condemned >= 2, "{condemned}");
     world.persist_from(&key("b"), &filled, known).await.unwrap();
+    let marks = std::fs::read_dir(world.folder.path().join("store/condemned")).unwrap();
+    let names: Vec<_> = marks
+        .map(|mark| mark.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert!(!names.iter().any(|name| name.starts_with("manifests-")), "{names:?}");
     let prune = crate::Prune {
         grace: std::time::Duration::ZERO,
         ..crate::Prune::default()

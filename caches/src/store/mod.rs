@@ -83,6 +83,18 @@ pub struct Found {
     pub entry: Entry,
     /// Whether its key is the one that was asked for, and not one that begins with a restore key.
     pub exact: bool,
+    /// Why it is not one that would have gone before it.
+    pub damaged: Option<String>,
+}
+
+impl Found {
+    fn exactly(entry: Entry) -> Self {
+        Self {
+            entry,
+            exact: true,
+            damaged: None,
+        }
+    }
 }
 
 impl Store {
@@ -238,7 +250,7 @@ impl Store {
         let is_fresh = |time: SystemTime| limit.is_none_or(|limit| time.elapsed().unwrap_or_default() <= limit);
         let damaged = match self.get(key).await {
             _ if known_damaged.contains(key) => None,
-            Ok(Some(entry)) if is_fresh(entry.persisted()) => return Ok(Some(Found { entry, exact: true })),
+            Ok(Some(entry)) if is_fresh(entry.persisted()) => return Ok(Some(Found::exactly(entry))),
             Ok(_) => None,
             Err(error) if error.kind() == ErrorKind::Protocol => Some(error),
             Err(error) => return Err(error),
@@ -254,10 +266,11 @@ impl Store {
                 }
                 match self.read_entry(&key).await {
                     Ok(Some(entry)) => {
-                        if let Some(error) = damaged {
-                            tracing::warn!(%error, fallback = %key, "a cache is damaged, and another one is taken");
-                        }
-                        return Ok(Some(Found { entry, exact: false }));
+                        return Ok(Some(Found {
+                            entry,
+                            exact: false,
+                            damaged: damaged.map(|error| error.to_string()),
+                        }));
                     }
                     // Removed meanwhile, or damaged: the next one may do.
                     Ok(_) => {}

@@ -266,12 +266,14 @@ impl Store {
                 loaded => loaded?,
             };
             if is_whole(&manifest) && old.is_some_and(|old| old.manifest == entry.manifest) {
+                let identity = if base.name == entry.manifest {
+                    base.name
+                } else {
+                    let manifest = manifest.clone();
+                    blocking(move || manifest.identity()).await?
+                };
                 old_is = Some(Same {
-                    identity: if base.name == entry.manifest {
-                        base.name
-                    } else {
-                        manifest.identity()
-                    },
+                    identity,
                     names: [entry.manifest, base.name],
                 });
             }

@@ -122,6 +122,8 @@ pub struct Flaky {
     most_gets: AtomicU64,
     /// How long each object is waited for.
     delay: Mutex<Duration>,
+    /// How long what is put is waited for.
+    put_delay: Mutex<Duration>,
     /// What begins like this comes to its half, and then nothing more; nothing where it is empty.
     stalls: Mutex<String>,
 }
@@ -138,6 +140,7 @@ impl Flaky {
             gets_now: AtomicU64::new(0),
             most_gets: AtomicU64::new(0),
             delay: Mutex::default(),
+            put_delay: Mutex::default(),
             stalls: Mutex::default(),
         }
     }
@@ -152,6 +155,10 @@ impl Flaky {
 
     pub fn delay_gets(&self, delay: Duration) {
         *self.delay.lock().unwrap() = delay;
+    }
+
+    pub fn delay_puts(&self, delay: Duration) {
+        *self.put_delay.lock().unwrap() = delay;
     }
 
     pub fn most_gets_at_once(&self) -> u64 {
@@ -194,6 +201,10 @@ impl ObjectStore for Flaky {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
         self.check().await?;
         self.puts.fetch_add(1, Ordering::SeqCst);
+        let delay = *self.put_delay.lock().unwrap();
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
         self.inner.put_opts(location, payload, opts).await
     }
 

@@ -240,6 +240,7 @@ fn cache(path: &ContainerPath, key: &CacheKey, kind: CacheEventKind) -> Option<S
             size,
             fetched,
             duration,
+            ..
         } => format!(
             "cache {path}: {}, {} ({} fetched) in {}",
             match exact {

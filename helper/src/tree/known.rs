@@ -14,9 +14,12 @@ use super::sys::{self, Seen};
 use super::unpack::unpack_noting;
 use super::{Result, TreeError, open_root, split};
 
-/// Most entries that are known one by one: 8 MiB, twice that while a tree is filled, and some 20 MiB while it is compared.
-/// Those beyond are taken for changed.
+/// Most entries that are known one by one: 8 MiB, twice that while a tree is filled, and 16 MiB and their names while it is
+/// compared. Those beyond are taken for changed.
 const MOST: usize = 1 << 18;
+
+/// Most bytes of paths and names that are held while a tree is compared: a tree can be deeper than it is large.
+const MOST_BYTES: usize = 32 << 20;
 
 /// Most threads that look at a tree: beyond that they wait for one another in the kernel.
 const THREADS: usize = 4;
@@ -116,7 +119,12 @@ impl Known {
             }
             full.extend_from_slice(&entry.name);
             let known = match sys::look(&directory, &entry.name) {
-                Ok(seen) => self.find(signature(&full, &seen)),
+                Ok(seen) => {
+                    if seen.is_directory() {
+                        entry.kind = Kind::Directory;
+                    }
+                    self.find(signature(&full, &seen))
+                }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
                 Err(error) => return Err(TreeError::io("look at", &full)(error)),
             };
@@ -153,6 +161,8 @@ struct State {
     listings: Listings,
     /// How many entries are in these.
     listed: usize,
+    /// How long all paths and names are that are held.
+    bytes: usize,
     /// Whether anything is not what it was.
     changed: bool,
     stop: bool,
@@ -166,6 +176,7 @@ impl Default for Work {
             busy: 0,
             listings: Listings::new(),
             listed: 0,
+            bytes: 0,
             changed: false,
             stop: false,
         });
@@ -177,21 +188,26 @@ impl Default for Work {
 impl State {
     /// Notes what is in the directory at `path`, as long as there is room: what is beyond is listed by who needs it.
     fn take_up(&mut self, path: Vec<u8>, looked: Looked) {
-        match looked {
-            Some((entries, changed)) if self.listed + entries.len() <= MOST => {
-                self.changed |= changed;
-                self.listed += entries.len();
-                for entry in entries.iter().filter(|entry| entry.kind == Kind::Directory) {
-                    let full = match path.is_empty() {
-                        true => entry.name.clone(),
-                        false => [&path[..], &entry.name].join(&b'/'),
-                    };
-                    self.directories.push(full);
-                }
-                self.listings.insert(path, entries);
-            }
-            _ => self.changed = true,
+        let Some((entries, changed)) = looked else {
+            self.changed = true;
+            return;
+        };
+        let inner = entries.iter().filter(|entry| entry.kind == Kind::Directory);
+        // Those of directories that are still to be looked at are there, too.
+        let names: usize = entries.iter().map(|entry| entry.name.len()).sum();
+        let paths: usize = inner.clone().map(|entry| path.len() + 1 + entry.name.len()).sum();
+        if self.listed + entries.len() > MOST || self.bytes + names + paths > MOST_BYTES {
+            self.changed = true;
+            return;
         }
+        self.bytes += names + paths;
+        self.changed |= changed;
+        self.listed += entries.len();
+        self.directories.extend(inner.map(|entry| match path.is_empty() {
+            true => entry.name.clone(),
+            false => [&path[..], &entry.name].join(&b'/'),
+        }));
+        self.listings.insert(path, entries);
     }
 }
 

@@ -5,8 +5,8 @@
 //! `SCHILY.xattr.*` and sparse files as GNU's format 1.0, both of which Go's `archive/tar` reads too. What is read is that
 //! and the old GNU format with its own sparse files. Data flows from file to stream and back in pieces of a fixed size;
 //! what grows with the tree is one path for each directory that is unpacked, and for each file with several names that is
-//! packed, and 32 bytes of each entry of a tree that is [filled](fill), and its name
-//! when it is [compared](Known::compare).
+//! packed, and 32 bytes of each entry of a tree that is [filled](fill), and as much
+//! again and its name when it is [compared](Known::compare), up to a bound.
 //!
 //! ```
 //! use std::path::Path;

@@ -118,12 +118,15 @@ async fn tell(
         };
         let Some(mut event) = event else { return warnings };
         // A store's complaint may have the credentials that it was asked with.
-        if let (
-            Some(secrets),
-            CacheEventKind::NotRestored { error, hint } | CacheEventKind::NotPersisted { error, hint },
-        ) = (&secrets, &mut event.kind)
-        {
-            for text in std::iter::once(error).chain(hint) {
+        if let Some(secrets) = &secrets {
+            let texts = match &mut event.kind {
+                CacheEventKind::NotRestored { error, hint } | CacheEventKind::NotPersisted { error, hint } => {
+                    [Some(error), hint.as_mut()]
+                }
+                CacheEventKind::Restored { damaged, .. } => [damaged.as_mut(), None],
+                _ => [None, None],
+            };
+            for text in texts.into_iter().flatten() {
                 *text = secrets.redact(text);
             }
         }
@@ -160,6 +163,15 @@ fn warning(kind: &CacheEventKind, step: &Name, path: &ContainerPath) -> Option<S
     let (what, error, hint) = match kind {
         CacheEventKind::NotRestored { error, hint } => ("restored; the step runs without it", error, hint),
         CacheEventKind::NotPersisted { error, hint } => ("persisted; the one in the store stays", error, hint),
+        CacheEventKind::Restored {
+            from,
+            damaged: Some(damaged),
+            ..
+        } => {
+            return Some(format!(
+                "{step}: the cache {path} comes from {from}, because another is damaged: {damaged}"
+            ));
+        }
         CacheEventKind::Persisted(persisted) if persisted.devices_left_out > 0 => {
             let number = persisted.devices_left_out;
             return Some(format!(

@@ -9,8 +9,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::super::known::Comparison;
-use super::super::levels::Kind;
-use super::super::{Result, TreeError, open_directory, split};
+use super::super::levels::{Kind, open_if_there};
+use super::super::{Result, TreeError, split};
 use super::Packer;
 
 /// What [`pack_since`](super::pack_since) need not read again.
@@ -147,7 +147,8 @@ impl Packer<'_, '_> {
             return Ok(());
         }
         let (parent, name) = split(path);
-        let parent = open_directory(self.root, parent).map_err(TreeError::io("open", path))?;
+        let changed = || TreeError::Changed(PathBuf::from(OsStr::from_bytes(path)));
+        let parent = open_if_there(self.root, parent)?.ok_or_else(changed)?;
         self.clip = Clip {
             skip: wanted.start - part.start,
             take: wanted.end - wanted.start,
@@ -156,7 +157,7 @@ impl Packer<'_, '_> {
         self.entry(&parent, name, path, Kind::Other)?;
         let clip = std::mem::replace(&mut self.clip, Clip::NONE);
         if clip.passed != part.end - part.start {
-            return Err(TreeError::Changed(PathBuf::from(OsStr::from_bytes(path))));
+            return Err(changed());
         }
         Ok(())
     }
