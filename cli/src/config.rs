@@ -9,6 +9,7 @@
 //!
 //! [docker]
 //! host = "unix:///var/run/docker.sock"
+//! log_limit = 8_589_934_592           # bytes of a container's log that are kept; [podman] and [containerd] have it, too
 //!
 //! [podman]
 //! host = "unix:///run/podman/podman.sock"
@@ -20,6 +21,7 @@
 //! snapshotter = "overlayfs"
 //! subnet = "10.87.0.0/16"             # of the default network
 //! cni = ["/usr/lib/cni", "/opt/cni/bin"] # where its plugins are looked for
+//! runtime = "crun"                    # what its shim runs instead of runc: a name in its PATH, or a path
 //!
 //! [image_build]
 //! image = "moby/buildkit:v0.34.2-rootless"
@@ -27,7 +29,7 @@
 //! network = "host"                    # where a build says nothing: for a registry on the engine host's loopback
 //!
 //! [caches]
-//! store = "s3://ci-caches/team"       # or file:///var/cache/orchestra; without one, caches live as long as their job
+//! store = "s3://ci-caches/team/app"   # or file:///var/cache/orchestra; without one, caches live as long as their job
 //! endpoint = "https://s3.example.com" # where it is not Amazon's own
 //! region = "eu-central-1"
 //! access_key_id = "secret:CACHES_ID"  # of the stores of secrets; or the AWS_* variables, as other programs take them

@@ -13,7 +13,7 @@ use orchestra::{
     ResourceKind, Result, TaskResult, VolumeId, VolumePath, file_from_tar, import_archive, labels, tar_of_files,
 };
 use tokio::task::JoinError;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::arguments::Place;
@@ -141,7 +141,11 @@ impl Run<'_> {
         let info = self.job.driver().info();
         let waiting = Instant::now();
         let shared = match &self.build.shared {
-            Some(builders) => unless(&self.cancel, builders.ready(&self.build)).await,
+            Some(builders) => {
+                let ready = builders.ready(&self.build);
+                let ready = timeout(self.build.timeout.unwrap_or(Duration::MAX), ready);
+                unless(&self.cancel, async { ready.await.unwrap_or(Ok(None)) }).await
+            }
             None => None,
         };
         // Without it the build has a daemon to itself.

@@ -117,8 +117,7 @@ impl SharedBuilders {
                 }
             }
         };
-        let patience = build.timeout.map_or(READY_WITHIN, |limit| limit.min(READY_WITHIN));
-        let state = timeout(patience, told.wait_for(|state| *state != State::Starting)).await;
+        let state = timeout(READY_WITHIN, told.wait_for(|state| *state != State::Starting)).await;
         let is_ready = state.is_ok_and(|state| state.is_ok_and(|state| *state == State::Ready));
         if !is_ready {
             return Ok(None);

@@ -41,7 +41,7 @@ interface CacheOptions {
   sizeLimit?: Size;
   /** What of it is kept; all where not given. */
   paths?: readonly string[];
-  /** Whether device files are kept. */
+  /** Whether device files are kept; of builds they always are. A cache that is restored for a build has to say so. */
   devices?: boolean;
 }
 

@@ -264,6 +264,25 @@ async fn bad_options_are_refused_before_anything_is_made_with_the_users_line() {
 }
 
 #[tokio::test]
+async fn a_build_takes_no_cache_that_has_lost_what_its_layers_delete() {
+    let script = |options: &str| {
+        format!(
+            "const cache = await caches.restore({options}); const source = await volumes.create();
+             await image.build({{ context: 'source', tag: 'a:1', inputs: {{ source }}, caches: {{ '/var/lib/buildkit': cache }} }});"
+        )
+    };
+    let error = |ran: &Ran| ran.report.steps.last().unwrap().error.clone().unwrap_or_default();
+    let ran = run(&script("{ key: 'k' }")).await;
+    assert_eq!(ran.report.status, Status::Failed, "{ran:#?}");
+    assert!(
+        error(&ran).contains("without device files") && error(&ran).contains("ci.ts:3:"),
+        "{ran:#?}"
+    );
+    let ran = run(&script("{ key: 'k', devices: true }")).await;
+    assert!(!error(&ran).contains("device files"), "{ran:#?}");
+}
+
+#[tokio::test]
 async fn what_is_not_awaited_is_waited_for_and_its_failure_is_not_lost() {
     let ran = run("runtime.run({ image: 'busybox', command: ['sh', '-c', 'sleep 0.2; exit 5'] });").await;
     assert_eq!(

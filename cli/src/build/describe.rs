@@ -145,6 +145,17 @@ fn options(args: &BuildArgs) -> Result<BuildOptions, Failure> {
     Ok(options)
 }
 
+/// Whether something reads the context that does not know its ignore file: another frontend, or what takes images out of it.
+pub(super) fn is_read_by_others(build: &ImageBuild) -> bool {
+    let options = &build.options;
+    let is_layout = |context: &BuildContext| matches!(context, BuildContext::OciLayout(_));
+    options.context_url.is_some()
+        || options.frontend.is_some()
+        || build.build_args.contains_key("BUILDKIT_SYNTAX")
+        || !options.image_args.is_empty()
+        || options.build_contexts.values().any(is_layout)
+}
+
 /// What is at a path of the context.
 fn within(path: &str) -> Result<ContainerPath, Failure> {
     let path = ContainerPath::new(path)?;

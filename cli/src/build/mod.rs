@@ -45,10 +45,7 @@ pub(crate) async fn run(args: BuildArgs) -> Result<Exit, Failure> {
     log::redact_by(&secrets);
     let mut build = describe(&args, &config)?;
     let ignore = match &build.dockerfile {
-        // What else a frontend reads, and wants, is its own affair.
-        Some(dockerfile) if build.options.context_url.is_none() && build.options.frontend.is_none() => {
-            Ignore::of(&args.dir, dockerfile)?
-        }
+        Some(dockerfile) if !describe::is_read_by_others(&build) => Ignore::of(&args.dir, dockerfile),
         _ => Ignore::default(),
     };
     orchestra_pipelines::log_in(&mut build, &secrets).await?;

@@ -5,10 +5,8 @@
 //! is left out with it. BuildKit applies the file once more to what it is sent; so whatever is in doubt here is sent.
 
 use std::fs;
-use std::io;
 use std::path::Path;
 
-use orchestra::{Error, Result};
 use regex::Regex;
 
 /// Longest file that is read: one of patterns is a few lines.
@@ -39,22 +37,23 @@ pub(crate) enum Verdict {
 }
 
 impl Ignore {
-    /// What the context's ignore file says: the Dockerfile's own, `NAME.dockerignore` beside it, or else `.dockerignore`.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Io`](orchestra::ErrorKind::Io) if it is there and can't be read.
-    pub(crate) fn of(context: &Path, dockerfile: &str) -> Result<Self> {
-        let own = format!("{dockerfile}.dockerignore");
-        for name in [own.as_str(), ".dockerignore"] {
-            if let Some(text) = read(&context.join(name))? {
-                let needed = [dockerfile, name].map(clean);
-                return Ok(Self {
-                    patterns: patterns(&text).unwrap_or_default(),
-                    needed: needed.into(),
-                });
-            }
+    /// What the context's ignore file says: the Dockerfile's own, `NAME.dockerignore` beside it, or else `.dockerignore`. One that
+    /// can't be read says nothing to BuildKit either.
+    pub(crate) fn of(context: &Path, dockerfile: &str) -> Self {
+        if !stands_there(context, dockerfile) || has_other_frontend(&context.join(dockerfile)) {
+            return Self::default();
         }
-        Ok(Self::default())
+        let own = format!("{dockerfile}.dockerignore");
+        let found = [own.as_str(), ".dockerignore"]
+            .into_iter()
+            .find_map(|name| read(&context.join(name)).map(|text| (name, text)));
+        let Some((name, text)) = found else {
+            return Self::default();
+        };
+        Self {
+            patterns: patterns(&text).unwrap_or_default(),
+            needed: [dockerfile, name].map(clean).into(),
+        }
     }
 
     /// What becomes of this path of the context, which is a directory or not.
@@ -73,32 +72,59 @@ impl Ignore {
         }
     }
 
+    /// From the top down, as BuildKit walks: what matches a directory matches all in it, and a pattern that could not change what
+    /// the ones before it say of a directory is not tried on it.
     fn is_left_out(&self, path: &str) -> bool {
-        let ends = path.match_indices('/');
-        let above: Vec<&str> = ends.map(|(at, _)| &path[..at]).chain([path]).collect();
-        let mut left_out = false;
-        for pattern in &self.patterns {
-            if pattern.exception == left_out && above.iter().any(|path| pattern.regex.is_match(path)) {
-                left_out = !pattern.exception;
+        let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
+        let (mut matched, mut left_out) = (vec![false; self.patterns.len()], false);
+        for end in ends {
+            left_out = false;
+            for (pattern, matched) in self.patterns.iter().zip(&mut matched) {
+                if pattern.exception == left_out {
+                    *matched = *matched || pattern.regex.is_match(&path[..end]);
+                }
+                if *matched {
+                    left_out = !pattern.exception;
+                }
             }
         }
         left_out
     }
 }
 
-fn read(path: &Path) -> Result<Option<String>> {
-    let failed = |error| Error::io(format!("read {}", path.display()), error);
-    let length = match fs::metadata(path) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(None);
-        }
-        found => found.map_err(failed)?.len(),
+/// Whether the Dockerfile is where its name says. BuildKit finds the one that a link leads to, which may be among what is left
+/// out.
+fn stands_there(context: &Path, dockerfile: &str) -> bool {
+    let found = context.join(dockerfile).canonicalize();
+    let named = context.canonicalize().map(|context| context.join(clean(dockerfile)));
+    matches!((found, named), (Ok(found), Ok(named)) if found == named)
+}
+
+/// Whether another frontend than Docker's is to read the Dockerfile, which may know no such file.
+fn has_other_frontend(dockerfile: &Path) -> bool {
+    let Some(text) = read(dockerfile) else {
+        return true;
     };
-    if length > MAX_FILE {
-        return Err(failed(io::ErrorKind::FileTooLarge.into()));
-    }
-    let bytes = fs::read(path).map_err(failed)?;
-    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+    let comments = text.lines().map(str::trim).take_while(|line| line.starts_with('#'));
+    let syntax = comments.filter_map(|line| {
+        let (key, value) = line.trim_start_matches('#').split_once('=')?;
+        key.trim()
+            .eq_ignore_ascii_case("syntax")
+            .then(|| value.trim().to_owned())
+    });
+    let of_docker = |image: &str| {
+        let name = image.strip_prefix("docker.io/").unwrap_or(image);
+        let name = name.split([':', '@']).next().unwrap_or_default();
+        matches!(name, "docker/dockerfile" | "docker/dockerfile-upstream")
+    };
+    syntax.into_iter().any(|image| !of_docker(&image))
+}
+
+/// A small file of text; `None` if there is none that can be read.
+fn read(path: &Path) -> Option<String> {
+    let length = fs::metadata(path).ok().filter(fs::Metadata::is_file)?.len();
+    let bytes = fs::read(path).ok().filter(|_| length <= MAX_FILE)?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// `None` if any of them is in doubt.
@@ -147,18 +173,29 @@ fn clean(path: &str) -> String {
     parts.join("/")
 }
 
+/// What every regular expression begins with.
+const BEGIN: &str = "(?s)^";
+
 /// A pattern as a regular expression; `None` for what is in doubt.
 fn translated(pattern: &str) -> Option<String> {
-    let mut regex = "(?s)^".to_owned();
+    let mut regex = BEGIN.to_owned();
     let mut characters = pattern.chars().peekable();
     while let Some(character) = characters.next() {
         match character {
             '*' if characters.next_if_eq(&'*').is_some() => {
-                characters.next_if_eq(&'/');
-                regex.push_str(if characters.peek().is_none() { ".*" } else { "(?:.*/)?" });
+                let whole = characters.next_if_eq(&'/').is_some();
+                let last = characters.peek().is_none();
+                // At a pattern's beginning, with no `/` behind it, it means any text to some versions.
+                if regex == BEGIN && !whole && !last {
+                    return None;
+                }
+                regex.push_str(if last { ".*" } else { "(?:.*/)?" });
             }
             '*' => regex.push_str("[^/]*"),
             '?' => regex.push_str("[^/]"),
+            // A class of characters to who takes it over as it is, and an anchor.
+            '\\' if characters.peek().is_some_and(char::is_ascii_alphanumeric) => return None,
+            '^' => return None,
             '\\' => regex.push_str(&regex::escape(&characters.next()?.to_string())),
             '[' => {
                 regex.push('[');
@@ -240,7 +277,13 @@ mod tests {
             ("docker\n.dockerignore", "docker/Dockerfile", true),
             ("docker\n.dockerignore", ".dockerignore", true),
             ("docker", "docker/other", false),
+            // What is in a directory is tried with the patterns that its directory was not tried with.
+            ("*\n!src/main.rs\nsrc", "src/main.rs", true),
+            ("*\n!node_modules/keep\n**/node_modules", "node_modules/keep", true),
             // In doubt, all is sent.
+            ("*\n!**.go", "main.go", true),
+            ("*\n\\d", "a", true),
+            ("*\n^a", "a", true),
             ("*\n[", "a", true),
             ("*\n[[:alpha:]]", "a", true),
             ("*\n!", "a", true),
@@ -275,20 +318,37 @@ mod tests {
     fn a_dockerfiles_own_file_goes_first() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        assert!(Ignore::of(folder.path(), "Dockerfile").unwrap().patterns.is_empty());
+        fs::write(at("Dockerfile"), "FROM scratch").unwrap();
+        fs::write(at("Other"), "FROM scratch").unwrap();
+        let sent = |dockerfile: &str, path: &str| {
+            Ignore::of(folder.path(), dockerfile).verdict(Path::new(path), false) == Verdict::Sent
+        };
+        assert!(sent("Dockerfile", "a"));
         fs::write(at(".dockerignore"), "a\n").unwrap();
         fs::write(at("Other.dockerignore"), "b\n").unwrap();
-        let sent = |dockerfile: &str, path: &str| {
-            Ignore::of(folder.path(), dockerfile)
-                .unwrap()
-                .verdict(Path::new(path), false)
-                == Verdict::Sent
-        };
         assert!(!sent("Dockerfile", "a") && sent("Dockerfile", "b"));
         assert!(sent("Other", "a") && !sent("Other", "b"));
         fs::remove_file(at(".dockerignore")).unwrap();
         fs::create_dir(at(".dockerignore")).unwrap();
-        let error = Ignore::of(folder.path(), "Dockerfile").unwrap_err();
-        assert!(error.to_string().contains(".dockerignore"), "{error}");
+        assert!(sent("Dockerfile", "a"), "what can't be read says nothing");
+    }
+
+    #[test]
+    fn where_something_else_reads_the_context_all_of_it_is_sent() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("docker")).unwrap();
+        fs::write(at(".dockerignore"), "docker\n").unwrap();
+        let sent = |text: &str| {
+            fs::write(at("Dockerfile"), text).unwrap();
+            Ignore::of(folder.path(), "Dockerfile").verdict(Path::new("docker/x"), false) == Verdict::Sent
+        };
+        assert!(!sent("# syntax=docker/dockerfile:1.7\nFROM scratch"));
+        assert!(!sent("# a comment\nFROM scratch\n# syntax=other/frontend\n"));
+        assert!(sent("# check=skip=all\n#Syntax = other/frontend:1\nFROM scratch"));
+        fs::rename(at("Dockerfile"), at("docker/Dockerfile")).unwrap();
+        std::os::unix::fs::symlink("docker/Dockerfile", at("Dockerfile")).unwrap();
+        let linked = Ignore::of(folder.path(), "Dockerfile");
+        assert_eq!(linked.verdict(Path::new("docker"), true), Verdict::Sent);
     }
 }

@@ -372,14 +372,18 @@ impl View {
         });
     }
 
+    /// BuildKit tells one for each of the builds that a Dockerfile is read for.
     fn warning(&mut self, warning: &Warning) {
-        let step = self.by_digest.get(&warning.vertex).copied();
         let message = warning.short.text();
+        if !self.is_new(&message) {
+            return;
+        }
+        let step = self.by_digest.get(&warning.vertex).copied();
         if let Some(step) = step {
             self.head(step);
             self.line(step, format_args!("WARN: {message}"));
         }
-        self.warn(BuildEvent::Warning {
+        self.events.push(BuildEvent::Warning {
             vertex: step.map(|step| self.steps[step].number),
             message,
             detail: warning.detail.iter().map(super::status::Base64::text).collect(),
@@ -389,9 +393,12 @@ impl View {
 
     /// What our own programs have to say.
     pub(super) fn notice(&mut self, message: &str) {
+        if !self.is_new(message) {
+            return;
+        }
         self.close_line();
         write(&mut self.text, format_args!("WARN: {message}\n"));
-        self.warn(BuildEvent::Warning {
+        self.events.push(BuildEvent::Warning {
             vertex: None,
             message: message.to_owned(),
             detail: Vec::new(),
@@ -399,18 +406,13 @@ impl View {
         });
     }
 
-    /// Tells a warning once: BuildKit does for each of the builds that a Dockerfile is read for.
-    fn warn(&mut self, warning: BuildEvent) {
-        let BuildEvent::Warning { message, .. } = &warning else {
-            return;
-        };
-        if self.warnings.contains(message) {
-            return;
+    /// Notes a warning. None is told twice, and no more than the most that are kept.
+    fn is_new(&mut self, message: &str) -> bool {
+        let is_new = self.warnings.len() < MAX_WARNINGS && !self.warnings.iter().any(|known| known == message);
+        if is_new {
+            self.warnings.push(message.to_owned());
         }
-        if self.warnings.len() < MAX_WARNINGS {
-            self.warnings.push(message.clone());
-        }
-        self.events.push(warning);
+        is_new
     }
 
     fn line(&mut self, step: usize, line: std::fmt::Arguments<'_>) {

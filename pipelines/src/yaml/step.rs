@@ -249,7 +249,8 @@ pub(super) fn caches(fields: &Fields<'_, '_>, inputs: &[At<Artifact>], builds: b
         let scope = cache.parse("scope").map(|scope| scope.value).unwrap_or_default();
         let size_limit = cache.read("size_limit", "size", units::size);
         let policy = cache.parse("policy").map(|policy| policy.value).unwrap_or_default();
-        let devices = cache.flag("devices").unwrap_or(builds);
+        // Without them, what a layer deletes is there again in the next build.
+        let devices = builds || cache.flag("devices").unwrap_or(false);
         let Some(path) = cache.parse::<ContainerPath>("path") else {
             continue;
         };

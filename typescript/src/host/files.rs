@@ -104,12 +104,17 @@ impl Host<'_, '_> {
 
     pub(super) async fn restore(&self, step: Value) -> Answer {
         let single = SingleStep::read(&step, self.session.secrets()).await?;
+        let mut devices = false;
         if let orchestra_pipelines::Action::Task(plan) = &single.step.action {
             for input in &plan.inputs {
                 self.check_volume(input.name.as_str())?;
             }
+            devices = plan.caches.iter().all(|cache| cache.devices);
         }
         let name = self.session.cache(&single).await?;
+        if !devices {
+            locked(&self.without_devices).insert(name.to_string());
+        }
         locked(&self.volumes).insert(name.to_string());
         Ok(json!({ "volume": name }))
     }

@@ -108,6 +108,8 @@ pub(crate) struct Host<'a, 'r> {
     fetch: FetchPolicy,
     names: Mutex<HashMap<String, u32>>,
     volumes: Mutex<HashSet<String>>,
+    /// Those that are caches without device files.
+    without_devices: Mutex<HashSet<String>>,
     cache_paths: Mutex<HashMap<String, String>>,
     sandboxes: Mutex<HashMap<u64, Sandbox>>,
 }
@@ -154,6 +156,7 @@ impl<'a, 'r> Host<'a, 'r> {
             fetch,
             names: Mutex::default(),
             volumes: Mutex::default(),
+            without_devices: Mutex::default(),
             cache_paths: Mutex::default(),
             sandboxes: Mutex::default(),
         }
@@ -362,6 +365,7 @@ impl<'a, 'r> Host<'a, 'r> {
     /// The step of what was written, checked, with the volumes that it uses.
     async fn read(&self, written: Written) -> Result<SingleStep, Failure> {
         let mut single = SingleStep::read(&written.step, self.session.secrets()).await?;
+        let builds = matches!(single.step.action, Action::BuildImage(_));
         let (inputs, caches) = match &mut single.step.action {
             Action::Task(plan) => (&plan.inputs, &mut plan.caches),
             Action::BuildImage(plan) => (&plan.inputs, &mut plan.caches),
@@ -372,6 +376,15 @@ impl<'a, 'r> Host<'a, 'r> {
         }
         for (path, volume) in written.volumes {
             self.check_volume(&volume)?;
+            // Without them, what a layer deletes is there again in the next build.
+            if builds && locked(&self.without_devices).contains(&volume) {
+                let message = format!(
+                    "the cache for {path} was restored without device files, which are how layers say what they delete"
+                );
+                return Err(Refused::new(message)
+                    .hint("restore it with `devices: true`, or name it by its key: `caches: { \"/var/lib/buildkit\": \"key\" }`")
+                    .into());
+            }
             let name = Name::new(volume)?;
             let caches = caches.iter_mut().filter(|cache| cache.path.as_str() == path);
             caches.for_each(|cache| cache.volume = Some(name.clone()));

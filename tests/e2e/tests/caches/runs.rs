@@ -216,7 +216,7 @@ pub(crate) async fn what_is_configured_of_caches_holds(fixture: &Fixture) {
     );
 
     // A run that is not trusted reads and does not write, whatever the file says.
-    config("");
+    config("policy = \"pull-push\"");
     let environment = [("ORCHESTRA_CACHES__POLICY", "pull")];
     ran(keyed("fast-1"), "echo one > state/kept", &[]);
     std::fs::write(
