@@ -156,6 +156,40 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_of_swap_is_where_the_generation_of_cgroups_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (root, process) = (folder.path(), folder.path().join("proc"));
+        let make = |path: &str, text: &str| {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        make("proc/cgroup", "0::/system.slice/containerd.service\n");
+        let limits = |version| limits_swap(version, root, &process);
+        assert_eq!((limits(CgroupVersion::V1), limits(CgroupVersion::V2)), (false, false));
+        make("sys/fs/cgroup/system.slice/containerd.service/memory.swap.max", "max\n");
+        assert_eq!((limits(CgroupVersion::V1), limits(CgroupVersion::V2)), (false, true));
+        make("sys/fs/cgroup/memory/memory.memsw.limit_in_bytes", "1\n");
+        assert!(limits(CgroupVersion::V1));
+        // In a cgroup namespace of its own it is the root, which has no limits whatever the kernel can do.
+        make("proc/cgroup", "12:memory:/x\n0::/\n");
+        assert!(limits(CgroupVersion::V2));
+    }
+
+    #[test]
+    fn cgroups_are_of_the_second_generation_where_one_file_system_has_all() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(cgroup_version(folder.path()).unwrap(), CgroupVersion::V1);
+        // Also where it stands beside the first generation's.
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let mounts = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        for unified in mounts.filter(|mount| mount.get(2) == Some(&"cgroup2")) {
+            assert_eq!(cgroup_version(Path::new(unified[1])).unwrap(), CgroupVersion::V2);
+        }
+        assert!(cgroup_version(&folder.path().join("missing")).is_err());
+    }
+
+    #[test]
     fn hard_limits_are_the_second_column() {
         let text = "Limit                     Soft Limit           Hard Limit           Units     \n\
                     Max stack size            8388608              unlimited            bytes     \n\

@@ -201,3 +201,43 @@ fn resources(container: &ContainerSpec, host: &Host) -> Result<LinuxResources> {
 fn signed(limit: u64) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_generation_of_cgroups_has_the_namespaces_that_docker_gives_it() {
+        let image = ImageConfiguration::default();
+        let types = |cgroups, network| {
+            let mut container = ContainerSpec::new("image".parse().unwrap());
+            container.network = network;
+            let host = Host {
+                root: "/".into(),
+                cgroups,
+                swap_limit: false,
+                bounding: 0,
+                hard_limits: BTreeMap::new(),
+                apparmor: false,
+            };
+            let all = namespaces(&SpecInput {
+                container: &container,
+                image: &image,
+                rootfs: Path::new("rootfs"),
+                user: ResolvedUser::default(),
+                volumes: BTreeMap::new(),
+                image_volumes: BTreeMap::new(),
+                hostname: "inside",
+                netns: None,
+                cgroup: Path::new("/x"),
+                etc: BTreeMap::new(),
+                host: &host,
+            });
+            all.iter().map(LinuxNamespace::typ).collect::<Vec<_>>()
+        };
+        let of_v1 = types(CgroupVersion::V1, NetworkMode::None);
+        assert!(!of_v1.contains(&LinuxNamespaceType::Cgroup) && of_v1.contains(&LinuxNamespaceType::Network));
+        let of_v2 = types(CgroupVersion::V2, NetworkMode::Host);
+        assert!(of_v2.contains(&LinuxNamespaceType::Cgroup) && !of_v2.contains(&LinuxNamespaceType::Network));
+    }
+}
