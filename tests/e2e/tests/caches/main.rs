@@ -41,7 +41,7 @@ fn main() {
         what_a_run_leaves_as_it_was_is_unchanged_and_what_it_hides_is_not,
         a_cache_that_changes_in_part_comes_back_whole,
         what_is_configured_of_caches_holds,
-        the_example_finds_its_packages_again,
+        the_examples_find_their_packages_again,
         a_run_without_caches_leaves_the_store_alone,
         the_store_is_looked_after_by_the_command,
         a_prune_takes_what_is_older_than_the_configured_time_to_live,

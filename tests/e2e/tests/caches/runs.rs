@@ -241,23 +241,34 @@ pub(crate) async fn what_is_configured_of_caches_holds(fixture: &Fixture) {
     says(&ran(keyed("fast-1"), "ls state", &[]), &["cache state: miss"]);
 }
 
-pub(crate) async fn the_example_finds_its_packages_again(fixture: &Fixture) {
+pub(crate) async fn the_examples_find_their_packages_again(fixture: &Fixture) {
     let dir = Dir::with([("unused", "")]);
     let store = format!("file://{}", dir.file("store").display());
-    let example = || {
-        let command = fixture.orchestra(["run", "examples/caches.yml"]);
-        command.env("ORCHESTRA_CACHES__STORE", &store).run()
-    };
-    says(&example(), &["install | installing"]);
-    let second = example();
-    assert_eq!(second.code, 0, "{second}");
-    says(
-        &second,
-        &[
-            "install | found left-pad 1.3.0",
-            "cache packages: hit caches.yml/-/-/packages-",
-        ],
-    );
+    for (example, first, again) in [
+        (
+            "examples/caches.yml",
+            "install | installing",
+            &[
+                "install | found left-pad 1.3.0",
+                "cache packages: hit caches.yml/-/-/packages-",
+            ][..],
+        ),
+        // It persists one cache by hand.
+        (
+            "examples/typescript/caches.ts",
+            "install | fetched",
+            &["install | cached"][..],
+        ),
+    ] {
+        let run = || {
+            let command = fixture.orchestra(["run", example]);
+            command.env("ORCHESTRA_CACHES__STORE", &store).run()
+        };
+        says(&run(), &[first]);
+        let second = run();
+        assert_eq!(second.code, 0, "{second}");
+        says(&second, again);
+    }
 }
 
 pub(crate) async fn a_run_without_caches_leaves_the_store_alone(fixture: &Fixture) {
