@@ -315,7 +315,8 @@ async fn a_container_knows_its_name_and_whom_to_ask_for_others(cx: Arc<Context>)
     let (names, hosts) = seen.split_once("--\n").unwrap_or((&seen, ""));
     let name = names.lines().next().unwrap_or_default();
     holds(
-        !name.is_empty() && names == format!("{name}\n{name}\n"),
+        // podman 4.3.1 ends the file without a line feed.
+        !name.is_empty() && names.lines().eq([name, name]),
         format!("the kernel and /etc/hostname tell one name: {names:?}"),
     )?;
     for wanted in [name, "localhost"] {
