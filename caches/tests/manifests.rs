@@ -6,10 +6,8 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use orchestra::ErrorKind;
-use orchestra_caches::Prune;
 use support::*;
 
 /// A tar of some thousand chunks, in which these files are not what they were.
@@ -29,12 +27,6 @@ fn manifests(folder: &Path) -> BTreeMap<PathBuf, u64> {
     files
         .map(|file| (file.path(), file.metadata().unwrap().len()))
         .collect()
-}
-
-fn prune_at_once() -> Prune {
-    let mut prune = Prune::default();
-    prune.grace = Duration::ZERO;
-    prune
 }
 
 #[tokio::test]

@@ -25,12 +25,6 @@ fn project(changed: u64) -> Vec<u8> {
     tar(&files)
 }
 
-fn prune_at_once() -> Prune {
-    let mut prune = Prune::default();
-    prune.grace = Duration::ZERO;
-    prune
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]

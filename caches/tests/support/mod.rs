@@ -28,7 +28,7 @@ use object_store::{
 };
 use orchestra::ByteStream;
 use orchestra::tar::{END, Head, padded};
-use orchestra_caches::{CacheKey, Entry, Persist, Persisted, Store, StoreOptions};
+use orchestra_caches::{CacheKey, Entry, Persist, Persisted, Prune, Store, StoreOptions};
 
 /// A tar of these files.
 pub fn tar(files: &[(&str, Vec<u8>)]) -> Vec<u8> {
@@ -88,6 +88,13 @@ pub async fn restore(store: &Store, name: &str) -> orchestra::Result<Option<Vec<
         Some(entry) => content(store, &entry).await.map(Some),
         None => Ok(None),
     }
+}
+
+/// A prune that keeps nothing a moment longer than it has to.
+pub fn prune_at_once() -> Prune {
+    let mut prune = Prune::default();
+    prune.grace = Duration::ZERO;
+    prune
 }
 
 /// Everything in a folder, with its content.

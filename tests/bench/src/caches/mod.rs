@@ -98,11 +98,7 @@ async fn of_a_volume(bench: &mut Bench, job: &Job, work: &Path, tree: &Path) -> 
     let root = VolumePath::root();
     let volume = job.create_volume("content").await?;
     volumes.write(&volume, &root, tar_of(tree)).await?;
-    let persist = |folder: &'_ Path| {
-        let folder = folder.to_owned();
-        let (volumes, volume) = (&volumes, &volume);
-        async move { persist_volume(&folder, volumes, volume).await }
-    };
+    let persist = async |folder: &Path| persist_volume(folder, &volumes, &volume).await;
 
     let reset = || async { fresh(&folder) };
     let ours = || async { persist(&folder).await.map(drop) };
