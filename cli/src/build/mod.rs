@@ -27,7 +27,7 @@ use crate::args::BuildArgs;
 use crate::config::Config;
 use crate::context::Ignore;
 use crate::exit::{Exit, Failure};
-use crate::progress::{Display, Log};
+use crate::progress::{Display, Log, WAITING};
 use crate::run::{exit, tell_kept};
 use crate::{context, drivers, interrupt, log, secrets};
 
@@ -35,8 +35,6 @@ use crate::{context, drivers, interrupt, log, secrets};
 const CONTEXT: &str = "context";
 /// How often it is told how much has been sent.
 const TOLD_EVERY: Duration = Duration::from_millis(100);
-/// How many events may wait on their way to the display.
-const WAITING: usize = 64;
 
 pub(crate) async fn run(args: BuildArgs) -> Result<Exit, Failure> {
     let config = Config::load(&args.engine)?;

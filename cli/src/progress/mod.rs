@@ -28,8 +28,9 @@ pub(crate) use update::{Activity, Shown, StepEnd, StepId, Update, building, engi
 use crate::args::ShowArgs;
 use crate::console::Console;
 
-/// How many events may wait to be shown.
-const WAITING: usize = 128;
+/// How many events may wait in a queue on their way to the display. One of output holds up to 64 KiB, so that a reader
+/// who is slow costs a mebibyte a queue.
+pub(crate) const WAITING: usize = 16;
 /// How long a run that was cancelled waits for a reader that does not read.
 const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 3000 });
 

@@ -22,10 +22,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::exit::Failure;
-use crate::progress::StepId;
+use crate::progress::{StepId, WAITING};
 
-/// Events that may wait.
-const WAITING: usize = 128;
 /// What a page keeps of one step's output.
 const MAX_LOG: u64 = 32 << 20;
 /// How many parts of a step its timeline shows.

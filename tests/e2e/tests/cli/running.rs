@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Read;
 use std::process::Stdio;
+use std::thread;
 use std::time::Duration;
 
 use orchestra_e2e::{Dir, Fixture, registry};
@@ -332,12 +333,18 @@ fn much_output_goes_through_in_bounded_memory(fixture: &Fixture) {
             0 => break,
             read => total += read,
         }
+        // Early on nothing is read for a while: all that may wait on the way then does.
+        if peak == 0 && total > 1 << 20 {
+            thread::sleep(Duration::from_secs(1));
+            peak = resident(child.id());
+        }
         peak = peak.max(resident(child.id()));
     }
     assert!(child.wait().expect("it ends").success());
     // Each line has 36 bytes, a line feed, and "much | " before it.
     assert!(total > 300_000_000 / 37 * 44, "{total} bytes came through");
-    assert!(peak < 96 << 10, "{peak} KiB were resident");
+    // About 35 MiB of that are the program itself, as it is built for tests.
+    assert!(peak < 64 << 10, "{peak} KiB were resident");
 }
 
 /// The most that a process has had resident, in KiB.
