@@ -1,5 +1,7 @@
 //! Who has the tar that a tree was filled from gets the same tar of what it became, and most of it without reading.
 
+mod support;
+
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -12,24 +14,9 @@ use std::time::Duration;
 use orchestra_helper::tree::{Known, Since, TreeError, fill, fingerprint, pack, pack_since};
 use tempfile::TempDir;
 
+use self::support::Numbers;
+
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
-
-/// Numbers that are the same in each run (xorshift64).
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-
-    fn bytes(&mut self, most: u64) -> Vec<u8> {
-        let length = self.below(most);
-        (0..length).map(|_| self.below(256) as u8).collect()
-    }
-}
 
 /// What a tree without its end is as a tar.
 fn whole(root: &Path) -> Result<Vec<u8>> {

@@ -137,6 +137,12 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
+/// The directory at a clean `path`, if that leads there without a symlink.
+fn open_directly(root: &File, path: &[u8]) -> io::Result<File> {
+    let path = if path.is_empty() { b".".as_slice() } else { path };
+    sys::open(root, path, sys::PATH | sys::DIRECTORY, 0, sys::Resolve::NoSymlinks)
+}
+
 /// The directory at a clean `path`, as it is seen from `root`: a symlink on the way is followed inside of it.
 fn open_directory(root: &File, path: &[u8]) -> io::Result<File> {
     /// The kernel's most for one call is 4096 with the nul.

@@ -1,19 +1,25 @@
 //! From a tar to files.
 
+mod file;
+mod member;
+mod small;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, PermissionsExt, chown, fchown};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::thread;
 
-use super::format::{self, BLOCK, Header, MAX_EXTENSION, decimal};
+use self::file::{content, finish, instead, make};
+use self::member::{Input, Member};
+use self::small::{Makers, SMALL, Small, Work};
+use super::format::BLOCK;
 use super::sys::{self, Node, Resolve};
-use super::{PIECE, Result, TreeError, clean, open_directory, open_root, split};
-
-/// Most pieces that a sparse file may be said to have.
-const MAX_PIECES: u64 = 4 << 20;
+use super::{Result, TreeError, clean, open_directly, open_directory, open_root, split};
 
 /// Unpacks the tar that `input` yields, to its end, into the directory `path` of the tree at `root`.
 ///
@@ -41,297 +47,68 @@ pub(super) fn unpack_noting(
     let missing = || TreeError::NotFound(path.to_owned());
     let base = clean(path.as_os_str().as_bytes()).ok_or_else(missing)?;
     let root = open_root(root)?;
-    let top = open_directory(&root, &base).map_err(|error| match error.kind() {
+    open_directory(&root, &base).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => missing(),
         _ => TreeError::io("open", &base)(error),
     })?;
-    let mut unpacker = Unpacker {
-        root,
-        last: (base.clone(), top),
-        base,
-        directories: BTreeMap::new(),
-    };
-    let mut input = Input::new(input);
-    let mut global = Vec::new();
-    let mut start = 0;
-    while let Some(member) = Member::read(&mut input, &mut global)? {
-        let path = unpacker.inside(&member.header.name)?;
-        let depends = member.header.kind == b'1' || member.sparse.is_some() || !member.xattrs.is_empty();
-        unpacker.member(member, &mut input)?;
-        let end = input.position();
-        note(
-            &path,
-            if depends || !global.is_empty() {
-                end..end
-            } else {
-                start..end
-            },
-        );
-        start = end;
-    }
-    // Who writes into a pipe must not be stopped by the filling after the end.
-    while input.fill()? {
-        input.start = input.end;
-    }
-    unpacker.finish()
-}
-
-/// The stream, in pieces.
-struct Input<'a> {
-    stream: &'a mut dyn Read,
-    buffer: Box<[u8]>,
-    start: usize,
-    end: usize,
-    /// Bytes of the stream that were read, those in the buffer included.
-    read: u64,
-}
-
-impl<'a> Input<'a> {
-    fn new(stream: &'a mut dyn Read) -> Self {
-        Self {
-            stream,
-            buffer: vec![0; PIECE].into(),
-            start: 0,
-            end: 0,
-            read: 0,
-        }
-    }
-
-    /// Bytes of the stream that were taken.
-    fn position(&self) -> u64 {
-        self.read - (self.end - self.start) as u64
-    }
-
-    /// Whether there is anything more.
-    fn fill(&mut self) -> Result<bool> {
-        while self.start == self.end {
-            match self.stream.read(&mut self.buffer) {
-                Ok(0) => return Ok(false),
-                Ok(read) => {
-                    (self.start, self.end) = (0, read);
-                    self.read += read as u64;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(TreeError::io("read", b"the tar")(error)),
-            }
-        }
-        Ok(true)
-    }
-
-    /// The next piece of at most `most` bytes.
-    fn piece(&mut self, most: u64) -> Result<&[u8]> {
-        if !self.fill()? {
-            return Err(TreeError::invalid("it ends in the middle of a member"));
-        }
-        let length = usize::try_from(most).unwrap_or(usize::MAX).min(self.end - self.start);
-        self.start += length;
-        Ok(&self.buffer[self.start - length..self.start])
-    }
-
-    fn exactly(&mut self, into: &mut [u8]) -> Result<()> {
-        let mut filled = 0;
-        while filled < into.len() {
-            let piece = self.piece((into.len() - filled) as u64)?;
-            into[filled..filled + piece.len()].copy_from_slice(piece);
-            filled += piece.len();
-        }
-        Ok(())
-    }
-
-    fn block(&mut self) -> Result<[u8; BLOCK]> {
-        let mut block = [0; BLOCK];
-        self.exactly(&mut block)?;
-        Ok(block)
-    }
-
-    fn skip(&mut self, bytes: u64) -> Result<()> {
-        let mut left = bytes;
-        while left > 0 {
-            left -= self.piece(left)?.len() as u64;
-        }
-        Ok(())
-    }
-
-    /// A small member's content.
-    fn extension(&mut self, size: u64) -> Result<Vec<u8>> {
-        if size > MAX_EXTENSION {
-            return Err(TreeError::invalid("an extended header is larger than 16 MiB"));
-        }
-        let mut bytes = vec![0; size as usize];
-        self.exactly(&mut bytes)?;
-        self.skip(padding(size))?;
-        Ok(bytes)
-    }
-}
-
-/// What fills the last block of so many bytes.
-fn padding(size: u64) -> u64 {
-    size.next_multiple_of(BLOCK as u64) - size
-}
-
-/// Start and length of each piece of data.
-type Map = Vec<(u64, u64)>;
-
-/// A member with all that its headers say.
-struct Member {
-    header: Header,
-    nanoseconds: u32,
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// A sparse file's own size and, unless it comes with the data, where that belongs.
-    sparse: Option<(u64, Option<Map>)>,
-}
-
-impl Member {
-    /// The next member, its content not read yet.
-    fn read(input: &mut Input<'_>, global: &mut Vec<(Vec<u8>, Vec<u8>)>) -> Result<Option<Self>> {
-        let (mut records, mut long_name, mut long_link) = (Vec::new(), None, None);
-        let text = |mut bytes: Vec<u8>| {
-            bytes.truncate(bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len()));
-            bytes
+    let work = Work::default();
+    thread::scope(|scope| {
+        let mut unpacker = Unpacker {
+            root,
+            base,
+            last: None,
+            directories: BTreeMap::new(),
+            makers: Makers::new(scope, &work),
         };
-        loop {
-            if !input.fill()? {
-                return Ok(None);
-            }
-            let block = input.block()?;
-            let Some(mut header) = Header::parse(&block)? else {
-                return Ok(None);
-            };
-            match header.kind {
-                b'x' => records = format::parse_records(&input.extension(header.size)?)?,
-                b'g' => global.extend(format::parse_records(&input.extension(header.size)?)?),
-                b'L' => long_name = Some(text(input.extension(header.size)?)),
-                b'K' => long_link = Some(text(input.extension(header.size)?)),
-                // The volume's label. What was said of it ends with it.
-                b'V' => {
-                    let mut label = Self::of(header);
-                    label.apply(std::mem::take(&mut records).into_iter())?;
-                    input.skip(label.header.size.next_multiple_of(BLOCK as u64))?;
-                    (long_name, long_link) = (None, None);
-                }
-                b'M' => return Err(TreeError::invalid("it goes on in another volume")),
-                _ => {
-                    header.name = long_name.unwrap_or(header.name);
-                    header.link = long_link.unwrap_or(header.link);
-                    let mut member = Self::of(header);
-                    member.apply(global.iter().cloned().chain(records))?;
-                    if member.header.kind == b'S' {
-                        member.old_sparse(&block, input)?;
-                    }
-                    return member.settled().map(Some);
-                }
-            }
-        }
-    }
-
-    /// One of which its header says all.
-    fn of(header: Header) -> Self {
-        Self {
-            header,
-            nanoseconds: 0,
-            xattrs: Vec::new(),
-            sparse: None,
-        }
-    }
-
-    fn apply(&mut self, records: impl Iterator<Item = (Vec<u8>, Vec<u8>)>) -> Result<()> {
-        let broken = |key: &[u8]| {
-            let key = String::from_utf8_lossy(key).into_owned();
-            move || TreeError::invalid(format!("the record {key} makes no sense"))
-        };
-        let (mut real_name, mut real_size, mut map) = (None, None, Vec::new());
-        let (mut is_sparse, mut in_data) = (false, false);
-        for (key, value) in records {
-            let number = || decimal::<u64>(&value).ok_or_else(broken(&key));
-            let header = &mut self.header;
-            match key.as_slice() {
-                b"path" => header.name = value,
-                b"linkpath" => header.link = value,
-                b"size" => header.size = number()?,
-                b"uid" => header.uid = decimal(&value).ok_or_else(broken(&key))?,
-                b"gid" => header.gid = decimal(&value).ok_or_else(broken(&key))?,
-                b"mtime" => (header.mtime, self.nanoseconds) = format::parse_time(&value).ok_or_else(broken(&key))?,
-                b"GNU.sparse.major" => (is_sparse, in_data) = (true, value == b"1"),
-                b"GNU.sparse.name" => real_name = Some(value),
-                b"GNU.sparse.realsize" => real_size = Some(number()?),
-                // Formats 0.0 and 0.1.
-                b"GNU.sparse.size" => (is_sparse, real_size) = (true, Some(number()?)),
-                b"GNU.sparse.offset" => map.push((number()?, 0)),
-                b"GNU.sparse.numbytes" => map.last_mut().ok_or_else(broken(&key))?.1 = number()?,
-                b"GNU.sparse.map" => {
-                    let numbers: Option<Vec<u64>> = value.split(|byte| *byte == b',').map(decimal).collect();
-                    let numbers = numbers.ok_or_else(broken(&key))?;
-                    map = numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect();
-                }
-                key => {
-                    if let Some(name) = format::xattr_name(key) {
-                        self.xattrs.push((name, value));
-                    }
-                }
-            }
-        }
-        if i64::try_from(self.header.size).is_err() {
-            return Err(TreeError::invalid("a member's size is none that a file can have"));
-        }
-        self.header.name = real_name.unwrap_or_else(|| std::mem::take(&mut self.header.name));
-        if is_sparse {
-            let size = real_size.ok_or_else(broken(b"GNU.sparse.realsize"))?;
-            self.sparse = Some((size, (!in_data).then_some(map)));
-        }
-        Ok(())
-    }
-
-    /// GNU's own type: four pieces in the header, 21 in each block after it.
-    fn old_sparse(&mut self, header: &[u8; BLOCK], input: &mut Input<'_>) -> Result<()> {
-        let number = |field: &[u8]| {
-            let number = format::number(field).and_then(|number| u64::try_from(number).ok());
-            number.ok_or_else(|| TreeError::invalid("a sparse file's map makes no sense"))
-        };
-        let mut map = Vec::new();
-        let mut pieces = |bytes: &[u8]| {
-            for piece in bytes.chunks_exact(24).take_while(|piece| piece[12] != 0) {
-                map.push((number(&piece[..12])?, number(&piece[12..])?));
-            }
-            Ok::<_, TreeError>(map.len() as u64)
-        };
-        pieces(&header[386..482])?;
-        let mut more = header[482] != 0;
-        while more {
-            let block = input.block()?;
-            if pieces(&block[..504])? > MAX_PIECES {
-                return Err(TreeError::invalid("a sparse file has too many pieces"));
-            }
-            more = block[504] != 0;
-        }
-        self.sparse = Some((number(&header[483..495])?, Some(map)));
-        self.header.kind = b'0';
-        Ok(())
-    }
-
-    /// What old archivers mean by a kind or a name.
-    fn settled(mut self) -> Result<Self> {
-        let header = &mut self.header;
-        header.kind = match header.kind {
-            0 | b'0' | b'7' if header.name.ends_with(b"/") => b'5',
-            0 | b'7' => b'0',
-            // GNU's incremental archives list a directory's names as its content.
-            b'D' => b'5',
-            kind => kind,
-        };
-        Ok(self)
-    }
+        let members = unpacker.members(&mut Input::new(input), note);
+        // What was read before an error is made.
+        let made = unpacker.makers.settle();
+        members.and(made)?;
+        unpacker.finish()
+    })
 }
 
-struct Unpacker {
+struct Unpacker<'scope, 'env> {
     root: File,
     base: Vec<u8>,
     /// The directory that was used last, which is the next entry's too most of the time.
-    last: (Vec<u8>, File),
+    last: Option<Parent>,
     /// By path, seen from the root. A directory's own time must not change after it was set, and its mode may forbid to write.
     directories: BTreeMap<Vec<u8>, Member>,
+    makers: Makers<'scope, 'env>,
 }
 
-impl Unpacker {
+#[derive(Clone)]
+struct Parent {
+    path: Vec<u8>,
+    directory: Arc<File>,
+    /// Whether its path leads there without a symlink, so that nothing in it has another path.
+    direct: bool,
+}
+
+impl Unpacker<'_, '_> {
+    fn members(&mut self, input: &mut Input<'_>, note: &mut dyn FnMut(&[u8], Range<u64>)) -> Result<()> {
+        let mut global = Vec::new();
+        let mut start = 0;
+        while let Some(member) = Member::read(input, &mut global)? {
+            let path = self.inside(&member.header.name)?;
+            let depends = member.header.kind == b'1' || member.sparse.is_some() || !member.xattrs.is_empty();
+            self.member(member, input)?;
+            let end = input.position();
+            note(
+                &path,
+                if depends || !global.is_empty() {
+                    end..end
+                } else {
+                    start..end
+                },
+            );
+            start = end;
+        }
+        // Who writes into a pipe must not be stopped by the filling after the end.
+        input.drain()
+    }
+
     fn member(&mut self, mut member: Member, input: &mut Input<'_>) -> Result<()> {
         let kind = member.header.kind;
         // What has no content has none whatever the size says, but a directory of an incremental archive.
@@ -340,6 +117,7 @@ impl Unpacker {
             _ => member.header.size,
         };
         let path = self.inside(&member.header.name)?;
+        self.makers.settle_for(&path)?;
         if kind == b'5' {
             input.skip(size.next_multiple_of(BLOCK as u64))?;
             return self.directory(path, member);
@@ -349,33 +127,38 @@ impl Unpacker {
             return Err(TreeError::invalid("a member that is no directory has no name"));
         }
         let failed = || TreeError::io("write", &path);
-        let link = if kind == b'1' {
-            Some(self.inside(&member.header.link)?)
-        } else {
-            None
-        };
-        let link_parent = link.as_deref().map(|link| open_directory(&self.root, split(link).0));
-        let parent = self.parent(parent)?;
+        let Parent { directory, direct, .. } = self.parent(parent)?;
+        let parent = &*directory;
         match kind {
-            b'0' => {
-                let flags = sys::NEW | sys::NOFOLLOW;
-                let file = instead(parent, name, || {
-                    sys::open(parent, name, flags, 0o600, Resolve::NoSymlinks)
+            b'0' if direct && size <= SMALL && member.sparse.is_none() => {
+                let content = input.content(size)?;
+                return self.makers.add(Small {
+                    parent: directory,
+                    path,
+                    member,
+                    content,
                 });
-                let file = file.map_err(failed())?;
+            }
+            b'0' => {
+                let file = make(parent, name).map_err(failed())?;
                 content(&file, &path, &mut member, input)?;
                 return finish(Node::Open(&file), &member, &path);
             }
             b'1' => {
-                let (Some(link), Some(from)) = (link, link_parent) else {
-                    return Ok(());
-                };
+                let link = self.inside(&member.header.link)?;
                 // Else the only name that there is would be removed.
                 if link == path {
                     return Ok(());
                 }
-                let (_, target) = split(&link);
-                let from = from.map_err(failed())?;
+                self.makers.settle_for(&link)?;
+                let (from, target) = split(&link);
+                let from = match open_directly(&self.root, from) {
+                    Ok(from) => from,
+                    Err(_) => {
+                        self.makers.settle()?;
+                        open_directory(&self.root, from).map_err(failed())?
+                    }
+                };
                 return instead(parent, name, || sys::make_link(&from, target, parent, name)).map_err(failed());
             }
             b'2' => instead(parent, name, || sys::make_symlink(&member.header.link, parent, name)),
@@ -413,15 +196,36 @@ impl Unpacker {
     }
 
     /// Opens a directory, which is made if it is not there.
-    fn parent(&mut self, path: &[u8]) -> Result<&File> {
-        if self.last.0 != path {
-            let directory = match open_directory(&self.root, path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => self.make_all(path),
-                other => other,
-            };
-            self.last = (path.to_vec(), directory.map_err(TreeError::io("open", path))?);
+    fn parent(&mut self, path: &[u8]) -> Result<Parent> {
+        let parent = match self.last.take().filter(|last| last.path == path) {
+            Some(last) => last,
+            None => self.open(path)?,
+        };
+        Ok(self.last.insert(parent).clone())
+    }
+
+    fn open(&mut self, path: &[u8]) -> Result<Parent> {
+        let parent = |directory, direct| Parent {
+            path: path.to_vec(),
+            directory: Arc::new(directory),
+            direct,
+        };
+        if let Ok(directory) = open_directly(&self.root, path) {
+            return Ok(parent(directory, true));
         }
-        Ok(&self.last.1)
+        // What is in it may have another path, too. Until another directory is opened, nothing is added.
+        self.makers.settle()?;
+        let directory = match open_directory(&self.root, path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match self.make_all(path) {
+                Ok(made) => match open_directly(&self.root, path) {
+                    Ok(directory) => return Ok(parent(directory, true)),
+                    Err(_) => Ok(made),
+                },
+                failed => failed,
+            },
+            other => other,
+        };
+        Ok(parent(directory.map_err(TreeError::io("open", path))?, false))
     }
 
     fn make_all(&self, path: &[u8]) -> io::Result<File> {
@@ -451,7 +255,7 @@ impl Unpacker {
         if path.len() > self.base.len() {
             let (parent, name) = split(&path);
             let failed = || TreeError::io("make", &path);
-            let parent = self.parent(parent)?;
+            let parent = &*self.parent(parent)?.directory;
             match sys::make_directory(parent, name, 0o700) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     let flags = sys::PATH | sys::DIRECTORY | sys::NOFOLLOW;
@@ -487,117 +291,4 @@ impl Unpacker {
         }
         Ok(())
     }
-}
-
-/// Makes something where something else may be.
-fn instead<T>(parent: &File, name: &[u8], make: impl Fn() -> io::Result<T>) -> io::Result<T> {
-    match make() {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            match sys::remove(parent, name, false) {
-                Err(error) if error.kind() == io::ErrorKind::IsADirectory => sys::remove(parent, name, true)?,
-                other => other?,
-            }
-            make()
-        }
-        other => other,
-    }
-}
-
-/// Gives a file all but its content. A change of the owner takes setuid and `security.capability` away: it is first. The
-/// mode may take the right to set attributes away: it is after them.
-fn finish(node: Node<'_>, member: &Member, path: &[u8]) -> Result<()> {
-    let header = &member.header;
-    let failed = |doing: &'static str| TreeError::io(doing, path);
-    let (uid, gid) = (Some(header.uid), Some(header.gid));
-    match node {
-        Node::Open(file) => fchown(file, uid, gid),
-        Node::Held(file) => chown(sys::proc_path(file), uid, gid),
-    }
-    .map_err(failed("set the owner of"))?;
-    for (name, value) in &member.xattrs {
-        // The label of another host's policy; GNU tar writes it with another key, too.
-        if name != b"security.selinux" {
-            node.set_attribute(name, value).map_err(|source| {
-                let doing = format!("set the attribute {} of", String::from_utf8_lossy(name));
-                TreeError::io(&doing, path)(source)
-            })?;
-        }
-    }
-    let permissions = Permissions::from_mode(header.mode);
-    match node {
-        _ if header.kind == b'2' => Ok(()),
-        Node::Open(file) => file.set_permissions(permissions),
-        Node::Held(file) => fs::set_permissions(sys::proc_path(file), permissions),
-    }
-    .map_err(failed("set the mode of"))?;
-    node.set_mtime(header.mtime, member.nanoseconds)
-        .map_err(failed("set the time of"))
-}
-
-/// A file's data: all of it, or a sparse file's own size and its pieces.
-fn content(mut file: &File, path: &[u8], member: &mut Member, input: &mut Input<'_>) -> Result<()> {
-    let size = member.header.size;
-    let failed = || TreeError::io("write", path);
-    let mut left = size;
-    match member.sparse.take() {
-        None => {
-            while left > 0 {
-                let piece = input.piece(left)?;
-                file.write_all(piece).map_err(failed())?;
-                left -= piece.len() as u64;
-            }
-        }
-        Some((real_size, map)) => {
-            let map = match map {
-                Some(map) => map,
-                None => map_in_data(&mut left, input)?,
-            };
-            file.set_len(real_size).map_err(failed())?;
-            for (start, length) in map {
-                let end = start.checked_add(length).filter(|end| *end <= real_size);
-                let fits = end.filter(|_| length <= left);
-                let end = fits.ok_or_else(|| TreeError::invalid("a sparse file's map exceeds the file"))?;
-                left -= length;
-                let mut at = start;
-                while at < end {
-                    let piece = input.piece(end - at)?;
-                    file.write_all_at(piece, at).map_err(failed())?;
-                    at += piece.len() as u64;
-                }
-            }
-            input.skip(left)?;
-        }
-    }
-    input.skip(padding(size))
-}
-
-/// Format 1.0's map: before the data, numbers in lines, to the end of a block.
-fn map_in_data(left: &mut u64, input: &mut Input<'_>) -> Result<Map> {
-    let broken = || TreeError::invalid("a sparse file's map makes no sense");
-    let (mut block, mut at) = ([0; BLOCK], BLOCK);
-    let mut number = || {
-        let mut number = 0_u64;
-        loop {
-            if at == BLOCK {
-                *left = left.checked_sub(BLOCK as u64).ok_or_else(broken)?;
-                (block, at) = (input.block()?, 0);
-            }
-            at += 1;
-            match block[at - 1] {
-                b'\n' => return Ok(number),
-                digit @ b'0'..=b'9' => {
-                    let more = number
-                        .checked_mul(10)
-                        .and_then(|n| n.checked_add(u64::from(digit - b'0')));
-                    number = more.ok_or_else(broken)?;
-                }
-                _ => return Err(broken()),
-            }
-        }
-    };
-    let count = number()?;
-    if count > MAX_PIECES {
-        return Err(TreeError::invalid("a sparse file has too many pieces"));
-    }
-    (0..count).map(|_| Ok((number()?, number()?))).collect()
 }
