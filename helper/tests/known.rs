@@ -1,6 +1,7 @@
 //! Who has the tar that a tree was filled from gets the same tar of what it became, and most of it without reading.
 
-mod support;
+#[path = "support/numbers.rs"]
+mod numbers;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -14,7 +15,7 @@ use std::time::Duration;
 use orchestra_helper::tree::{Known, Since, TreeError, fill, fingerprint, pack, pack_since};
 use tempfile::TempDir;
 
-use self::support::Numbers;
+use self::numbers::Numbers;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 

@@ -2,6 +2,8 @@
 
 mod file;
 mod member;
+#[cfg(test)]
+mod order;
 mod small;
 
 use std::collections::BTreeMap;
@@ -16,7 +18,7 @@ use std::thread;
 
 use self::file::{content, finish, instead, make};
 use self::member::{Input, Member};
-use self::small::{Makers, SMALL, Small, Work};
+use self::small::{Makers, Small, Work};
 use super::format::BLOCK;
 use super::sys::{self, Node, Resolve};
 use super::{Result, TreeError, clean, open_directly, open_directory, open_root, split};
@@ -61,9 +63,8 @@ pub(super) fn unpack_noting(
             makers: Makers::new(scope, &work),
         };
         let members = unpacker.members(&mut Input::new(input), note);
-        // What was read before an error is made.
-        let made = unpacker.makers.settle();
-        members.and(made)?;
+        // What was read before an error is made, and its own errors are earlier ones.
+        unpacker.makers.settle().and(members)?;
         unpacker.finish()
     })
 }
@@ -126,11 +127,12 @@ impl Unpacker<'_, '_> {
         if name.is_empty() || path.len() <= self.base.len() {
             return Err(TreeError::invalid("a member that is no directory has no name"));
         }
+        self.makers.settle_in(&path)?;
         let failed = || TreeError::io("write", &path);
         let Parent { directory, direct, .. } = self.parent(parent)?;
         let parent = &*directory;
         match kind {
-            b'0' if direct && size <= SMALL && member.sparse.is_none() => {
+            b'0' if direct && Small::is_one(&path, &member) => {
                 let content = input.content(size)?;
                 return self.makers.add(Small {
                     parent: directory,

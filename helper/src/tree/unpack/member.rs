@@ -143,7 +143,13 @@ impl Member {
             };
             match header.kind {
                 b'x' => records = format::parse_records(&input.extension(header.size)?)?,
-                b'g' => global.extend(format::parse_records(&input.extension(header.size)?)?),
+                b'g' => {
+                    global.extend(format::parse_records(&input.extension(header.size)?)?);
+                    let bytes: usize = global.iter().map(|(key, value)| key.len() + value.len()).sum();
+                    if bytes as u64 > MAX_EXTENSION {
+                        return Err(TreeError::invalid("its global headers are larger than 16 MiB"));
+                    }
+                }
                 b'L' => long_name = Some(text(input.extension(header.size)?)),
                 b'K' => long_link = Some(text(input.extension(header.size)?)),
                 // The volume's label. What was said of it ends with it.

@@ -12,9 +12,11 @@ use super::file::{finish, make};
 use super::member::Member;
 
 /// Most content of a small file, in bytes.
-pub(super) const SMALL: u64 = 64 << 10;
+const SMALL: u64 = 64 << 10;
+/// The kernel's longest path.
+const PATH: usize = 4096;
 /// Most files of a batch: each may hold another directory open, and a process often has 1024 descriptors.
-const FILES: usize = 32;
+const FILES: usize = if cfg!(test) { 2 } else { 32 };
 /// Bytes of content that fill a batch.
 const BYTES: usize = 256 << 10;
 /// How many batches may wait.
@@ -22,7 +24,7 @@ const WAITING: usize = 2;
 /// Most threads, the one that reads the tar included.
 const THREADS: usize = 4;
 /// Most files that may not be there yet.
-const MOST: usize = 4096;
+const MOST: usize = if cfg!(test) { 64 } else { 4096 };
 
 /// A file to be made.
 pub(super) struct Small {
@@ -34,6 +36,12 @@ pub(super) struct Small {
 }
 
 impl Small {
+    /// Whether a regular file is one, with all that is said of it: what waits takes no more memory than its content.
+    pub(super) fn is_one(path: &[u8], member: &Member) -> bool {
+        let plain = member.sparse.is_none() && member.xattrs.is_empty();
+        plain && member.header.size <= SMALL && path.len() <= PATH
+    }
+
     fn make(&self) -> Result<()> {
         let failed = || TreeError::io("write", &self.path);
         let mut file = make(&self.parent, split(&self.path).1).map_err(failed())?;
@@ -50,6 +58,8 @@ pub(super) struct Makers<'scope, 'env> {
     bytes: usize,
     /// The paths of files that may not be there yet.
     pending: HashSet<Vec<u8>>,
+    /// Those of the directories that they will be in.
+    parents: HashSet<Vec<u8>>,
     has_threads: bool,
 }
 
@@ -61,12 +71,19 @@ impl<'scope, 'env> Makers<'scope, 'env> {
             batch: Vec::new(),
             bytes: 0,
             pending: HashSet::new(),
+            parents: HashSet::new(),
             has_threads: false,
         }
     }
 
     /// Takes a file of which [`settle_for`](Self::settle_for) was called. An error may be another one's.
-    pub(super) fn add(&mut self, file: Small) -> Result<()> {
+    pub(super) fn add(&mut self, mut file: Small) -> Result<()> {
+        // Nobody needs them any more, and they may be long.
+        (file.member.header.name, file.member.header.link) = (Vec::new(), Vec::new());
+        let parent = split(&file.path).0;
+        if !self.parents.contains(parent) {
+            self.parents.insert(parent.to_vec());
+        }
         self.pending.insert(file.path.clone());
         self.bytes += file.content.len();
         self.batch.push(file);
@@ -88,9 +105,21 @@ impl<'scope, 'env> Makers<'scope, 'env> {
 
     /// Waits for what was added, if a file of this path or one on the way to it was.
     pub(super) fn settle_for(&mut self, path: &[u8]) -> Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
         let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
         let mut ends = slashes.map(|(at, _)| at).chain([path.len()]);
-        match !self.pending.is_empty() && ends.any(|end| self.pending.contains(&path[..end])) {
+        match ends.any(|end| self.pending.contains(&path[..end])) {
+            true => self.settle(),
+            // What has failed ends the work soon.
+            false => self.work.failure(),
+        }
+    }
+
+    /// Waits for what was added, if a file in the directory of this path was: something else takes its place, if it is empty.
+    pub(super) fn settle_in(&mut self, path: &[u8]) -> Result<()> {
+        match self.parents.contains(path) {
             true => self.settle(),
             false => Ok(()),
         }
@@ -102,6 +131,7 @@ impl<'scope, 'env> Makers<'scope, 'env> {
         self.work.make(&std::mem::take(&mut self.batch));
         self.work.finish();
         self.pending.clear();
+        self.parents.clear();
         self.work.failure()
     }
 

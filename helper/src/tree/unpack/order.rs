@@ -1,41 +1,23 @@
 //! Several threads unpack a tar, and what comes of it is what its members, one after the other, come to.
 
-mod support;
+#[path = "../../../tests/support/members.rs"]
+mod members;
+#[path = "../../../tests/support/numbers.rs"]
+mod numbers;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use orchestra_helper::tree::{TreeError, unpack};
 use tempfile::TempDir;
 
-use self::support::Numbers;
+use self::members::member;
+use self::numbers::Numbers;
+use super::super::TreeError;
+use super::unpack;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
-
-/// A member of a tar of the old kind, owned by whoever runs this.
-fn member(path: &str, kind: u8, link: &str, mtime: u64, content: &[u8]) -> Vec<u8> {
-    let mut block = [0; 512];
-    let mut put = |at: usize, text: &str| block[at..at + text.len()].copy_from_slice(text.as_bytes());
-    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    put(0, path);
-    put(100, "0000755");
-    put(108, &format!("{uid:07o}"));
-    put(116, &format!("{gid:07o}"));
-    put(124, &format!("{:011o}", content.len()));
-    put(136, &format!("{mtime:011o}"));
-    put(148, "        ");
-    put(157, link);
-    put(257, "ustar");
-    put(263, "00");
-    block[156] = kind;
-    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
-    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    let mut member = [&block, content].concat();
-    member.resize(member.len().next_multiple_of(512), 0);
-    member
-}
 
 /// What each path is. A directory's own time is not told: whoever unpacks in pieces changes it with every piece.
 fn described(root: &Path) -> Result<BTreeMap<PathBuf, String>> {
@@ -169,5 +151,44 @@ fn a_file_that_cant_be_made_is_told_and_those_read_before_an_error_are_made() ->
     let cut = &files[..files.len() - 512];
     assert!(matches!(unpacked(to.path(), cut), Err(TreeError::Invalid(_))));
     assert_eq!(fs::read_dir(to.path().join("d"))?.count(), 499);
+    Ok(())
+}
+
+#[test]
+fn a_directory_that_files_are_on_their_way_to_is_not_taken_for_empty() -> Result<()> {
+    for at in 0..50 {
+        let to = TempDir::new()?;
+        let (directory, file) = (member("d", b'5', "", 0, b""), member("d/x", b'0', "", 0, b"content"));
+        let more = (0..at % 4).flat_map(|at| member(&at.to_string(), b'0', "", 0, b""));
+        let more: Vec<u8> = more.collect();
+        let error = unpacked(
+            to.path(),
+            &[directory, file, more, member("d", b'2', "x", 0, b"")].concat(),
+        )
+        .unwrap_err();
+        assert!(error.to_string().starts_with("write d: "), "{error}");
+        assert_eq!(fs::read_to_string(to.path().join("d/x"))?, "content");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_link_waits_for_a_file_that_another_thread_makes() -> Result<()> {
+    let to = TempDir::new()?;
+    let content = vec![b'x'; 60_000];
+    let mut tar = Vec::new();
+    for at in 0..200 {
+        let files = (0..6).map(|file| member(&format!("{at}-{file}"), b'0', "", 0, &content));
+        tar.extend(files.flatten());
+        tar.extend(member(
+            &format!("{at}-linked"),
+            b'1',
+            &format!("{at}-{}", at % 6),
+            0,
+            b"",
+        ));
+    }
+    unpacked(to.path(), &tar)?;
+    assert_eq!(fs::read_dir(to.path())?.count(), 200 * 7);
     Ok(())
 }

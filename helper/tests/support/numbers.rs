@@ -1,4 +1,4 @@
-//! What several of these tests want.
+//! Chance that is the same in each run.
 
 /// Numbers that are the same in each run (xorshift64).
 pub(crate) struct Numbers(pub(crate) u64);
