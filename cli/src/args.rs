@@ -139,6 +139,8 @@ pub(crate) struct CachesArgs {
     /// The store's address, instead of the configured one
     #[arg(long, value_name = "URL", global = true)]
     pub(crate) store: Option<String>,
+    #[command(flatten)]
+    pub(crate) secrets: SecretArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -153,9 +155,13 @@ pub(crate) enum CachesCommand {
         json: bool,
     },
     /// Show all that is known of a cache
-    Inspect { key: CacheKey },
+    Inspect {
+        /// The cache, as `orchestra caches list` calls it
+        key: CacheKey,
+    },
     /// Remove caches
     Rm {
+        /// The caches, as `orchestra caches list` calls them
         #[arg(required = true)]
         keys: Vec<CacheKey>,
     },
@@ -164,7 +170,8 @@ pub(crate) enum CachesCommand {
         /// Remove caches that were not persisted for so long [default: the configured time to live]
         #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
         older_than: Option<Duration>,
-        /// Keep the newest caches, as long as they take no more than this
+        /// Keep the newest caches, and none from the first on with which they take more than this; content that several
+        /// have in common counts for each
         #[arg(long, value_name = "SIZE", value_parser = parse_size)]
         keep_size: Option<u64>,
         /// How long unused objects are kept; longer than any run restores or persists [default: 1d]
@@ -188,12 +195,14 @@ pub(crate) enum CachesCommand {
     },
     /// Write a cache's content to a file, as a tar
     Export {
+        /// The cache, as `orchestra caches list` calls it
         key: CacheKey,
         /// The file, or `-` for standard output
         file: PathBuf,
     },
     /// Make a cache of a tar
     Import {
+        /// What to call it: FILE/JOB/STEP/KEY for a cache that a step of a pipeline is to find
         key: CacheKey,
         /// The file, or `-` for standard input
         file: PathBuf,

@@ -20,7 +20,7 @@ use crate::config::{CachesConfig, Config};
 use crate::duration;
 use crate::exit::{Exit, Failure};
 use crate::log;
-use crate::secrets::{self, SecretArgs};
+use crate::secrets;
 use crate::validate::count;
 
 /// The caches that are configured, with the secrets that their store needs; `None` where no store is.
@@ -53,7 +53,7 @@ pub(crate) async fn run(args: CachesArgs) -> Result<Exit, Failure> {
     // Opening them may ask for a passphrase, which nobody wants to type for nothing.
     let secrets = match config.references()?.is_empty() {
         true => Secrets::new([]),
-        false => secrets::open(&secrets, &SecretArgs::default(), "caches")?,
+        false => secrets::open(&secrets, &args.secrets, "caches")?,
     };
     log::redact_by(&secrets);
     let Some(caches) = configured(&config, &secrets).await? else {
@@ -130,7 +130,12 @@ async fn list(store: &Store, prefix: &str, json: bool) -> Result<String, Failure
         return Ok(format!("{}\n", serde_json::Value::from(entries)));
     }
     if entries.is_empty() {
-        return Ok("there are no caches\n".to_owned());
+        let named = if prefix.is_empty() {
+            String::new()
+        } else {
+            format!(" whose keys begin with {prefix}")
+        };
+        return Ok(format!("there are no caches{named} in {}\n", store.address()));
     }
     let width = entries.iter().map(|entry| entry.key.as_str().len()).max().unwrap_or(0);
     let line = |entry: &Entry| {
@@ -154,9 +159,21 @@ async fn inspect(store: &Store, key: &CacheKey) -> Result<String, Failure> {
 }
 
 async fn found(store: &Store, key: &CacheKey) -> Result<Entry, Failure> {
-    store.get(key).await?.ok_or_else(|| {
-        Failure::bad_input(format!("there is no cache {key} in {}", store.address()))
-            .with_hint("`orchestra caches list` names those there are")
+    if let Some(entry) = store.get(key).await? {
+        return Ok(entry);
+    }
+    // Who wrote `key: deps` looks for that, and it is the end of what the cache is called.
+    let end = format!("/{key}");
+    let mut alike: Vec<String> = Vec::new();
+    for entry in store.list("").await? {
+        if entry.key.as_str().ends_with(&end) && alike.len() < 3 {
+            alike.push(entry.key.to_string());
+        }
+    }
+    let failure = Failure::bad_input(format!("there is no cache {key} in {}", store.address()));
+    Err(match alike.is_empty() {
+        true => failure.with_hint("`orchestra caches list` names those there are"),
+        false => failure.with_hint(format!("there is {}", alike.join(" and "))),
     })
 }
 
@@ -186,7 +203,8 @@ fn text_of(pruned: &Pruned, dry_run: bool) -> String {
         text.push_str(&format!("{verb} {key}\n"));
     }
     text.push_str(&format!(
-        "{verb} {}, {}\n",
+        "{verb} {}, {}, {}\n",
+        count(pruned.caches.len(), "cache"),
         count(pruned.objects, "object"),
         DecimalBytes(pruned.bytes)
     ));
@@ -215,6 +233,8 @@ async fn verify(store: &Store, prefix: &str, repair: bool) -> Result<Exit, Failu
     }
     if !repair {
         say("with --repair, what is damaged is deleted, and persisted anew by the next run\n");
+    } else {
+        say("they are deleted, and persisted anew by the next run\n");
     }
     Ok(Exit::StepFailed)
 }

@@ -6,6 +6,7 @@ use orchestra_pipelines::{Pipeline, Problem};
 use orchestra_typescript::Script;
 
 use crate::args::{EngineArgs, ValidateArgs};
+use crate::caches;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::secrets;
@@ -21,6 +22,10 @@ pub(crate) async fn run(args: &ValidateArgs) -> Result<Exit, Failure> {
     let config = Config::load(&engine)?;
     let secrets = secrets::open(&config.secrets, &args.secrets, &secrets::pipeline_name(&args.file))?;
     let values = secrets::values(&secrets, &args.variables)?;
+    // What is wrong with the store's settings is told here too, unless they are secrets.
+    if config.caches.references()?.is_empty() {
+        caches::configured(&config.caches, &secrets).await?;
+    }
     let permitted = |pipeline: &Pipeline| config.check_privileges(pipeline, config.image_build.may_be_rootless());
     let wrong = |file: &str, problems: serde_json::Value| {
         let answer = serde_json::json!({"valid": false, "file": file, "problems": problems});

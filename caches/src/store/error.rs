@@ -35,11 +35,28 @@ fn words(error: &object_store::Error) -> String {
         innermost = source;
     }
     let (outer, inner) = (error.to_string(), innermost.to_string());
+    if let Some(answer) = answer_of_s3(&outer) {
+        return answer;
+    }
     if outer.contains(&inner) {
         outer
     } else {
         format!("{outer}: {inner}")
     }
+}
+
+/// What [S3 answers](https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html): its code and its message. The rest
+/// of a refusal is pages of what the request was signed by.
+fn answer_of_s3(text: &str) -> Option<String> {
+    let of = |name: &str| {
+        let (_, rest) = text.split_once(&format!("<{name}>"))?;
+        Some(rest.split_once(&format!("</{name}>"))?.0.trim().to_owned())
+    };
+    let code = of("Code")?;
+    Some(match of("Message").filter(|message| !message.is_empty()) {
+        Some(message) => format!("{code}: {message}"),
+        None => code,
+    })
 }
 
 fn classify(error: &object_store::Error) -> (ErrorKind, Option<&'static str>) {
@@ -80,7 +97,7 @@ fn classify(error: &object_store::Error) -> (ErrorKind, Option<&'static str>) {
     }
     (
         ErrorKind::Io,
-        Some("`orchestra caches list` tells whether the store answers at all"),
+        Some("check the store's address, endpoint and credentials under `[caches]`"),
     )
 }
 

@@ -7,7 +7,7 @@ use orchestra::{Error, ErrorKind, Result};
 
 use super::{Store, pack_path};
 use crate::CacheKey;
-use crate::format::damaged;
+use crate::format::{Hash, damaged};
 
 /// What a verification found.
 #[derive(Debug, Default)]
@@ -34,9 +34,9 @@ pub struct Damage {
 impl Store {
     /// Reads all that caches whose keys begin with `prefix` are made of, and compares it with its hashes.
     ///
-    /// With `repair`, packs that are damaged and caches that have no readable entry are deleted, so that every later
-    /// persist, on whichever machine, sends them anew. A pack is read twice before it is: one answer of a store may be cut
-    /// short. Other caches that have content in it are then among the damaged ones, whatever their keys begin with.
+    /// With `repair`, packs that are damaged and caches that can't be restored are deleted, so that every later persist, on
+    /// whichever machine, sends them anew. A pack is read twice before it is: one answer of a store may be cut short. Other
+    /// caches that have content in it are then among the damaged ones, whatever their keys begin with.
     ///
     /// # Errors
     /// As [`check`](Self::check). Damage is a result, not an error.
@@ -60,16 +60,9 @@ impl Store {
         for damage in std::mem::take(&mut verified.damaged) {
             let key = damage.key.clone();
             match self.verify_one(&key, &mut verified.read).await {
-                Ok(()) => {
-                    verified.whole += 1;
-                    continue;
-                }
+                Ok(()) => verified.whole += 1,
                 Err(error) if error.kind() != ErrorKind::Protocol => return Err(error),
                 Err(_) => verified.damaged.push(damage),
-            }
-            match self.get(&key).await {
-                Err(error) if error.kind() == ErrorKind::Protocol => _ = self.remove(&key).await?,
-                _ => {}
             }
         }
         let bad: HashSet<_> = self.bad_packs().intersection(&first).copied().collect();
@@ -77,9 +70,21 @@ impl Store {
         for pack in &bad {
             self.delete(&pack_path(pack)).await?;
         }
-        if bad.is_empty() {
-            return Ok(());
+        if !bad.is_empty() {
+            self.find_others(prefix, verified, &bad).await?;
         }
+        for damage in &verified.damaged {
+            // A run may have persisted it meanwhile.
+            match self.verify_one(&damage.key, &mut verified.read).await {
+                Err(error) if error.kind() == ErrorKind::Protocol => _ = self.remove(&damage.key).await?,
+                found => found?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds whatever else has content in packs that are deleted.
+    async fn find_others(&self, prefix: &str, verified: &mut Verified, bad: &HashSet<Hash>) -> Result<()> {
         let known: HashSet<CacheKey> = verified.damaged.iter().map(|damage| damage.key.clone()).collect();
         for entry in self
             .list("")

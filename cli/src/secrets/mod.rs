@@ -33,13 +33,13 @@ const FILE: &str = "file";
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct SecretArgs {
     /// Give a secret; with `-` as the value it is read from standard input. Who lists processes sees a value given here
-    #[arg(long = "secret", value_name = "KEY=VALUE")]
+    #[arg(long = "secret", value_name = "KEY=VALUE", global = true)]
     pub(crate) secrets: Vec<Pair>,
     /// Give a secret by its file, or with `-` by standard input
-    #[arg(long = "secret-file", value_name = "KEY=PATH")]
+    #[arg(long = "secret-file", value_name = "KEY=PATH", global = true)]
     pub(crate) secret_files: Vec<Pair>,
     /// Log in to registries as the user's own clients do, by their configuration and credential helpers
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub(crate) use_docker_config: bool,
 }
 

@@ -162,7 +162,7 @@ async fn tell(
 fn warning(kind: &CacheEventKind, step: &Name, path: &ContainerPath) -> Option<String> {
     let (what, error, hint) = match kind {
         CacheEventKind::NotRestored { error, hint } => ("restored; the step runs without it", error, hint),
-        CacheEventKind::NotPersisted { error, hint } => ("persisted; the one in the store stays", error, hint),
+        CacheEventKind::NotPersisted { error, hint } => ("persisted; what the store has of it stays", error, hint),
         CacheEventKind::Restored {
             from,
             damaged: Some(damaged),
@@ -336,7 +336,10 @@ impl super::job::JobRun<'_> {
             }
             Ok::<_, Error>(checksum(&hash))
         };
-        self.watch(work).await.map_err(|error| error.with("file", file))
+        self.watch(work).await.map_err(|error| match error.kind() {
+            ErrorKind::PathNotFound => Error::new(ErrorKind::PathNotFound, format!("{file} is not there")),
+            _ => error.with("file", file),
+        })
     }
 
     /// Lets caches go whose last user in this job was this step. They are persisted while later steps run.

@@ -337,7 +337,7 @@ struct Cache {
     restore_keys: Option<List<Text>>,
     /// `job`, `task` or `pipeline`.
     scope: Option<Text>,
-    /// Largest cache that is persisted.
+    /// Largest cache that is persisted or restored; `K`, `M` and `G` count by 1024.
     size_limit: Option<Text>,
     /// `pull-push`, `pull` or `push`.
     policy: Option<Text>,

@@ -196,7 +196,10 @@ pub(crate) async fn what_is_configured_of_caches_holds(fixture: &Fixture) {
     config("size_limit = \"1MB\"");
     says(
         &ran(keyed("large"), write, &[]),
-        &["not persisted; the one in the store stays", "limit of 1048576 bytes"],
+        &[
+            "not persisted; what the store has of it stays",
+            "limit of 1048576 bytes",
+        ],
     );
     let restored = ran(keyed("fast-1"), "ls state", &[]);
     says(
@@ -332,10 +335,10 @@ pub(crate) async fn the_store_is_looked_after_by_the_command(fixture: &Fixture) 
     // As long as the grace period is.
     std::thread::sleep(std::time::Duration::from_millis(1100));
     let at_once = caches(&["prune", "--grace", "1s", &elsewhere]);
-    says(&at_once, &["removed 2 objects", "one that runs now can lose its cache"]);
+    says(&at_once, &["removed 0 caches, 2 objects", "one that runs now can lose its cache"]);
     says(&caches(&["rm", "copy"]), &["removed copy"]);
     assert_eq!(caches(&["rm", "copy"]).code, 2);
-    says(&caches(&["prune", "--dry-run"]), &["would remove 0 objects"]);
+    says(&caches(&["prune", "--dry-run"]), &["would remove 0 caches, 0 objects"]);
     assert_eq!(caches(&["prune"]).code, 0);
     for pack in std::fs::read_dir(dir.file("store/packs")).unwrap().flatten() {
         std::fs::write(pack.path(), "damaged").unwrap();
@@ -360,11 +363,23 @@ pub(crate) async fn the_store_is_looked_after_by_the_command(fixture: &Fixture) 
     }
     let repaired = caches(&["verify", "--repair"]);
     assert_eq!(repaired.code, 1, "{repaired}");
+    says(&caches(&["verify"]), &["0 whole caches"]);
+    says(
+        &caches(&["inspect", "workspace/state"]),
+        &["there is no cache workspace/state", "orchestra caches list"],
+    );
     says(
         &run(fixture, &dir, &[], &["run", "ci.yml"]),
         &["count | 1", "cache state: persisted"],
     );
     says(&caches(&["verify"]), &["1 whole cache"]);
+    says(
+        &caches(&["inspect", "workspace/state"]),
+        &[
+            "there is no cache workspace/state",
+            "there is ci.yml/ci/-/workspace/state",
+        ],
+    );
     std::fs::write(dir.file("store/orchestra-caches.json"), "{\"version\": 99}").unwrap();
     let newer = caches(&["list"]);
     assert_eq!(newer.code, 2, "{newer}");
