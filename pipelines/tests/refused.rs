@@ -206,6 +206,11 @@ fn a_value_of_the_wrong_type_is_refused() {
             "must be relative",
         ),
         (
+            in_config("caches: [{ path: a, paths: ['*.o'] }]"),
+            "6:33",
+            "*.o is a pattern",
+        ),
+        (
             in_config("caches: [{ path: a, key: 'a{{ b }}' }]"),
             "6:30",
             "something else than `checksum`",

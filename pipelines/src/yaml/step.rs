@@ -237,6 +237,15 @@ pub(super) fn caches(fields: &Fields<'_, '_>, inputs: &[At<Artifact>], builds: b
             .iter()
             .filter_map(|node| reader.parse(node, "an item of `paths`"))
             .collect();
+        for path in paths.iter().filter(|path| path.value.as_str().contains('*')) {
+            let message = format!("{} is a pattern, and `paths` are files and directories", path.value);
+            reader.report(
+                &path.spot,
+                "",
+                message,
+                "name the directory that they are in".to_owned(),
+            );
+        }
         let key = cache.parse::<KeyTemplate>("key");
         for template in key.iter().chain(&restore_keys) {
             if let Some(file) = template.value.files().find(|file| !is_in_any(inputs, file)) {

@@ -305,8 +305,7 @@ impl<'a, 'r> Host<'a, 'r> {
     /// Where a cache of this key is said to stand: one place for each key.
     fn cache_path(&self, key: &str) -> String {
         let mut paths = locked(&self.cache_paths);
-        let allowed = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
-        let plain: String = key.chars().map(allowed).take(40).collect();
+        let plain = plain(key);
         let others = paths.len();
         let path = paths.entry(key.to_owned()).or_insert_with(|| match others {
             0 => format!("/{plain}"),
@@ -475,6 +474,22 @@ fn name_of(given: Option<&Value>) -> Result<Option<&str>, Failure> {
     }
 }
 
+/// What people see of a key in a path: without its `{{ … }}`, and without what is between those and the words.
+fn plain(key: &str) -> String {
+    let (mut words, mut rest) = (String::new(), key);
+    while let Some((before, after)) = rest.split_once("{{") {
+        words.push_str(before);
+        rest = after.split_once("}}").map_or("", |(_, behind)| behind);
+    }
+    words.push_str(rest);
+    let allowed = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+    let words: String = words.chars().map(allowed).take(40).collect();
+    match words.trim_matches('-') {
+        "" => "cache".to_owned(),
+        words => words.to_owned(),
+    }
+}
+
 /// A valid name that is made of a program's or an image's.
 fn plain_name(text: &str, otherwise: &str) -> String {
     let last = text.rsplit('/').next().unwrap_or_default();
@@ -500,4 +515,21 @@ fn until(says: mpsc::Receiver<(OutputStream, bytes::Bytes)>, ended: Cancellation
         Some((Ok(LogChunk { stream, bytes }), (says, ended)))
     };
     stream::unfold((says, ended), next).fuse().boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_told_by_its_words() {
+        for (key, words) in [
+            ("deps-{{ checksum \"source/deps.lock\" }}", "deps"),
+            ("a/{{ checksum \"x\" }}/b", "a--b"),
+            ("{{ checksum \"x\" }}", "cache"),
+            ("tools", "tools"),
+        ] {
+            assert_eq!(plain(key), words);
+        }
+    }
 }

@@ -335,7 +335,10 @@ pub(crate) async fn the_store_is_looked_after_by_the_command(fixture: &Fixture) 
     // As long as the grace period is.
     std::thread::sleep(std::time::Duration::from_millis(1100));
     let at_once = caches(&["prune", "--grace", "1s", &elsewhere]);
-    says(&at_once, &["removed 0 caches, 2 objects", "one that runs now can lose its cache"]);
+    says(
+        &at_once,
+        &["removed 0 caches, 2 objects", "one that runs now can lose its cache"],
+    );
     says(&caches(&["rm", "copy"]), &["removed copy"]);
     assert_eq!(caches(&["rm", "copy"]).code, 2);
     says(&caches(&["prune", "--dry-run"]), &["would remove 0 caches, 0 objects"]);
