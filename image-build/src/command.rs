@@ -1,10 +1,12 @@
 //! The build container: its script, its arguments and all else of its task.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use bytes::Bytes;
 use orchestra::tar::{self, EntryType, Head};
 use orchestra::{
-    ContainerPath, Credentials, ExposeSecret, InjectedFile, Mount, NetworkMode, Profile, Result, SecretString, Task,
-    VolumeId, VolumePath, labels,
+    ContainerPath, Credentials, ExposeSecret, InjectedFile, Mount, Name, NetworkMode, Profile, Result, SecretString,
+    Security, Task, VolumeId, VolumePath, labels,
 };
 
 use crate::arguments::{Place, argv};
@@ -198,6 +200,33 @@ pub(crate) fn prepared<'a>(build: &'a ImageBuild, out: Option<&'a VolumeId>) -> 
         Some((&output.volume, owned(EntryType::Regular, 0o644, archive.as_str())))
     });
     own.chain(local).chain(outputs).collect()
+}
+
+/// The task that makes the roots of volumes the unprivileged builder's, where it writes more than one file there; `None` if
+/// there are none. An engine's own archive calls leave a root as it is.
+pub(crate) fn roots(build: &ImageBuild) -> Result<Option<Task>> {
+    let trees = build.all_outputs().filter(|output| output.format.archive().is_none());
+    let volumes: Vec<&VolumeId> = trees.map(|output| &output.volume).collect();
+    if !build.rootless || volumes.is_empty() {
+        return Ok(None);
+    }
+    let paths: Vec<String> = (0..volumes.len()).map(|number| format!("/roots/{number}")).collect();
+    let mut argv = vec!["chown".to_owned(), format!("{USER}:{USER}")];
+    argv.extend(paths.iter().cloned());
+    // The build's own name may be as long as one can be.
+    let mut hash = DefaultHasher::new();
+    build.name.hash(&mut hash);
+    let name = Name::new(format!("roots._{:016x}", hash.finish()))?;
+    let mut task = Task::with_image(name, build.image.clone());
+    task = confined(task, build)
+        .command(argv)
+        .user("0")?
+        .network(NetworkMode::None);
+    task.spec.security = Security::default();
+    for (volume, path) in volumes.into_iter().zip(&paths) {
+        task = task.mount(volume, path)?;
+    }
+    Ok(Some(task))
 }
 
 /// The same for a daemon that listens in the volume `socket`.

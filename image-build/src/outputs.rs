@@ -17,7 +17,8 @@ pub struct BuildOutput {
 }
 
 /// What a build writes to a volume, in the words of `docker buildx build --output` and of skopeo. A
-/// [rootless](crate::ImageBuild::rootless) build writes archives alone: `oci` and `docker`.
+/// [rootless](crate::ImageBuild::rootless) build writes no `rootfs`, whose files would all be its own; it is given the roots
+/// of the volumes that it writes a tree to, by a container of its image that does nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OutputFormat {

@@ -24,6 +24,8 @@ use crate::{
 
 /// The most that the configuration of an image may be.
 const MAX_CONFIG: u64 = 8 << 20;
+/// How long the roots of volumes may take to change their owner, beyond the fetching of the image.
+const ROOTS: Duration = Duration::from_secs(60);
 /// What is left of a timeout when all of it went by before the build's container was made: enough to say so.
 const AT_LEAST: Duration = Duration::from_millis(1);
 
@@ -137,6 +139,9 @@ impl Run<'_> {
         for (volume, tar) in command::prepared(&self.build, self.volume) {
             let tar = stream::iter([Ok(tar)]).boxed();
             self.job.driver().write_volume(volume, &VolumePath::root(), tar).await?;
+        }
+        if let Some(task) = command::roots(&self.build)? {
+            self.job.run(task.timeout(ROOTS)).await?.success()?;
         }
         let info = self.job.driver().info();
         let waiting = Instant::now();

@@ -143,15 +143,11 @@ fn check_outputs(build: &ImageBuild) -> Result<()> {
                 .with_hint("write local, or oci for an image with its configuration"),
         );
     }
-    let is_written = |output: &&crate::BuildOutput| build.rootless && output.format.archive().is_none();
-    if let Some(output) = build.all_outputs().find(is_written) {
-        return Err(Error::invalid(format!(
-            "a rootless build can't write an output of type {}",
-            output.format
-        ))
-        .with_hint(
-            "a volume's root is root's: write type=oci or type=docker, which are one file, or build with privileges",
-        ));
+    if build.rootless && build.outputs.iter().any(|output| output.format == OutputFormat::RootFs) {
+        return Err(Error::invalid(
+            "a rootless build can't write an output of type rootfs: all of its files would be the builder's",
+        )
+        .with_hint("write type=oci or type=docker, which keep the owners, or build with privileges"));
     }
     let of_one = |output: &&crate::BuildOutput| matches!(output.format, OutputFormat::Loadable | OutputFormat::RootFs);
     if let Some(output) = build.all_outputs().find(of_one).filter(|_| build.platforms.len() > 1) {
@@ -547,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rootless_build_writes_archives_alone() {
+    fn a_rootless_build_writes_no_root_file_system() {
         let written = |build: &mut ImageBuild, format| {
             build.rootless = true;
             build.outputs.push(crate::BuildOutput {
@@ -557,11 +553,11 @@ mod tests {
             });
         };
         contains(
-            &refused(|build| written(build, OutputFormat::Local)),
-            &["output of type local", "write type=oci"],
+            &refused(|build| written(build, OutputFormat::RootFs)),
+            &["output of type rootfs", "write type=oci"],
         );
         let mut build = build();
-        written(&mut build, OutputFormat::Oci);
+        written(&mut build, OutputFormat::Local);
         build.validate().unwrap();
     }
 

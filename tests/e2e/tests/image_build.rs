@@ -57,10 +57,10 @@ use options::{
     a_base_image_comes_from_a_mirror, a_cache_is_left_aside_for_all_steps_or_those_of_a_stage,
     a_date_makes_the_same_context_the_same_image, a_frontend_that_can_not_be_fetched_is_named,
     a_named_context_is_a_directory_of_the_inputs_and_nothing_else, a_provenance_attestation_is_pushed_with_the_image,
-    archives_are_in_volumes_for_the_next_tasks, labels_annotations_and_further_tags_are_served,
-    layers_are_shared_by_a_directory_of_a_cache, layers_are_shared_by_a_registry,
-    layers_are_shared_by_the_image_itself, steps_run_with_the_hosts_limits_and_memory_that_were_asked_for,
-    what_the_dockerignore_names_is_not_in_the_image, what_was_built_is_in_volumes_for_the_next_tasks,
+    labels_annotations_and_further_tags_are_served, layers_are_shared_by_a_directory_of_a_cache,
+    layers_are_shared_by_a_registry, layers_are_shared_by_the_image_itself,
+    steps_run_with_the_hosts_limits_and_memory_that_were_asked_for, what_the_dockerignore_names_is_not_in_the_image,
+    what_was_built_is_in_volumes_for_the_next_tasks,
 };
 
 const DOCKERFILE: &str = r#"
@@ -175,7 +175,6 @@ fn main() {
         layers_are_shared_by_a_registry,
         layers_are_shared_by_a_directory_of_a_cache,
         a_base_image_comes_from_a_mirror,
-        archives_are_in_volumes_for_the_next_tasks,
         a_date_makes_the_same_context_the_same_image,
         a_context_is_fetched_from_its_url,
         the_builder_has_its_environment_and_steps_do_not,
@@ -193,6 +192,15 @@ fn main() {
         layers_are_shared_by_a_bucket,
         a_registry_of_ones_own_authority_wants_a_certificate,
         builds_of_a_job_share_a_builder_and_do_without_one_that_died,
+        further_stages_have_outputs_of_their_own,
+        what_the_dockerignore_names_is_not_in_the_image,
+        what_was_built_is_in_volumes_for_the_next_tasks,
+        a_stage_that_does_not_exist_is_told,
+        a_cache_is_left_aside_for_all_steps_or_those_of_a_stage,
+        a_provenance_attestation_is_pushed_with_the_image,
+        layers_are_shared_by_the_image_itself,
+        a_cache_is_pruned_to_its_limit,
+        what_a_step_prints_of_its_secret_is_not_shown_by_any_buildkit,
     ]);
     libtest_mimic::run(&arguments, cases).exit();
 }

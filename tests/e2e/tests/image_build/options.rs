@@ -288,27 +288,6 @@ pub(crate) async fn a_base_image_comes_from_a_mirror(site: &Site) -> Outcome {
     Ok(())
 }
 
-/// Where a builder that is not root's can write.
-pub(crate) async fn archives_are_in_volumes_for_the_next_tasks(site: &Site) -> Outcome {
-    let source = site.source("FROM scratch\nCOPY Dockerfile /\n").await?;
-    let mut build = site.pushed("archived", &source);
-    let mut look = Task::new("look", &site.fixture.image)?.shell("tar -tf oci/image.tar; tar -tf docker/image.tar");
-    for format in ["oci", "docker"] {
-        let volume = site.job.create_volume(&format!("source-{format}")).await?;
-        build.outputs.push(BuildOutput {
-            volume: volume.clone(),
-            path: format!("out-{format}").parse()?,
-            format: format.parse()?,
-        });
-        look = look.mount(&volume, format)?;
-    }
-    let result = build.run(&site.job).await?;
-    assert_eq!(result.digest, site.served(&site.fixture.registry, "archived", false)?);
-    let seen = site.job.run(look).await?.success()?.stdout.to_string();
-    contains(&seen, &["index.json\n", "manifest.json\n"]);
-    Ok(())
-}
-
 /// Each is read by a task after the build.
 pub(crate) async fn what_was_built_is_in_volumes_for_the_next_tasks(site: &Site) -> Outcome {
     let source = site
