@@ -37,9 +37,9 @@
 //!
 //! Fewer privileges were tried in 2026, with `BuildKit` 0.34.2: docker's default capabilities, `SYS_ADMIN` and `NET_ADMIN`,
 //! neither seccomp nor `AppArmor`, and control groups that the container's script mounts writable again. Every build of the
-//! end-to-end tests passes so on docker 20.10, podman 4.3 and containerd 1.6. It is not what builds get: `SYS_ADMIN` and
-//! writable control groups are as good as root on the host, so that only the host's devices were out of reach; and SELinux
-//! forbids such a container to mount, which privileges switch off on each engine in the same way.
+//! end-to-end tests passes so on docker 20.10 and 26.1, podman 4.3 and 5.4, and containerd 1.6. It is not what builds get:
+//! `SYS_ADMIN` and writable control groups are as good as root on the host, so that only the host's devices were out of
+//! reach; and `SELinux`, which none of those hosts has, confines such a container and not a privileged one.
 
 mod arguments;
 mod build;
