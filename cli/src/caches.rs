@@ -164,12 +164,9 @@ async fn found(store: &Store, key: &CacheKey) -> Result<Entry, Failure> {
     }
     // Who wrote `key: deps` looks for that, and it is the end of what the cache is called.
     let end = format!("/{key}");
-    let mut alike: Vec<String> = Vec::new();
-    for entry in store.list("").await? {
-        if entry.key.as_str().ends_with(&end) && alike.len() < 3 {
-            alike.push(entry.key.to_string());
-        }
-    }
+    let entries = store.list("").await?;
+    let keys = entries.iter().map(|entry| entry.key.as_str());
+    let alike: Vec<&str> = keys.filter(|key| key.ends_with(&end)).take(3).collect();
     let failure = Failure::bad_input(format!("there is no cache {key} in {}", store.address()));
     Err(match alike.is_empty() {
         true => failure.with_hint("`orchestra caches list` names those there are"),

@@ -1,7 +1,5 @@
 //! The build container: its script, its arguments and all else of its task.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
-
 use bytes::Bytes;
 use orchestra::tar::{self, EntryType, Head};
 use orchestra::{
@@ -213,10 +211,8 @@ pub(crate) fn roots(build: &ImageBuild) -> Result<Option<Task>> {
     let paths: Vec<String> = (0..volumes.len()).map(|number| format!("/roots/{number}")).collect();
     let mut argv = vec!["chown".to_owned(), format!("{USER}:{USER}")];
     argv.extend(paths.iter().cloned());
-    // The build's own name may be as long as one can be.
-    let mut hash = DefaultHasher::new();
-    build.name.hash(&mut hash);
-    let name = Name::new(format!("roots._{:016x}", hash.finish()))?;
+    // No longer than the name of the build's output volume, which was refused if it was too long.
+    let name = Name::new(format!("{}._roots", build.name))?;
     let mut task = Task::with_image(name, build.image.clone());
     task = confined(task, build)
         .command(argv)

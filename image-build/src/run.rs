@@ -140,11 +140,13 @@ impl Run<'_> {
             let tar = stream::iter([Ok(tar)]).boxed();
             self.job.driver().write_volume(volume, &VolumePath::root(), tar).await?;
         }
-        if let Some(task) = command::roots(&self.build)? {
-            self.job.run(task.timeout(ROOTS)).await?.success()?;
+        let waiting = Instant::now();
+        if let Some(task) = command::roots(&self.build)?
+            && let Some(given) = unless(&self.cancel, self.job.run(task.timeout(ROOTS))).await
+        {
+            given?.success()?;
         }
         let info = self.job.driver().info();
-        let waiting = Instant::now();
         let shared = match &self.build.shared {
             Some(builders) => {
                 let ready = builders.ready(&self.build);
@@ -166,7 +168,7 @@ impl Run<'_> {
         };
         let mut task = command::task(&self.build, self.volume, place)?.output(self.watched.clone());
         if let Some(limit) = self.build.timeout {
-            // Waiting for a builder is a part of the build.
+            // Waiting for a builder, or for its volumes, is a part of the build.
             task = task.timeout(limit.saturating_sub(waiting.elapsed()).max(AT_LEAST));
         }
         let unsent = Arc::new(Mutex::new(None));

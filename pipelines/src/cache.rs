@@ -140,6 +140,16 @@ enum Piece {
 }
 
 impl KeyTemplate {
+    /// What is written out in it, without what is computed.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let text = |piece: &Piece| match piece {
+            Piece::Text(text) => Some(text.clone()),
+            Piece::Checksum(_) => None,
+        };
+        self.0.iter().filter_map(text).collect()
+    }
+
     /// The files that it needs checksums of, as the step sees them.
     pub(crate) fn files(&self) -> impl Iterator<Item = &ContainerPath> {
         self.0.iter().filter_map(|piece| match piece {

@@ -14,7 +14,7 @@ pub(super) fn missing(error: &object_store::Error) -> bool {
 /// Whether it says that there is no such bucket: object_store 0.14 has a kind for an absent object alone, and shows of a
 /// listing's answer only its text. The code in it is [S3's own](https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html).
 pub(super) fn no_bucket(error: &object_store::Error) -> bool {
-    missing(error) || error.to_string().contains("<Code>NoSuchBucket</Code>")
+    missing(error) || element(&error.to_string(), "Code") == Some("NoSuchBucket")
 }
 
 /// The one place where a store's errors become ours.
@@ -48,15 +48,17 @@ fn words(error: &object_store::Error) -> String {
 /// What [S3 answers](https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html): its code and its message. The rest
 /// of a refusal is pages of what the request was signed by.
 fn answer_of_s3(text: &str) -> Option<String> {
-    let of = |name: &str| {
-        let (_, rest) = text.split_once(&format!("<{name}>"))?;
-        Some(rest.split_once(&format!("</{name}>"))?.0.trim().to_owned())
-    };
-    let code = of("Code")?;
-    Some(match of("Message").filter(|message| !message.is_empty()) {
-        Some(message) => format!("{code}: {message}"),
-        None => code,
+    let code = element(text, "Code")?;
+    Some(match element(text, "Message") {
+        Some(message) if !message.is_empty() => format!("{code}: {message}"),
+        _ => code.to_owned(),
     })
+}
+
+/// What stands in the first element of this name.
+fn element<'t>(text: &'t str, name: &str) -> Option<&'t str> {
+    let (_, rest) = text.split_once(&format!("<{name}>"))?;
+    Some(rest.split_once(&format!("</{name}>"))?.0.trim())
 }
 
 fn classify(error: &object_store::Error) -> (ErrorKind, Option<&'static str>) {

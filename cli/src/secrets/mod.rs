@@ -39,7 +39,7 @@ pub(crate) struct SecretArgs {
     #[arg(long = "secret-file", value_name = "KEY=PATH", global = true)]
     pub(crate) secret_files: Vec<Pair>,
     /// Log in to registries as the user's own clients do, by their configuration and credential helpers
-    #[arg(long, global = true)]
+    #[arg(long)]
     pub(crate) use_docker_config: bool,
 }
 

@@ -94,7 +94,7 @@ impl Unpacker<'_, '_> {
         while let Some(member) = Member::read(input, &mut global)? {
             let path = self.inside(&member.header.name)?;
             let depends = member.header.kind == b'1' || member.sparse.is_some() || !member.xattrs.is_empty();
-            self.member(member, input)?;
+            self.member(path.clone(), member, input)?;
             let end = input.position();
             note(
                 &path,
@@ -110,14 +110,13 @@ impl Unpacker<'_, '_> {
         input.drain()
     }
 
-    fn member(&mut self, mut member: Member, input: &mut Input<'_>) -> Result<()> {
+    fn member(&mut self, path: Vec<u8>, mut member: Member, input: &mut Input<'_>) -> Result<()> {
         let kind = member.header.kind;
         // What has no content has none whatever the size says, but a directory of an incremental archive.
         let size = match kind {
             b'1'..=b'4' | b'6' => 0,
             _ => member.header.size,
         };
-        let path = self.inside(&member.header.name)?;
         self.makers.settle_for(&path)?;
         if kind == b'5' {
             input.skip(size.next_multiple_of(BLOCK as u64))?;
@@ -218,16 +217,15 @@ impl Unpacker<'_, '_> {
         // What is in it may have another path, too. Until another directory is opened, nothing is added.
         self.makers.settle()?;
         let directory = match open_directory(&self.root, path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => match self.make_all(path) {
-                Ok(made) => match open_directly(&self.root, path) {
-                    Ok(directory) => return Ok(parent(directory, true)),
-                    Err(_) => Ok(made),
-                },
-                failed => failed,
-            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.make_all(path),
             other => other,
         };
-        Ok(parent(directory.map_err(TreeError::io("open", path))?, false))
+        let directory = directory.map_err(TreeError::io("open", path))?;
+        // What was only missing leads there directly now.
+        Ok(match open_directly(&self.root, path) {
+            Ok(directory) => parent(directory, true),
+            Err(_) => parent(directory, false),
+        })
     }
 
     fn make_all(&self, path: &[u8]) -> io::Result<File> {

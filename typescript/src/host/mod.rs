@@ -14,7 +14,9 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, FuturesUnordered};
 use orchestra::{Error, ErrorKind, LogChunk, LogStream, Name, OutputStream};
-use orchestra_pipelines::{Action, Problem, RunOptions, Sandbox, Session, SingleStep, Status, StepOutcome};
+use orchestra_pipelines::{
+    Action, KeyTemplate, Problem, RunOptions, Sandbox, Session, SingleStep, Status, StepOutcome,
+};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
@@ -476,12 +478,10 @@ fn name_of(given: Option<&Value>) -> Result<Option<&str>, Failure> {
 
 /// What people see of a key in a path: without its `{{ … }}`, and without what is between those and the words.
 fn plain(key: &str) -> String {
-    let (mut words, mut rest) = (String::new(), key);
-    while let Some((before, after)) = rest.split_once("{{") {
-        words.push_str(before);
-        rest = after.split_once("}}").map_or("", |(_, behind)| behind);
-    }
-    words.push_str(rest);
+    // One that is none is refused where the cache is read.
+    let words = key
+        .parse::<KeyTemplate>()
+        .map_or_else(|_| key.to_owned(), |template| template.text());
     let allowed = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
     let words: String = words.chars().map(allowed).take(40).collect();
     match words.trim_matches('-') {

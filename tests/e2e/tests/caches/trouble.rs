@@ -224,7 +224,7 @@ pub(crate) async fn a_run_that_is_killed_while_it_persists_leaves_the_old_cache_
         std::thread::sleep(Duration::from_millis(1100));
     }
     let last = prune();
-    says(&last, &[", 0 objects"]);
+    says(&last, &["removed 0 caches, 0 objects"]);
     says(
         &run(fixture, &dir, &environment, &["caches", "verify"]),
         &["1 whole cache"],
