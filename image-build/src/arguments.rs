@@ -2,7 +2,7 @@
 
 use orchestra::{ImageRef, Result, Task};
 
-use crate::command::{IMAGE_ARG, OUT, SECRETS, SSH, dockerfile, image};
+use crate::command::{IMAGE, IMAGE_ARG, OUT, ROOTFS, SECRETS, SSH, dockerfile, in_out};
 use crate::shared::Shared;
 use crate::{BuildContext, BuildOutput, ImageBuild, OutputFormat};
 
@@ -96,13 +96,10 @@ fn common(build: &ImageBuild) -> Vec<String> {
     for (number, path) in options.image_args.values().enumerate() {
         argv.push(format!("--layout=arg{number}={IMAGE_ARG}{number}=./{path}"));
     }
-    let layouts = options
-        .build_contexts
-        .iter()
-        .filter_map(|(name, context)| match context {
-            BuildContext::OciLayout(path) => Some((name, path)),
-            _ => None,
-        });
+    let layouts = options.contexts().filter_map(|(name, context)| match context {
+        BuildContext::OciLayout(path) => Some((name, path)),
+        _ => None,
+    });
     for (number, (name, path)) in layouts.enumerate() {
         argv.push(format!("--layout={number}={name}=./{path}"));
     }
@@ -134,11 +131,15 @@ fn main(build: &ImageBuild) -> Result<Vec<String>> {
     for to in &build.options.cache_to {
         argv.push(format!("--export-cache={}", record(&to.fields(Task::WORKING_DIR))));
     }
-    for output in &build.outputs {
-        argv.push(format!("--output={}", written(build, output)));
-        if output.format == OutputFormat::RootFs {
-            argv.push(format!("--rootfs={}", output.path.resolve(Task::WORKING_DIR)));
-        }
+    let written_by_builder = build
+        .outputs
+        .iter()
+        .filter(|output| output.format != OutputFormat::RootFs);
+    argv.extend(written_by_builder.map(|output| format!("--output={}", written(build, output))));
+    if build.unpacks() {
+        let tar = format!("dest={OUT}/{}", in_out(build, ROOTFS)?);
+        argv.push(format!("--output={}", record(&["type=tar".to_owned(), tar])));
+        argv.push("--config".to_owned());
     }
     // The last one's digest is the build's.
     argv.extend(
@@ -173,7 +174,7 @@ fn images(build: &ImageBuild) -> Result<Vec<Vec<String>>> {
         let mut fields = vec![
             "type=docker".to_owned(),
             names(build),
-            format!("dest={OUT}/{}", image(build)?),
+            format!("dest={OUT}/{}", in_out(build, IMAGE)?),
         ];
         fields.extend(build.options.output(false));
         records.push(fields);

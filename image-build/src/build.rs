@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     AdditionalTarget, BuildContext, BuildError, BuildEvent, BuildOptions, BuildOutput, BuildResult, CacheFrom, CacheTo,
-    RegistryAuth, SharedBuilders, run, validate,
+    OutputFormat, RegistryAuth, SharedBuilders, run, validate,
 };
 
 /// The BuildKit image that builds run in where nothing else is said.
@@ -134,9 +134,15 @@ pub struct BuildCache {
 /// What passes while the build runs: the context in, what it says out.
 #[derive(Default)]
 pub(crate) struct Live {
-    pub(crate) context: Option<ByteStream>,
+    pub(crate) context: Option<Context>,
     pub(crate) output: Option<Box<dyn OutputSink>>,
     pub(crate) events: Option<mpsc::Sender<BuildEvent>>,
+}
+
+/// A context that comes as a tar.
+pub(crate) enum Context {
+    Once(ByteStream),
+    Anew(Box<dyn FnMut() -> ByteStream + Send>),
 }
 
 impl ImageBuild {
@@ -250,6 +256,11 @@ impl ImageBuild {
         self.load.unwrap_or(!self.push)
     }
 
+    /// Whether a volume is given the image's root file system.
+    pub(crate) fn unpacks(&self) -> bool {
+        self.outputs.iter().any(|output| output.format == OutputFormat::RootFs)
+    }
+
     /// All outputs, those of additional targets too.
     pub(crate) fn all_outputs(&self) -> impl Iterator<Item = &BuildOutput> {
         let additional = self.additional_targets.iter().map(|additional| &additional.output);
@@ -282,12 +293,20 @@ impl ImageBuild {
     }
 
     /// Takes the context from a tar, which goes to the builder as it is read: no input needs to hold it, and no volume. Its
-    /// names are relative to [`context`](Self::context). Such a build has one attempt, as its input can't be read again, and
-    /// can't be taken up by another process.
+    /// names are relative to [`context`](Self::context). Such a build has one attempt, as its input can't be read again
+    /// ([`context_of`](Self::context_of) can), and can't be taken up by another process.
     #[must_use]
     pub fn context_from(mut self, tar: ByteStream) -> Self {
         self.streamed = true;
-        self.live.get_mut().context = Some(tar);
+        self.live.get_mut().context = Some(Context::Once(tar));
+        self
+    }
+
+    /// The same with a tar that each [attempt](Self::attempts) opens for itself.
+    #[must_use]
+    pub fn context_of(mut self, open: impl FnMut() -> ByteStream + Send + 'static) -> Self {
+        self.streamed = true;
+        self.live.get_mut().context = Some(Context::Anew(Box::new(open)));
         self
     }
 

@@ -129,7 +129,7 @@ for argument; do
 		digest=${digest#'"digest":"'}
 		set -- "$@" "--oci-layout=layout-$number=$path" --opt "context:$name=oci-layout://layout-$number@${digest%'"'}"
 		;;
-	--rootfs=*) printf '%s\n' "${argument#--rootfs=}" >>"$own/rootfs" ;;
+	--config) : >"$own/config" ;;
 	*) set -- "$@" "$argument" ;;
 	esac
 done
@@ -143,23 +143,34 @@ printf %s "$buildctl" >"$own/buildctl"
 
 # As process 1 this shell is sent the signal, and the others are in its process group. The daemon's wrapper has to
 # outlive it (it inherits that the signal is ignored), since it ends the daemon when `buildctl` has been.
-trap '' TERM
 real=${BUILDCTL:-buildctl}
-if [ -n "$shared" ] && "$real" "--addr=unix://$shared" debug workers >/dev/null 2>&1; then
+export ORCHESTRA_BUILDCTL="$real"
+ended=
+code=0
+finish() { # PROCESS
+	trap 'ended=1; trap "" TERM; kill -s TERM 0' TERM
+	code=0
+	wait "$1" || code=$?
+	# A signal that has a trap interrupts `wait`.
+	while kill -0 "$1" 2>/dev/null; do
+		code=0
+		wait "$1" || code=$?
+	done
+	trap 'ended=1' TERM
+}
+answers() { "$real" "--addr=unix://$shared" debug workers >/dev/null 2>&1; }
+
+if [ -n "$shared" ] && answers; then
 	# BuildKit before 0.13 does not know it. Who starts a daemon asks while that starts.
 	"$real" build --help 2>&1 | grep -q rawjson && : >"$own/rawjson"
-	ORCHESTRA_BUILDCTL=$real sh "$own/buildctl" "--addr=unix://$shared" build "$@" &
-else
-	# It waits for the daemon itself; the other program's tries are counted no more.
-	ORCHESTRA_BUILDCTL=$real BUILDCTL="sh $own/buildctl" BUILDCTL_CONNECT_RETRIES_MAX=0 \
-		buildctl-daemonless.sh build "$@" &
+	trap '' TERM
+	sh "$own/buildctl" "--addr=unix://$shared" build "$@" &
+	finish $!
+	if [ "$code" = 0 ] || [ -n "$ended" ] || answers; then exit "$code"; fi
+	echo '{"orchestra":"start"}' >&2
 fi
-trap 'trap "" TERM; kill -s TERM 0' TERM
-code=0
-wait $! || code=$?
-# A signal that has a trap interrupts `wait`.
-while kill -0 $! 2>/dev/null; do
-	code=0
-	wait $! || code=$?
-done
+trap '' TERM
+# It waits for the daemon itself; the other program's tries are counted no more.
+BUILDCTL="sh $own/buildctl" BUILDCTL_CONNECT_RETRIES_MAX=0 buildctl-daemonless.sh build "$@" &
+finish $!
 exit "$code"

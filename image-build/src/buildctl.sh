@@ -93,9 +93,9 @@ part() { # NUMBER ARGUMENT…
 	"$real" "$address" build "--progress=$progress" "--metadata-file=$own/metadata" "$@" || code=$?
 	[ "$code" != 0 ] || return 0
 	if ! daemon; then
-		echo "error: BuildKit's daemon ended during the build" >&2
-		echo '========== log ==========' >&2
+		# Whose last line is an error has it told at once; what stands before is told with it.
 		tail -n 60 /tmp/buildctl-daemonless.*/log >&2 || :
+		echo "error: BuildKit's daemon ended during the build" >&2
 	fi
 	exit "$code"
 }
@@ -120,9 +120,9 @@ if [ -s "$own/metadata" ]; then
 			done
 		fi
 	fi
-	if [ -s "$own/rootfs" ]; then
+	if [ -e "$own/config" ]; then
 		config=$(digest containerimage.config.digest "$own/metadata")
-		while read -r folder; do blob "$config" >"$folder/metadata.json"; done <"$own/rootfs"
+		blob "$config" | tell config "$config"
 	fi
 fi
 if [ -s "$own/limit" ]; then

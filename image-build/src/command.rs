@@ -22,8 +22,11 @@ pub(crate) const NO_EMULATOR: u8 = 94;
 
 /// Where the output volume stands, if there is one: outside of the working directory, so that no context contains it.
 pub(crate) const OUT: &str = "/orchestra";
-/// In the output volume: the image, if it is not pushed.
-const IMAGE: &str = "image.tar";
+/// In the output volume: the image, if it is loaded.
+pub(crate) const IMAGE: &str = "image.tar";
+/// In there too: the image's root file system, if a volume is to have it. A tar has the owners of files as they are, whoever
+/// the builder is.
+pub(crate) const ROOTFS: &str = "rootfs.tar";
 /// What an unprivileged builder can write to in a volume: an engine makes its root root's.
 const OWN: &str = "rootless";
 
@@ -172,12 +175,12 @@ fn files(build: &ImageBuild, registries: &[&RegistryAuth]) -> Result<Vec<Injecte
     Ok(files)
 }
 
-/// Where the image comes out, from the output volume's root.
-pub(crate) fn image(build: &ImageBuild) -> Result<VolumePath> {
+/// Where the builder writes `file`, from the output volume's root.
+pub(crate) fn in_out(build: &ImageBuild, file: &str) -> Result<VolumePath> {
     VolumePath::new(if build.rootless {
-        format!("{OWN}/{IMAGE}")
+        format!("{OWN}/{file}")
     } else {
-        IMAGE.to_owned()
+        file.to_owned()
     })
 }
 
@@ -203,7 +206,7 @@ pub(crate) fn prepared<'a>(build: &'a ImageBuild, out: Option<&'a VolumeId>) -> 
 /// The task that makes the roots of volumes the unprivileged builder's, where it writes more than one file there; `None` if
 /// there are none. An engine's own archive calls leave a root as it is.
 pub(crate) fn roots(build: &ImageBuild) -> Result<Option<Task>> {
-    let trees = build.all_outputs().filter(|output| output.format.archive().is_none());
+    let trees = build.all_outputs().filter(|output| output.format.is_tree());
     let volumes: Vec<&VolumeId> = trees.map(|output| &output.volume).collect();
     if !build.rootless || volumes.is_empty() {
         return Ok(None);

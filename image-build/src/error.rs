@@ -213,12 +213,47 @@ impl fmt::Display for FailedBuild {
     }
 }
 
+/// Whether it is a line of a Go program's stack, which BuildKit's daemon writes below the reason for its end: a function's name,
+/// or a file and a line behind a tab.
+fn is_frame(line: &str) -> bool {
+    let is_place = line.starts_with('\t') && [".go:", ".s:"].iter().any(|of| line.contains(of));
+    is_place || line.contains('.') && !line.contains([' ', '\t', '=', ':', ','])
+}
+
 fn block(f: &mut fmt::Formatter<'_>, title: &str, text: &str) -> fmt::Result {
-    let lines: Vec<&str> = text.trim_end().lines().collect();
+    let lines: Vec<&str> = text.trim_end().lines().filter(|line| !is_frame(line)).collect();
     if lines.is_empty() {
         return Ok(());
     }
     write!(f, "\n{title}")?;
     let shown = &lines[lines.len().saturating_sub(SHOWN)..];
     shown.iter().try_for_each(|line| write!(f, "\n  {line}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_frame;
+
+    #[test]
+    fn a_stack_is_left_out_of_what_the_daemon_said_and_nothing_else_is() {
+        for frame in [
+            "main.newWorkerController",
+            "github.com/urfave/cli/v3.(*Command).Run",
+            "runtime.goexit",
+            "\tgithub.com/moby/buildkit@v0.34.2/cmd/buildkitd/main.go:1013",
+            "\truntime/asm_amd64.s:1771",
+        ] {
+            assert!(is_frame(frame), "{frame}");
+        }
+        for said in [
+            "buildkitd: no worker found, rebuild the buildkit daemon?",
+            "time=\"2026-11-30T15:20:23Z\" level=info",
+            "Dockerfile:4",
+            "--------------------",
+            "   4 | >>> RUN make all.go:1",
+            "========== log ==========",
+        ] {
+            assert!(!is_frame(said), "{said}");
+        }
+    }
 }

@@ -116,13 +116,18 @@ fn of_daemon(failed: &FailedBuild) -> String {
     if says(&["no cgroup mount found"]) {
         return NO_CGROUPS.into();
     }
+    if says(&["could not lock", "timeout", "bolt"]) && says(&["buildkitd.lock", "database", "lock"]) {
+        return "another BuildKit daemon uses the same state: give each build that runs at once a cache of its own"
+            .into();
+    }
     if failed.rootless
         && says(&[
             "newuidmap",
             "newgidmap",
             "unshare",
             "user namespace",
-            "rootlesskit:parent",
+            "failed to start the child",
+            "failed to setup UID/GID map",
         ])
     {
         return "the engine's host does not let a user make namespaces: allow it (user.max_user_namespaces, \
@@ -138,10 +143,6 @@ fn of_daemon(failed: &FailedBuild) -> String {
                     .into()
             }
         };
-    }
-    if says(&["could not lock", "timeout", "bolt"]) && says(&["buildkitd.lock", "database", "lock"]) {
-        return "another BuildKit daemon uses the same state: give each build that runs at once a cache of its own"
-            .into();
     }
     if says(&["overlay"]) {
         return "the file system of BuildKit's state takes no overlay: keep it on a cache at /var/lib/buildkit".into();
@@ -215,6 +216,8 @@ mod tests {
         assert!(of_log("write: no space left on device", false).contains("free space"));
         assert!(of_log("newuidmap 22 0 1000: operation not permitted", true).contains("namespaces"));
         assert!(of_log("could not lock /var/lib/buildkit/buildkitd.lock", false).contains("same state"));
+        let told_by_all = "could not lock buildkitd.lock\n[rootlesskit:parent] error: child exited";
+        assert!(of_log(told_by_all, true).contains("same state"));
         assert!(of_log("strange", false).contains("see its log above"));
         assert!(hint("toomanyrequests: You have reached your pull rate limit", |_| ()).contains("mirrors"));
         assert!(hint("x", |failed| failed.exit = ExitStatus::Code(94)).contains("emulator"));

@@ -27,8 +27,8 @@
 //! 4. `buildctl` reports progress as lines of JSON. They become [`BuildEvent`]s, and text in the form of BuildKit's plain
 //!    progress for the output sink and the result; an older `buildctl` writes that text itself.
 //! 5. The image goes from the builder to its registry; or, without [`push`](ImageBuild::push), by way of an output volume
-//!    into the engine. Its digest is BuildKit's own word for it: the script's last line is the metadata file, which
-//!    `buildctl` writes when all is done.
+//!    into the engine. A root file system goes the same way, as a tar, into the volume that is to have it. The digest is
+//!    BuildKit's own word for it: the script's last line is the metadata file, which `buildctl` writes when all is done.
 //!
 //! # Privileges
 //! The container is privileged: BuildKit's worker mounts file systems and makes containers of its own. Who may run a build

@@ -40,7 +40,8 @@ pub struct BuildOptions {
     pub no_cache: bool,
     /// Stages whose steps are run, whatever a cache has.
     pub no_cache_filter: Vec<String>,
-    /// What `FROM name` and `COPY --from=name` mean besides stages and images.
+    /// What `FROM name` and `COPY --from=name` mean: a name of its own, that of a stage, or the reference of an image that is
+    /// not to be fetched.
     pub build_contexts: BTreeMap<String, BuildContext>,
     /// A context that BuildKit fetches instead of one of an input: a git repository (`https://…/app.git#main:folder`,
     /// `git@…`), or with `https://` an archive or a Dockerfile alone. A private repository's token is the build secret
@@ -272,10 +273,10 @@ impl BuildOptions {
             );
         }
         // A named context that is called as a stage is would replace it, which Compose and buildx allow too.
-        if let Some(name) = self.build_contexts.keys().find(|name| !is_word(name)) {
+        if let Some(name) = self.build_contexts.keys().find(|name| named(name).is_none()) {
             return Err(
                 Error::invalid(format!("build context {name:?} is not a name that FROM can have"))
-                    .with_hint("use lower case letters, digits, `_`, `.` and `-`"),
+                    .with_hint("write a stage's name, or the reference of the image that it is to stand for"),
             );
         }
         if let Some(url) = &self.context_url {
@@ -402,11 +403,11 @@ impl BuildOptions {
         if self.run_network == NetworkMode::Host {
             directories.push("--allow=network.host".to_owned());
         }
-        for (name, context) in &self.build_contexts {
+        for (number, (name, context)) in self.contexts().enumerate() {
             match context {
                 BuildContext::Directory(path) => {
-                    options.push(format!("context:{name}=local:named-{name}"));
-                    directories.push(format!("--local=named-{name}=./{path}"));
+                    options.push(format!("context:{name}=local:named-{number}"));
+                    directories.push(format!("--local=named-{number}=./{path}"));
                 }
                 // Its digest is found where it is.
                 BuildContext::OciLayout(_) => {}
@@ -415,6 +416,12 @@ impl BuildOptions {
         }
         let options = options.into_iter().flat_map(|value| ["--opt".to_owned(), value]);
         options.chain(directories).collect()
+    }
+
+    /// Named contexts, by what the frontend asks for.
+    pub(crate) fn contexts(&self) -> impl Iterator<Item = (String, &BuildContext)> {
+        let contexts = self.build_contexts.iter();
+        contexts.filter_map(|(name, context)| Some((named(name)?, context)))
     }
 
     /// Fields of the exporter's record.
@@ -434,6 +441,24 @@ impl BuildOptions {
     }
 }
 
+/// What the Dockerfile's frontend asks for a named context by: a word as it is, an image's reference as docker's client
+/// shortens it (frontend/dockerui/namedcontext.go, as `docker buildx build` sends it). `None` if it is neither.
+fn named(name: &str) -> Option<String> {
+    if is_word(name) {
+        return Some(name.to_owned());
+    }
+    let image: ImageRef = name.parse().ok()?;
+    let mut short = match (image.registry(), image.repository()) {
+        ("docker.io", repository) => repository.strip_prefix("library/").unwrap_or(repository).to_owned(),
+        (registry, repository) => format!("{registry}/{repository}"),
+    };
+    let tag = image.tag().filter(|tag| *tag != "latest");
+    for (mark, part) in [(':', tag), ('@', image.digest())] {
+        short.extend(part.into_iter().flat_map(|part| [mark.to_string(), part.to_owned()]));
+    }
+    Some(short)
+}
+
 fn joined(fields: impl Iterator<Item = String>) -> String {
     fields.collect::<Vec<_>>().join(",")
 }
@@ -442,6 +467,23 @@ fn joined(fields: impl Iterator<Item = String>) -> String {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_named_context_is_asked_for_as_docker_s_client_shortens_it() {
+        for (name, asked) in [
+            ("base", Some("base")),
+            ("alpine", Some("alpine")),
+            ("alpine:3.22", Some("alpine:3.22")),
+            ("docker.io/library/alpine:latest", Some("alpine")),
+            ("docker.io/team/app", Some("team/app")),
+            ("r.example.com:5000/team/app:1", Some("r.example.com:5000/team/app:1")),
+            ("two words", None),
+            ("a=b", None),
+            ("--output", None),
+        ] {
+            assert_eq!(named(name).as_deref(), asked, "{name}");
+        }
+    }
 
     proptest! {
         #[test]
@@ -466,11 +508,12 @@ mod tests {
                     return Ok(());
                 }
                 prop_assert_eq!(&arguments[0], "--opt");
-                let of_option = format!("context:{name}=");
+                let of_option = format!("context:{}=", named(&name).unwrap_or_default());
                 prop_assert!(arguments[1].starts_with(&of_option));
                 let directories = &arguments[2..];
-                let of_name = format!("--local=named-{name}=./");
-                prop_assert!(directories.len() < 2 && directories.iter().all(|argument| argument.starts_with(&of_name)));
+                prop_assert!(
+                    directories.len() < 2 && directories.iter().all(|argument| argument.starts_with("--local=named-0=./"))
+                );
             }
         }
     }

@@ -17,8 +17,8 @@ pub struct BuildOutput {
 }
 
 /// What a build writes to a volume, in the words of `docker buildx build --output` and of skopeo. A
-/// [rootless](crate::ImageBuild::rootless) build writes no `rootfs`, whose files would all be its own; it is given the roots
-/// of the volumes that it writes a tree to, by a container of its image that does nothing else.
+/// [rootless](crate::ImageBuild::rootless) build is given the roots of the volumes that it writes a tree to, by a container of
+/// its image that does nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OutputFormat {
@@ -31,7 +31,7 @@ pub enum OutputFormat {
     /// `local`: the files of the image's last stage, in the volume's root, or for several platforms in a directory for each.
     Local,
     /// `rootfs`: the files of the image's last stage in `rootfs/`, and in `metadata.json` its environment and user, as
-    /// Concourse's tasks take an image (`{"env": ["PATH=/bin"], "user": "root"}`).
+    /// Concourse's tasks take an image (`{"env": ["PATH=/bin"], "user": "root"}`). Owners and modes are the image's.
     RootFs,
 }
 
@@ -79,20 +79,24 @@ impl OutputFormat {
         field.trim_start_matches("type=")
     }
 
+    /// Whether the builder writes more than one file of it.
+    pub(crate) fn is_tree(self) -> bool {
+        matches!(self, Self::OciLayout | Self::Local)
+    }
+
     /// Whether it is an image, with a name and annotations.
     pub(crate) fn is_image(self) -> bool {
         !matches!(self, Self::Local | Self::RootFs)
     }
 
-    /// The first fields of `buildctl`'s record.
+    /// The first fields of `buildctl`'s record. A root file system is unpacked when the builder has ended.
     pub(crate) fn fields(self, path: &str) -> Vec<String> {
         let archive = format!("dest={path}/{ARCHIVE}");
         match self {
             Self::Oci => vec!["type=oci".into(), archive],
             Self::OciLayout => vec!["type=oci".into(), "tar=false".into(), format!("dest={path}")],
             Self::Loadable => vec!["type=docker".into(), archive],
-            Self::Local => vec!["type=local".into(), format!("dest={path}")],
-            Self::RootFs => vec!["type=local".into(), format!("dest={path}/rootfs")],
+            Self::Local | Self::RootFs => vec!["type=local".into(), format!("dest={path}")],
         }
     }
 }

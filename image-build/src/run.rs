@@ -8,22 +8,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
+use orchestra::tar::{self, EntryType, Head, padded};
 use orchestra::{
-    ByteStream, ContainerPath, Error, ErrorKind, ExitStatus, ImageRef, InjectedFile, Job, Name, PullImage, Resource,
-    ResourceKind, Result, TaskResult, VolumeId, VolumePath, file_from_tar, import_archive, labels, tar_of_files,
+    ByteStream, Error, ErrorKind, ExitStatus, ImageRef, Job, Name, PullImage, Resource, ResourceKind, Result,
+    TaskResult, VolumeId, VolumePath, file_from_tar, import_archive, labels,
 };
+use orchestra_volumes::ExactVolumes;
 use tokio::task::JoinError;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::arguments::Place;
+use crate::build::Context;
+use crate::shared::{Found, Shared};
 use crate::watch::Watched;
 use crate::{
     BuildError, BuildResult, BuiltTarget, FailedBuild, ImageBuild, OutputFormat, command, manifest, pairs, validate,
 };
 
-/// The most that the configuration of an image may be.
-const MAX_CONFIG: u64 = 8 << 20;
 /// How long the roots of volumes may take to change their owner, beyond the fetching of the image.
 const ROOTS: Duration = Duration::from_secs(60);
 /// What is left of a timeout when all of it went by before the build's container was made: enough to say so.
@@ -39,7 +41,7 @@ pub(crate) async fn build(
     refuse(&build, &job, &job.id().volume(&out))?;
     pairs::take_in(&mut build, &job).await?;
     build.validate()?;
-    let volume = match build.loads() {
+    let volume = match build.loads() || build.unpacks() {
         true => Some(job.create_volume(&out).await?),
         false => None,
     };
@@ -81,6 +83,9 @@ fn refuse(build: &ImageBuild, job: &Job, out: &VolumeId) -> Result<()> {
             "the engine lacks import_image, by which an image that is not pushed is loaded",
         )
         .with_hint("push the image to a registry that the engine can pull from"));
+    }
+    if build.unpacks() {
+        ExactVolumes::new(job.driver().clone(), job.id().clone())?;
     }
     let inputs = build.inputs.iter().map(|input| &input.volume);
     if inputs
@@ -127,7 +132,7 @@ struct Digests {
 struct Run<'a> {
     build: ImageBuild,
     job: &'a Job,
-    /// Where an image that is not pushed comes out.
+    /// Where an image that is loaded comes out, and a root file system.
     volume: Option<&'a VolumeId>,
     watched: Watched,
     cancel: CancellationToken,
@@ -135,14 +140,15 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    async fn image(self, context: Option<ByteStream>) -> Result<BuildResult, BuildError> {
+    async fn image(self, context: Option<Context>) -> Result<BuildResult, BuildError> {
+        let mut noticed = Vec::new();
         for (volume, tar) in command::prepared(&self.build, self.volume) {
             let tar = stream::iter([Ok(tar)]).boxed();
             self.job.driver().write_volume(volume, &VolumePath::root(), tar).await?;
         }
         let waiting = Instant::now();
         if let Some(task) = command::roots(&self.build)?
-            && let Some(given) = unless(&self.cancel, self.job.run(task.timeout(ROOTS))).await
+            && let Some(given) = self.unless(self.job.run(task.timeout(ROOTS))).await
         {
             given?.success()?;
         }
@@ -151,17 +157,17 @@ impl Run<'_> {
             Some(builders) => {
                 let ready = builders.ready(&self.build);
                 let ready = timeout(self.build.timeout.unwrap_or(Duration::MAX), ready);
-                unless(&self.cancel, async { ready.await.unwrap_or(Ok(None)) }).await
+                self.unless(async { ready.await.unwrap_or(Ok(Found::None)) }).await
             }
             None => None,
         };
         // Without it the build has a daemon to itself.
-        let shared = shared.and_then(|shared| {
-            shared.unwrap_or_else(|error| {
-                tracing::warn!(build = %self.build.name, %error, "no shared builder could be started");
-                None
-            })
-        });
+        let (shared, mut alone) = match shared {
+            Some(Ok(Found::Ready(shared))) => (Some(shared), None),
+            Some(Ok(Found::Ended(why))) => (None, Some(why)),
+            Some(Err(error)) => (None, Some(error.to_string())),
+            Some(Ok(Found::None)) | None => (None, None),
+        };
         let place = Place {
             shared: shared.as_ref(),
             native: Some(&info.platform),
@@ -173,12 +179,16 @@ impl Run<'_> {
         }
         let unsent = Arc::new(Mutex::new(None));
         if let Some(context) = context {
-            task = task.stdin(telling(context, unsent.clone()));
+            let unsent = unsent.clone();
+            task = match context {
+                Context::Once(tar) => task.stdin(telling(tar, unsent)),
+                Context::Anew(mut open) => task.stdin_of(move || telling(open(), unsent.clone())),
+            };
         }
         let mut running = self.job.start(task);
         let ended = tokio::select! {
             ended = running.wait() => Some(ended),
-            () = self.cancel.cancelled() => None,
+            () = self.cancelled() => None,
         };
         let mut ended = match ended {
             Some(ended) => ended,
@@ -188,6 +198,12 @@ impl Run<'_> {
             }
         }?;
         self.watched.finish().await?;
+        alone = alone.or_else(|| shared.as_ref().and_then(Shared::ended));
+        if let Some(why) = &alone {
+            let warning = format!("the job's shared builder has ended, and the build had one of its own: {why}");
+            self.watched.warn(&warning).await?;
+            noticed.push(warning);
+        }
         if !ended.exit.success() {
             let unsent = unsent.lock().unwrap_or_else(PoisonError::into_inner).take();
             return Err(match unsent {
@@ -199,32 +215,19 @@ impl Run<'_> {
             });
         }
         let Digests { digest, config_digest } = self.digests().await?;
-        for output in self
-            .build
-            .outputs
-            .iter()
-            .filter(|output| output.format == OutputFormat::RootFs)
+        if let Some(volume) = self.volume
+            && let Some(exit) = self.deliver(volume).await?
         {
-            self.describe_rootfs(&output.volume).await?;
+            ended.exit = exit;
+            return Err(self.failure(ended).await);
         }
-        let noticed = match self.volume {
-            None => {
-                let mut warnings = Vec::new();
-                for tag in self.build.tags().filter(|_| self.build.push) {
-                    warnings.extend(self.refresh(tag).await);
+        if !self.build.loads() {
+            for tag in self.build.tags().filter(|_| self.build.push) {
+                if let Some(warning) = self.refresh(tag).await {
+                    self.watched.warn(&warning).await?;
+                    noticed.push(warning);
                 }
-                warnings
             }
-            Some(volume) => {
-                if let Some(exit) = self.load(volume).await? {
-                    ended.exit = exit;
-                    return Err(self.failure(ended).await);
-                }
-                Vec::new()
-            }
-        };
-        for warning in &noticed {
-            self.watched.warn(warning).await?;
         }
         let mut warnings = self.watched.warnings().await;
         warnings.extend(noticed);
@@ -252,6 +255,22 @@ impl Run<'_> {
         })
     }
 
+    /// Waits until the build is given up, or the job is cancelled.
+    async fn cancelled(&self) {
+        tokio::select! {
+            () = self.cancel.cancelled() => {}
+            () = self.job.cancelled() => {}
+        }
+    }
+
+    /// What comes of it, unless it is cancelled before.
+    async fn unless<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            done = work => Some(done),
+            () = self.cancelled() => None,
+        }
+    }
+
     /// What BuildKit says that the image's digests are.
     async fn digests(&self) -> Result<Digests, BuildError> {
         let wrong = |problem: String| BuildError::Metadata {
@@ -273,8 +292,41 @@ impl Run<'_> {
         })
     }
 
-    /// Makes of the image's configuration, which is where the root file system is, what tasks of Concourse look for there.
-    async fn describe_rootfs(&self, volume: &VolumeId) -> Result<(), BuildError> {
+    /// Brings what the builder wrote to the output volume to where it belongs; how that ended if it was ended.
+    async fn deliver(&self, from: &VolumeId) -> Result<Option<ExitStatus>, BuildError> {
+        let delivered = async {
+            for output in &self.build.outputs {
+                if output.format == OutputFormat::RootFs {
+                    self.unpack(from, &output.volume).await?;
+                }
+            }
+            if self.build.loads() {
+                self.load(from).await?;
+            }
+            Ok(())
+        };
+        let late = async {
+            match self.build.timeout {
+                Some(timeout) => sleep(timeout).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            delivered = delivered => delivered.map(|()| None),
+            () = late => Ok(Some(ExitStatus::TimedOut)),
+            () = self.cancelled() => Ok(Some(ExitStatus::Cancelled)),
+        }
+    }
+
+    /// A file that the builder wrote to the output volume.
+    async fn written(&self, from: &VolumeId, file: &str) -> Result<ByteStream> {
+        let path = command::in_out(&self.build, file)?;
+        let tar = self.job.driver().read_volume(from, std::slice::from_ref(&path)).await?;
+        file_from_tar(tar, &path).await
+    }
+
+    /// Unpacks the image's root file system, with what Concourse's tasks look for beside it.
+    async fn unpack(&self, from: &VolumeId, to: &VolumeId) -> Result<(), BuildError> {
         #[derive(serde::Deserialize, Default)]
         #[serde(default)]
         struct Image {
@@ -286,47 +338,39 @@ impl Run<'_> {
             env: Option<Vec<String>>,
             user: String,
         }
-        let path = VolumePath::new("metadata.json")?;
-        let content = self.job.read_file(volume, &path, MAX_CONFIG).await?;
-        let image = serde_json::from_slice::<Option<Image>>(&content);
-        let Ok(Some(Image { config })) = image else {
+        let image = self.watched.config().await.unwrap_or_default();
+        let Ok(Some(Image { config })) = serde_json::from_value::<Option<Image>>(image) else {
             return Err(BuildError::Metadata {
                 build: self.build.name.clone(),
                 problem: "names a configuration that the builder's store does not have".to_owned(),
             });
         };
-        let metadata = serde_json::json!({ "env": config.env.unwrap_or_default(), "user": config.user });
-        let mut file = InjectedFile::new(ContainerPath::new(format!("/{path}"))?, metadata.to_string());
-        file.mode = 0o644;
-        let tar = stream::iter([Ok(tar_of_files(&[file]).await?)]).boxed();
-        Ok(self.job.driver().write_volume(volume, &VolumePath::root(), tar).await?)
+        let metadata = serde_json::json!({ "env": config.env.unwrap_or_default(), "user": config.user }).to_string();
+        let folder = Head {
+            kind: EntryType::Directory,
+            mode: 0o755,
+            ..Head::file(0)
+        };
+        let mut tar = folder.blocks("rootfs/");
+        tar.extend(Head::file(metadata.len() as u64).blocks("metadata.json"));
+        tar.extend([padded(metadata.as_bytes()), tar::END]);
+        let driver = self.job.driver();
+        let tar = stream::iter(tar.into_iter().map(Ok)).boxed();
+        driver.write_volume(to, &VolumePath::root(), tar).await?;
+        let files = self.written(from, command::ROOTFS).await?;
+        // Setuid programs with hard links, capabilities and other attributes: not all engines' own calls keep them.
+        let volumes = ExactVolumes::new(driver.clone(), self.job.id().clone())?;
+        let written = volumes.write(to, &VolumePath::new("rootfs")?, files).await;
+        Ok(written?)
     }
 
-    /// Loads the image into the engine under all its names; how it ended if it did not.
-    async fn load(&self, volume: &VolumeId) -> Result<Option<ExitStatus>> {
-        let path = command::image(&self.build)?;
-        let load = async {
-            let driver = self.job.driver();
-            for tag in self.build.tags() {
-                let open = async || {
-                    let tar = driver.read_volume(volume, std::slice::from_ref(&path)).await?;
-                    file_from_tar(tar, &path).await
-                };
-                import_archive(driver, tag, open).await?;
-            }
-            Ok::<_, Error>(())
-        };
-        let late = async {
-            match self.build.timeout {
-                Some(timeout) => sleep(timeout).await,
-                None => pending().await,
-            }
-        };
-        tokio::select! {
-            loaded = load => loaded.map(|()| None),
-            () = late => Ok(Some(ExitStatus::TimedOut)),
-            () = self.cancel.cancelled() => Ok(Some(ExitStatus::Cancelled)),
+    /// Loads the image into the engine under all its names.
+    async fn load(&self, from: &VolumeId) -> Result<()> {
+        let driver = self.job.driver();
+        for tag in self.build.tags() {
+            import_archive(&**driver, tag, async || self.written(from, command::IMAGE).await).await?;
         }
+        Ok(())
     }
 
     /// Where the engine holds an older image under the tag, a task that follows would run that one: the new one is fetched.
@@ -351,7 +395,7 @@ impl Run<'_> {
             }
             Ok::<_, Error>(())
         };
-        let refreshed = unless(&self.cancel, refreshed).await?;
+        let refreshed = self.unless(refreshed).await?;
         let error = refreshed.err()?;
         Some(format!(
             "the engine may still hold an older image under {tag}, and the new one was not fetched: {error}"
@@ -414,6 +458,8 @@ impl Run<'_> {
 
 /// The stream, whose error is kept too: the engine is told nothing but that its input failed.
 fn telling(stream: ByteStream, kept: Arc<Mutex<Option<Error>>>) -> ByteStream {
+    // Of a former attempt.
+    *kept.lock().unwrap_or_else(PoisonError::into_inner) = None;
     stream
         .map(move |piece| {
             piece.map_err(|error| {
@@ -423,11 +469,4 @@ fn telling(stream: ByteStream, kept: Arc<Mutex<Option<Error>>>) -> ByteStream {
             })
         })
         .boxed()
-}
-
-async fn unless<T>(cancel: &CancellationToken, work: impl Future<Output = T>) -> Option<T> {
-    tokio::select! {
-        done = work => Some(done),
-        () = cancel.cancelled() => None,
-    }
 }

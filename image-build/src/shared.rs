@@ -1,7 +1,8 @@
 //! Daemons that outlive a build: what one build has fetched and made is there for the next of the job.
 //!
 //! A daemon is a task of its own, which listens on a socket in a volume. The container of a build mounts that volume and
-//! runs `buildctl` alone. All else of a build is the same, and where the daemon does not answer, it starts one of its own.
+//! runs `buildctl` alone. All else of a build is the same, and where the daemon does not answer, or ends during the build, it
+//! starts one of its own and builds again.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
-use orchestra::{ContainerPath, Job, Mount, Name, OutputStream, Result, Task, VolumeId, VolumePath, sink};
+use orchestra::{ContainerPath, ExitStatus, Job, Mount, Name, OutputStream, Result, Task, VolumeId, VolumePath, sink};
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -23,6 +24,8 @@ const SCRIPT: &str = include_str!("builder.sh");
 const FOLDER: &str = "/orchestra-builder";
 /// How long a daemon is waited for; builds do without it then.
 const READY_WITHIN: Duration = Duration::from_secs(120);
+/// How many lines of its log are told.
+const LOG_LINES: usize = 20;
 
 /// The daemons of one job's builds ([`ImageBuild::shared`]). They end with [`stop`](Self::stop), or when this is dropped.
 ///
@@ -36,11 +39,12 @@ pub struct SharedBuilders {
 }
 
 /// Whether a daemon answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
     Starting,
     Ready,
-    Ended,
+    /// Why, with its log's end, unless it was asked to.
+    Ended(Option<String>),
 }
 
 struct Builder {
@@ -55,6 +59,28 @@ struct Builder {
 pub(crate) struct Shared {
     pub(crate) mount: Mount,
     pub(crate) socket: String,
+    state: watch::Receiver<State>,
+}
+
+impl Shared {
+    /// Why it has ended, with its log's end, if it has. Ask when the build has ended: a daemon that ends during it ends first,
+    /// since the build goes on with one of its own.
+    pub(crate) fn ended(&self) -> Option<String> {
+        match &*self.state.borrow() {
+            State::Ended(why) => why.clone(),
+            State::Starting | State::Ready => None,
+        }
+    }
+}
+
+/// What a build that is to share a daemon is told.
+#[derive(Clone, Debug)]
+pub(crate) enum Found {
+    Ready(Shared),
+    /// There is none for it, by its options or its timeout, or it was asked to end.
+    None,
+    /// There was one, and it has ended: why, with its log's end.
+    Ended(String),
 }
 
 impl SharedBuilders {
@@ -81,12 +107,12 @@ impl SharedBuilders {
         join_all(running.collect::<Vec<_>>()).await;
     }
 
-    /// The daemon for this build, when it answers; `None` if there is none for it, or it has ended.
-    pub(crate) async fn ready(&self, build: &ImageBuild) -> Result<Option<Shared>> {
+    /// The daemon for this build, when it answers.
+    pub(crate) async fn ready(&self, build: &ImageBuild) -> Result<Found> {
         let registries: Vec<_> = build.registry.iter().chain(&build.base_registries).collect();
         let keys = registries.iter().any(|of| of.ca.is_some() || of.client.is_some());
         if keys || build.cache_credentials.is_some() {
-            return Ok(None);
+            return Ok(Found::None);
         }
         let configuration = command::configuration(build, &registries);
         let state = command::state(build).map(|cache| cache.volume.clone());
@@ -117,12 +143,17 @@ impl SharedBuilders {
                 }
             }
         };
-        let state = timeout(READY_WITHIN, told.wait_for(|state| *state != State::Starting)).await;
-        let is_ready = state.is_ok_and(|state| state.is_ok_and(|state| *state == State::Ready));
-        if !is_ready {
-            return Ok(None);
+        match timeout(READY_WITHIN, told.wait_for(|state| *state != State::Starting)).await {
+            Ok(Ok(state)) => {
+                if let State::Ended(why) = &*state {
+                    return Ok(why.clone().map_or(Found::None, Found::Ended));
+                }
+            }
+            Ok(Err(_)) => return Ok(Found::None),
+            Err(_) => return Ok(Found::Ended(format!("it did not answer within {READY_WITHIN:?}"))),
         }
-        Ok(Some(Shared {
+        Ok(Found::Ready(Shared {
+            state: told,
             socket: format!("{}/buildkitd.sock", folder(build.rootless)),
             mount: Mount {
                 volume,
@@ -170,14 +201,12 @@ impl SharedBuilders {
                     running.wait().await
                 }
             };
-            match ended {
-                Ok(ended) if !ended.exit.success() && !stopped.is_cancelled() => {
-                    tracing::warn!(exit = %ended.exit, log = %ended.stderr, "a shared builder has ended");
-                }
-                Err(error) => tracing::warn!(%error, "a shared builder did not start"),
-                Ok(_) => {}
-            }
-            tell.send_replace(State::Ended);
+            let was_asked = stopped.is_cancelled();
+            tell.send_replace(State::Ended(match ended {
+                Ok(ended) if was_asked || ended.exit == ExitStatus::Cancelled => None,
+                Ok(ended) => Some(why(ended.exit, &ended.stderr.to_string())),
+                Err(error) => Some(format!("{error:#}")),
+            }));
         });
         Ok(Builder {
             volume,
@@ -186,6 +215,14 @@ impl SharedBuilders {
             stop: stop.drop_guard(),
         })
     }
+}
+
+/// How a daemon ended, with its log's end.
+fn why(exit: ExitStatus, log: &str) -> String {
+    let lines: Vec<&str> = log.trim_end().lines().collect();
+    let shown = &lines[lines.len().saturating_sub(LOG_LINES)..];
+    let log: String = shown.iter().flat_map(|line| ["\n  ", line]).collect();
+    format!("{exit}; the end of its log:{log}")
 }
 
 /// Where the socket is: a builder without privileges can't write to the volume's root.

@@ -143,12 +143,6 @@ fn check_outputs(build: &ImageBuild) -> Result<()> {
                 .with_hint("write local, or oci for an image with its configuration"),
         );
     }
-    if build.rootless && build.outputs.iter().any(|output| output.format == OutputFormat::RootFs) {
-        return Err(Error::invalid(
-            "a rootless build can't write an output of type rootfs: all of its files would be the builder's",
-        )
-        .with_hint("write type=oci or type=docker, which keep the owners, or build with privileges"));
-    }
     let of_one = |output: &&crate::BuildOutput| matches!(output.format, OutputFormat::Loadable | OutputFormat::RootFs);
     if let Some(output) = build.all_outputs().find(of_one).filter(|_| build.platforms.len() > 1) {
         return Err(Error::invalid(format!(
@@ -539,25 +533,6 @@ mod tests {
         let mut build = build();
         build.inputs.clear();
         build.options.context_url = Some("git@git.test:team/app.git#main".into());
-        build.validate().unwrap();
-    }
-
-    #[test]
-    fn a_rootless_build_writes_no_root_file_system() {
-        let written = |build: &mut ImageBuild, format| {
-            build.rootless = true;
-            build.outputs.push(crate::BuildOutput {
-                volume: "o".parse().unwrap(),
-                path: "out".parse().unwrap(),
-                format,
-            });
-        };
-        contains(
-            &refused(|build| written(build, OutputFormat::RootFs)),
-            &["output of type rootfs", "write type=oci"],
-        );
-        let mut build = build();
-        written(&mut build, OutputFormat::Local);
         build.validate().unwrap();
     }
 

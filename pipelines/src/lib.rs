@@ -110,7 +110,7 @@
 //! | `rootless` | whether it runs without privileges |
 //! | `builder` | `shared`: a daemon that the job's builds use one after the other, with all that it has fetched and made; `own` where not given |
 //! | `tags`, `labels`, `annotations`, `provenance`, `sbom` | what else the image is called and carries; `sbom` is `true`, or the image that makes it |
-//! | `dockerfile_inline`, `build_contexts`, `frontend` | what it is built from: a context is a directory, `docker-image://IMAGE`, `oci-layout://PATH` or a URL |
+//! | `dockerfile_inline`, `build_contexts`, `frontend` | what it is built from: a context, called by a name of its own, a stage's or an image's, is a directory, `docker-image://IMAGE`, `oci-layout://PATH` or a URL |
 //! | `image_args` | `NAME: PATH` of an archive or OCI layout in an input: with `ARG NAME`, `FROM $NAME` is that image, and no network is needed |
 //! | `extra_hosts`, `ulimits`, `shm_size`, `run_network` | where `RUN` steps run; `run_network` is `none`, or `host` for that of the build container |
 //! | `cache_from`, `cache_to` | where layers come from and go to, as `docker buildx` has it: `type=registry,ref=NAME,mode=max`, `type=inline`, `type=local,dest=PATH` in one of `caches`, `type=s3,bucket=NAME,region=NAME`, which `cache_credentials` (`access_key_id`, `secret_access_key`) opens |

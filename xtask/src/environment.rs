@@ -77,6 +77,10 @@ impl Environment {
                 variables.extend(private.settings);
                 variables.extend([
                     (driver.variable(), address),
+                    (
+                        "ORCHESTRA_TEST_FRONTEND",
+                        images::buildkit::frontend()?.display().to_string(),
+                    ),
                     ("ORCHESTRA_TEST_S3", format!("http://{}", s3::ADDRESS)),
                     ("ORCHESTRA_TEST_S3_BUCKET", s3::BUCKET.into()),
                     ("ORCHESTRA_TEST_S3_USER", s3::USER.into()),

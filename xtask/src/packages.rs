@@ -81,6 +81,7 @@ const ENVIRONMENT: &[Package] = &[
         "runc",
         "runs the engine's containers; part of the BuildKit image",
     ),
+    package("git", "git", "fetches contexts of builds; part of the BuildKit image"),
     package("iptables", "iptables", "the engine's default network"),
     package("iproute2", "ip", "brings up the private network's loopback"),
     package("util-linux", "unshare", "makes the private engine's namespaces"),

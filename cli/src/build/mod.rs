@@ -19,6 +19,7 @@ use orchestra_image_build::{BuildError, BuildResult, ImageBuild};
 use orchestra_pipelines::{Data, Status, StepKind};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use self::describe::describe;
 use self::event::{End, Kind, Teller};
@@ -156,11 +157,14 @@ async fn send_and_build(
         stream: chunk.stream,
         data: Data(chunk.bytes),
     };
-    let mut sending = None;
+    let sending = TaskTracker::new();
     if build.options.context_url.is_none() {
-        let (context, sent) = context(&args.dir, ignore, teller.clone());
-        build = build.context_from(context);
-        sending = Some(tokio::spawn(sent));
+        let (dir, teller, sending) = (args.dir.clone(), teller.clone(), sending.clone());
+        build = build.context_of(move || {
+            let (context, sent) = context(&dir, ignore.clone(), teller.clone());
+            sending.spawn(sent);
+            context
+        });
     }
     let written = tokio::spawn(watch(written, as_output, teller.clone()));
     let happened = tokio::spawn(watch(happened, Kind::Build, teller.clone()));
@@ -168,9 +172,8 @@ async fn send_and_build(
     // Everything that was said comes before the end.
     written.await.ok();
     happened.await.ok();
-    if let Some(sending) = sending {
-        sending.await.ok();
-    }
+    sending.close();
+    sending.wait().await;
     let built = built?;
     output::save(job, &volumes, &destinations).await?;
     Ok(built)

@@ -13,14 +13,14 @@ use regex::Regex;
 const MAX_FILE: u64 = 1 << 20;
 
 /// Which files of a context are left out.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Ignore {
     patterns: Vec<Pattern>,
     /// The build reads these, whatever the patterns say.
     needed: Vec<String>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Pattern {
     regex: Regex,
     /// Whether what it matches is not left out.

@@ -31,6 +31,7 @@ pub(crate) struct Progress {
     metadata: Option<serde_json::Value>,
     manifests: Vec<(String, serde_json::Value)>,
     targets: Vec<String>,
+    config: Option<serde_json::Value>,
     restarted: bool,
 }
 
@@ -112,6 +113,11 @@ impl Progress {
         &self.targets
     }
 
+    /// The image's configuration, where it was asked for.
+    pub(crate) fn config(&self) -> Option<&serde_json::Value> {
+        self.config.as_ref()
+    }
+
     fn piece(&mut self, piece: &[u8], whole: bool) {
         match &mut self.line {
             Line::Json(line) => {
@@ -141,6 +147,7 @@ impl Progress {
                 ..
             }) => match about.as_str() {
                 "metadata" => self.metadata = metadata,
+                "config" => self.config = metadata,
                 "manifest" if self.manifests.len() < MAX_MANIFESTS => {
                     self.manifests.push((digest, metadata.unwrap_or_default()));
                 }

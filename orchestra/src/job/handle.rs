@@ -18,8 +18,8 @@ use super::{Event, EventKind, Task, TaskResult};
 use crate::archive::read_bounded;
 use crate::stream::once;
 use crate::{
-    Created, Driver, EndReport, Error, ErrorKind, ImageRef, JobId, Labels, Name, PullImage, Result, Runner,
-    SharedDriver, VolumeId, VolumePath, VolumeSpec, file_from_tar, labels,
+    Created, EndReport, Error, ErrorKind, ImageRef, JobId, Labels, Name, PullImage, Result, Runner, SharedDriver,
+    VolumeId, VolumePath, VolumeSpec, file_from_tar, labels,
 };
 
 /// What the tar of one file has besides its content: headers with long names and attributes, filling, end.
@@ -159,8 +159,8 @@ impl Job {
 
     /// The driver it runs on.
     #[must_use]
-    pub fn driver(&self) -> &dyn Driver {
-        self.0.driver.as_ref()
+    pub fn driver(&self) -> &SharedDriver {
+        &self.0.driver
     }
 
     /// Makes the job's volume `name`, or finds it.
@@ -248,6 +248,15 @@ impl Job {
     /// Whatever [`Driver::pull_image`] fails with.
     pub async fn pull(&self, pull: &PullImage) -> Result<()> {
         self.0.pull(None, pull, Instant::now()).await.map(|_| ())
+    }
+
+    /// Waits until tasks started from this handle are cancelled, with its own token or with the job: for work of a caller's own
+    /// between them.
+    pub async fn cancelled(&self) {
+        tokio::select! {
+            () = self.0.cancel.cancelled() => {}
+            () = self.1.cancelled() => {}
+        }
     }
 
     /// Cancels all tasks. Those that are being waited for end with [`ExitStatus::Cancelled`](crate::ExitStatus::Cancelled).

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::handle::Inner;
-use super::task::{How, Io};
+use super::task::{How, Io, Stdin};
 use super::{Captured, EventKind, OutputSink, Task, TaskResult, Timings};
 use crate::{
     ContainerId, ContainerPath, ContainerSpec, ContainerState, Created, Error, ErrorKind, ExitStatus, LogStream, Name,
@@ -103,7 +103,7 @@ impl Life {
         if relative && spec.working_dir.is_none() {
             spec.working_dir = Some(ContainerPath::new(Task::WORKING_DIR)?);
         }
-        if self.how.attempts > 1 && io.stdin.is_some() {
+        if self.how.attempts > 1 && matches!(io.stdin, Some(Stdin::Once(_))) {
             return Err(Error::invalid(
                 "a task that reads standard input has one attempt: its input can't be read again",
             ));
@@ -239,7 +239,9 @@ impl Life {
         let logs = driver.logs(id, true).await?;
         let began = Instant::now();
         if state == ContainerState::Created {
-            driver.start_container(id, io.stdin.take()).await?;
+            driver
+                .start_container(id, io.stdin.as_mut().and_then(Stdin::take))
+                .await?;
         }
         if state != ContainerState::Exited {
             self.tell(EventKind::TaskStarted).await;

@@ -43,8 +43,26 @@ pub(super) struct How {
 /// What a task's output and input are connected to; apart, as it can't be shared between threads.
 #[derive(Default)]
 pub(super) struct Io {
-    pub(super) stdin: Option<ByteStream>,
+    pub(super) stdin: Option<Stdin>,
     pub(super) output: Option<Box<dyn OutputSink>>,
+}
+
+/// Where a task's standard input comes from.
+pub(super) enum Stdin {
+    /// What was not read yet.
+    Once(Option<ByteStream>),
+    /// Opened by each attempt.
+    Anew(Box<dyn FnMut() -> ByteStream + Send>),
+}
+
+impl Stdin {
+    /// An attempt's.
+    pub(super) fn take(&mut self) -> Option<ByteStream> {
+        match self {
+            Self::Once(stream) => stream.take(),
+            Self::Anew(open) => Some(open()),
+        }
+    }
 }
 
 impl Task {
@@ -189,7 +207,15 @@ impl Task {
     /// Feeds standard input. Such a task has one attempt, as a stream can be read once.
     #[must_use]
     pub fn stdin(mut self, stdin: ByteStream) -> Self {
-        self.io.stdin = Some(stdin);
+        self.io.stdin = Some(Stdin::Once(Some(stdin)));
+        self.spec.stdin = true;
+        self
+    }
+
+    /// Feeds standard input, which each attempt opens for itself.
+    #[must_use]
+    pub fn stdin_of(mut self, open: impl FnMut() -> ByteStream + Send + 'static) -> Self {
+        self.io.stdin = Some(Stdin::Anew(Box::new(open)));
         self.spec.stdin = true;
         self
     }

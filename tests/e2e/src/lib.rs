@@ -27,6 +27,7 @@ mod own_engine;
 pub mod proxy;
 pub mod registry;
 mod stub;
+pub mod tls;
 
 pub use driver::KnownDriver;
 pub use engine::{Contents, Engine, Inspected};

@@ -32,16 +32,22 @@ use tokio::sync::mpsc;
 mod inputs;
 #[path = "image_build/options.rs"]
 mod options;
+#[path = "image_build/phases.rs"]
+mod phases;
 #[path = "image_build/results.rs"]
 mod results;
-#[path = "image_build/tls.rs"]
-mod tls;
 
 use inputs::{
-    a_context_is_fetched_from_its_url, a_file_of_an_input_is_a_secret_of_the_build,
-    a_key_is_used_by_a_step_and_seen_by_none, files_of_the_inputs_give_arguments_and_labels,
-    images_of_the_inputs_need_no_registry, run_steps_have_the_network_that_was_asked_for,
-    the_builder_has_its_environment_and_steps_do_not, what_a_step_prints_of_its_secret_is_not_shown_by_any_buildkit,
+    a_context_is_fetched_from_its_repository, a_context_is_fetched_from_its_url,
+    a_file_of_an_input_is_a_secret_of_the_build, a_key_is_used_by_a_step_and_seen_by_none,
+    files_of_the_inputs_give_arguments_and_labels, images_of_the_inputs_need_no_registry,
+    run_steps_have_the_network_that_was_asked_for, the_builder_has_its_environment_and_steps_do_not,
+    what_a_step_prints_of_its_secret_is_not_shown_by_any_buildkit,
+};
+use phases::{
+    a_build_that_is_ended_in_any_phase_leaves_nothing_and_its_cache_is_usable,
+    a_build_whose_shared_builder_dies_builds_again_with_one_of_its_own,
+    a_daemon_that_does_not_start_is_told_with_its_log,
 };
 use results::{
     a_cache_is_pruned_to_its_limit, a_failing_step_is_shown_with_its_lines_its_output_and_its_code,
@@ -54,13 +60,14 @@ use results::{
 };
 
 use options::{
-    a_base_image_comes_from_a_mirror, a_cache_is_left_aside_for_all_steps_or_those_of_a_stage,
-    a_date_makes_the_same_context_the_same_image, a_frontend_that_can_not_be_fetched_is_named,
-    a_named_context_is_a_directory_of_the_inputs_and_nothing_else, a_provenance_attestation_is_pushed_with_the_image,
-    labels_annotations_and_further_tags_are_served, layers_are_shared_by_a_directory_of_a_cache,
-    layers_are_shared_by_a_registry, layers_are_shared_by_the_image_itself,
-    steps_run_with_the_hosts_limits_and_memory_that_were_asked_for, what_the_dockerignore_names_is_not_in_the_image,
-    what_was_built_is_in_volumes_for_the_next_tasks,
+    a_base_image_comes_from_a_mirror, a_base_image_is_fetched_with_the_credentials_of_its_registry,
+    a_cache_is_left_aside_for_all_steps_or_those_of_a_stage, a_date_makes_the_same_context_the_same_image,
+    a_frontend_is_an_image_that_reads_the_dockerfile, a_frontend_that_can_not_be_fetched_is_named,
+    a_named_context_is_a_directory_of_the_inputs_and_nothing_else, a_named_context_is_an_image_of_a_registry,
+    a_provenance_attestation_is_pushed_with_the_image, labels_annotations_and_further_tags_are_served,
+    layers_are_shared_by_a_directory_of_a_cache, layers_are_shared_by_a_registry,
+    layers_are_shared_by_the_image_itself, steps_run_with_the_hosts_limits_and_memory_that_were_asked_for,
+    what_the_dockerignore_names_is_not_in_the_image, what_was_built_is_in_volumes_for_the_next_tasks,
 };
 
 const DOCKERFILE: &str = r#"
@@ -90,12 +97,14 @@ fn main() {
         Err(error) => panic!("{error}"),
     };
     macro_rules! cases {
-        ($mode:expr, $prefix:literal: $($case:ident),* $(,)?) => {
-            vec![$(trial(&fixture, $mode, concat!($prefix, stringify!($case)), |site| async move { $case(&site).await })),*]
+        ($($case:ident),* $(,)?) => {
+            [(Mode::Privileged, ""), (Mode::Rootless, "rootless_")].into_iter().flat_map(|(mode, prefix)| {
+                [$(trial(&fixture, mode, &format!("{prefix}{}", stringify!($case)), |site| async move { $case(&site).await })),*]
+            })
         };
     }
-    let mut cases = cases![
-        Mode::Privileged, "":
+    // By a builder that has all privileges, and by one that may do nothing which a user may not.
+    let cases = cases![
         a_pushed_image_has_the_digest_that_the_registry_serves,
         an_image_that_is_not_pushed_runs_by_its_tag,
         a_tag_that_was_pushed_again_is_not_run_as_it_was,
@@ -153,56 +162,16 @@ fn main() {
         further_stages_have_outputs_of_their_own,
         a_root_file_system_is_unpacked_with_its_metadata,
         a_cache_is_pruned_to_its_limit,
+        a_base_image_is_fetched_with_the_credentials_of_its_registry,
+        a_named_context_is_an_image_of_a_registry,
+        a_frontend_is_an_image_that_reads_the_dockerfile,
+        a_context_is_fetched_from_its_repository,
+        a_build_that_is_ended_in_any_phase_leaves_nothing_and_its_cache_is_usable,
+        a_daemon_that_does_not_start_is_told_with_its_log,
+        a_build_whose_shared_builder_dies_builds_again_with_one_of_its_own,
+        a_builder_has_the_privileges_of_its_mode,
     ];
-    // The same builds, by a builder that may do nothing which a user may not.
-    cases.extend(cases![
-        Mode::Rootless, "rootless_":
-        a_pushed_image_has_the_digest_that_the_registry_serves,
-        an_image_that_is_not_pushed_runs_by_its_tag,
-        a_private_registry_takes_the_image_with_the_right_password_only,
-        a_step_that_fails_is_named_with_its_output,
-        what_is_missing_is_named,
-        a_context_that_comes_as_a_tar_needs_no_volume,
-        a_link_out_of_the_inputs_is_refused,
-        build_arguments_arrive_as_they_are,
-        a_cache_volume_keeps_the_layers_of_the_last_build,
-        a_cancelled_job_ends_its_build_before_the_grace_period_is_over,
-        the_password_is_nowhere,
-        labels_annotations_and_further_tags_are_served,
-        steps_run_with_the_hosts_limits_and_memory_that_were_asked_for,
-        a_named_context_is_a_directory_of_the_inputs_and_nothing_else,
-        a_rootless_builder_has_no_privilege,
-        layers_are_shared_by_a_registry,
-        layers_are_shared_by_a_directory_of_a_cache,
-        a_base_image_comes_from_a_mirror,
-        a_date_makes_the_same_context_the_same_image,
-        a_context_is_fetched_from_its_url,
-        the_builder_has_its_environment_and_steps_do_not,
-        files_of_the_inputs_give_arguments_and_labels,
-        a_file_of_an_input_is_a_secret_of_the_build,
-        images_of_the_inputs_need_no_registry,
-        a_key_is_used_by_a_step_and_seen_by_none,
-        run_steps_have_the_network_that_was_asked_for,
-        a_failing_step_is_shown_with_its_lines_its_output_and_its_code,
-        what_the_checks_of_the_dockerfile_find_is_listed,
-        two_hundred_hostile_values_arrive_as_they_are,
-        what_was_pushed_is_what_another_program_reads,
-        a_step_for_a_platform_that_can_not_run_here_is_refused_before_the_build,
-        a_list_of_what_is_in_the_image_is_pushed_with_it,
-        layers_are_shared_by_a_bucket,
-        a_registry_of_ones_own_authority_wants_a_certificate,
-        builds_of_a_job_share_a_builder_and_do_without_one_that_died,
-        further_stages_have_outputs_of_their_own,
-        what_the_dockerignore_names_is_not_in_the_image,
-        what_was_built_is_in_volumes_for_the_next_tasks,
-        a_stage_that_does_not_exist_is_told,
-        a_cache_is_left_aside_for_all_steps_or_those_of_a_stage,
-        a_provenance_attestation_is_pushed_with_the_image,
-        layers_are_shared_by_the_image_itself,
-        a_cache_is_pruned_to_its_limit,
-        what_a_step_prints_of_its_secret_is_not_shown_by_any_buildkit,
-    ]);
-    libtest_mimic::run(&arguments, cases).exit();
+    libtest_mimic::run(&arguments, cases.collect()).exit();
 }
 
 /// How a case's builders run.
@@ -983,12 +952,16 @@ async fn the_password_is_nowhere(site: &Site) -> Outcome {
     Ok(())
 }
 
-async fn a_rootless_builder_has_no_privilege(site: &Site) -> Outcome {
+async fn a_builder_has_the_privileges_of_its_mode(site: &Site) -> Outcome {
     let status = "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"cat\", \"/proc/self/uid_map\"]\n";
     let source = site.source(status).await?;
-    let result = site.local("unprivileged", &source).run(&site.job).await?;
+    let result = site.local("privileges", &source).run(&site.job).await?;
     // Root of the step is the builder's user, outside of the namespaces.
-    contains(&result.stderr.to_string(), &["         0       1000          1"]);
+    let map = match site.mode {
+        Mode::Privileged => "         0          0 4294967295",
+        Mode::Rootless => "         0       1000          1",
+    };
+    contains(&result.stderr.to_string(), &[map]);
     site.forget(&result).await
 }
 

@@ -1,8 +1,9 @@
 //! `moby/buildkit` and its rootless twin, assembled from the real programs.
 //!
 //! BuildKit's own programs come from its Go module, at the version and checksums that `tests/buildkit/go.mod` and
-//! `go.sum` pin, and rootlesskit with them; runc, uidmap and busybox are this distribution's. What differs from the real image: no emulators for other
-//! architectures, no CNI plugins, no git.
+//! `go.sum` pin, and rootlesskit with them; runc, git, uidmap and busybox are this distribution's. What differs from the real
+//! image: no emulators for other architectures, no CNI plugins, no programs that git speaks to other hosts by than its own
+//! protocol's.
 
 use std::{
     fs,
@@ -17,10 +18,13 @@ use super::{BUILDKIT, BUILDKIT_ROOTLESS, archive::Layer, busybox};
 use crate::{fixtures, process, term};
 
 /// Counts changes of what is below, which make another image of the same programs.
-const RECIPE: &[u8] = b"4";
+const RECIPE: &[u8] = b"6";
 
 /// The programs that the module's `tool` lines name.
 const PROGRAMS: &[&str] = &["buildkitd", "buildctl", "rootlesskit"];
+
+/// The one of them that is an image of its own: what `docker/dockerfile` has.
+const FRONTEND: &str = "dockerfile-frontend";
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -30,6 +34,9 @@ const SCRIPTS: &[&str] = &[
     "hack/buildkitd-entrypoint",
     "hack/with-cgroupfs-remount",
 ];
+
+/// What git runs, of the folder of its own programs.
+const GIT_SCRIPTS: &[&str] = &["git-submodule", "git-sh-setup", "git-sh-i18n"];
 
 const MODULE: &str = "github.com/moby/buildkit";
 
@@ -84,10 +91,16 @@ pub(crate) fn rootless_archive() -> Result<PathBuf> {
     )
 }
 
+/// The program that reads Dockerfiles for a builder which fetches it.
+pub(crate) fn frontend() -> Result<PathBuf> {
+    Ok(go_programs()?.join(FRONTEND))
+}
+
 /// What the images are made of.
 struct Parts {
     programs: PathBuf,
     runc: PathBuf,
+    git: PathBuf,
     busybox: PathBuf,
     mappers: Vec<PathBuf>,
     key: String,
@@ -95,11 +108,14 @@ struct Parts {
 
 impl Parts {
     fn find(mappers: &[&str]) -> Result<Self> {
-        let runc = process::find("runc").context("there is no runc: install the package runc")?;
+        let [runc, git] = ["runc", "git"]
+            .map(|name| process::find(name).with_context(|| format!("there is no {name}: install the package {name}")));
+        let (runc, git) = (runc?, git?);
         let (programs, busybox) = (go_programs()?, busybox::program()?);
         let mut key = vec![
             file_name(&programs).into_bytes(),
             fs::read(&runc)?,
+            fs::read(&git)?,
             fs::read(&busybox)?,
             RECIPE.to_vec(),
         ];
@@ -116,6 +132,7 @@ impl Parts {
         Ok(Self {
             programs,
             runc,
+            git,
             busybox,
             mappers,
             key,
@@ -133,9 +150,20 @@ impl Parts {
             layer.file(&format!("usr/bin/{program}"), 0o755, &content)?;
         }
         layer.file("usr/bin/buildkit-runc", 0o755, &fs::read(&self.runc)?)?;
+        layer.file("usr/bin/git", 0o755, &fs::read(&self.git)?)?;
+        let folder = PathBuf::from(process::output(Command::new(&self.git).arg("--exec-path"))?.trim());
+        layer.folder("usr/lib", 0o755)?;
+        layer.folder("usr/lib/git-core", 0o755)?;
+        for script in GIT_SCRIPTS {
+            layer.file(
+                &format!("usr/lib/git-core/{script}"),
+                0o755,
+                &fs::read(folder.join(script))?,
+            )?;
+        }
         let mut libraries = libraries(&self.runc)?;
-        for mapper in &self.mappers {
-            libraries.extend(self::libraries(mapper)?);
+        for program in self.mappers.iter().chain([&self.git]) {
+            libraries.extend(self::libraries(program)?);
         }
         libraries.sort();
         libraries.dedup();

@@ -10,6 +10,7 @@
 )]
 
 mod bad_input;
+mod build_flags;
 mod building;
 mod engines;
 mod interrupting;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         reporting::tests(),
         resuming::tests(),
         building::tests(),
+        build_flags::tests(),
         engines::tests(),
         secrets::tests(),
         secrets_file::tests(),

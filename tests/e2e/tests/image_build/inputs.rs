@@ -1,8 +1,10 @@
 //! What a build is given: contexts of all kinds, files of pairs, images of archives, keys, networks.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
-use std::process::Command;
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command};
+use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -59,6 +61,114 @@ pub(crate) async fn a_context_is_fetched_from_its_url(site: &Site) -> Outcome {
     build.options.dockerfile_inline = Some("FROM scratch\nCOPY Dockerfile /other\n".into());
     let result = build.run(&site.job).await?;
     contains(&result.stderr.to_string(), &["COPY Dockerfile /other"]);
+    site.forget(&result).await
+}
+
+/// Ends the server when it is dropped.
+struct GitServer {
+    /// Where it is, as git has it.
+    url: String,
+    process: Child,
+    _dir: tempfile::TempDir,
+}
+
+impl GitServer {
+    /// Serves the repository `app`, whose branch `main` has these files.
+    fn start(files: &[(&str, &str)]) -> Result<Self, libtest_mimic::Failed> {
+        let dir = tempfile::tempdir()?;
+        let work = dir.path().join("app");
+        let git = |args: &[&str]| {
+            let mut command = Command::new("git");
+            command
+                .args(args)
+                .env("HOME", dir.path())
+                .env("GIT_CONFIG_NOSYSTEM", "1");
+            for of in ["AUTHOR", "COMMITTER"] {
+                command
+                    .env(format!("GIT_{of}_NAME"), "e2e")
+                    .env(format!("GIT_{of}_EMAIL"), "e2e@git.test");
+            }
+            command
+        };
+        let made = |args: &[&str]| match git(args).current_dir(&work).output()? {
+            output if output.status.success() => Ok(()),
+            output => Err(libtest_mimic::Failed::from(
+                String::from_utf8_lossy(&output.stderr).into_owned(),
+            )),
+        };
+        for (name, content) in files {
+            let path = work.join(name);
+            std::fs::create_dir_all(path.parent().ok_or("no folder")?)?;
+            std::fs::write(path, content)?;
+        }
+        made(&["init", "--quiet", "--initial-branch=main"])?;
+        made(&["add", "."])?;
+        made(&["commit", "--quiet", "--message=all"])?;
+        // It takes no port of the system's choice, and says of none which it is.
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let base = dir.path().to_str().ok_or("no UTF-8")?;
+        let listen = [
+            "daemon",
+            "--export-all",
+            "--reuseaddr",
+            "--listen=127.0.0.1",
+            &format!("--port={port}"),
+            &format!("--base-path={base}"),
+        ];
+        let process = git(&listen).spawn()?;
+        let server = Self {
+            url: format!("git://127.0.0.1:{port}/app"),
+            process,
+            _dir: dir,
+        };
+        let began = Instant::now();
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            if began.elapsed() > Duration::from_secs(20) {
+                return Err("git does not listen".into());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(server)
+    }
+}
+
+impl Drop for GitServer {
+    fn drop(&mut self) {
+        // It ends by itself with the sandbox if that fails.
+        self.process.kill().and_then(|()| self.process.wait()).ok();
+    }
+}
+
+pub(crate) async fn a_context_is_fetched_from_its_repository(site: &Site) -> Outcome {
+    let server = GitServer::start(&[
+        ("Dockerfile", "FROM scratch\nCOPY sub /top\n"),
+        ("sub/Dockerfile", "FROM scratch\nCOPY word /word\n"),
+        ("sub/word", "of the repository"),
+    ])?;
+    let fetched = |name: &str, of: &str| {
+        let mut build = site.local(name, &"none".parse().unwrap());
+        build.inputs.clear();
+        build.options.context_url = Some(format!("{}#{of}", server.url));
+        build
+    };
+    for (name, of, step) in [
+        ("whole", "main", "COPY sub /top"),
+        ("folder", "main:sub", "COPY word /word"),
+    ] {
+        let result = fetched(name, of).run(&site.job).await?;
+        contains(&result.stderr.to_string(), &["load git source", step]);
+        site.forget(&result).await?;
+    }
+    let told = failed(fetched("missing", "nowhere").run(&site.job).await);
+    contains(&told.to_string(), &["nowhere"]);
+
+    // A repository may be one of several contexts.
+    let source = site.source("FROM scratch\nCOPY --from=more /sub/word /\n").await?;
+    let mut build = site.local("beside", &source);
+    let more = BuildContext::from_str(&format!("{}#main", server.url))?;
+    build.options.build_contexts.insert("more".into(), more);
+    let result = build.run(&site.job).await?;
+    contains(&result.stderr.to_string(), &["COPY --from=more /sub/word /"]);
     site.forget(&result).await
 }
 

@@ -1,8 +1,13 @@
 //! Options of builds: each is seen where it is to have an effect, in a `RUN` step or in what the registry serves.
 
-use orchestra::{Task, VolumeId, file_from_tar};
+use std::process::Command;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use orchestra::{Credentials, ImageRef, InjectedFile, Task, VolumeId, VolumePath, file_from_tar, tar_of_files};
 use orchestra_e2e::registry;
-use orchestra_image_build::{BuildCache, BuildContext, BuildInput, BuildOutput, ImageBuild, OutputFormat, Provenance};
+use orchestra_image_build::{
+    BuildCache, BuildContext, BuildInput, BuildOutput, ImageBuild, OutputFormat, Provenance, RegistryAuth,
+};
 use serde_json::Value;
 
 use crate::{Outcome, Site, contains, failed};
@@ -131,6 +136,54 @@ pub(crate) async fn a_named_context_is_a_directory_of_the_inputs_and_nothing_els
     Ok(())
 }
 
+pub(crate) async fn a_named_context_is_an_image_of_a_registry(site: &Site) -> Outcome {
+    let base = site.source("FROM scratch\nCOPY Dockerfile /base\n").await?;
+    let base = site.pushed("named-base", &base).run(&site.job).await?;
+    // It stands for the image that the Dockerfile names, and for a stage that it does not have.
+    let source = site
+        .source("FROM hub.invalid/base\nCOPY --from=more /base /again\n")
+        .await?;
+    let mut build = site.local("of-image", &source);
+    for name in ["hub.invalid/base", "more"] {
+        let context: BuildContext = format!("docker-image://{}", base.reference).parse()?;
+        build.options.build_contexts.insert(name.into(), context);
+    }
+    let result = build.run(&site.job).await?;
+    contains(&result.stderr.to_string(), &["COPY --from=more /base /again"]);
+    site.forget(&result).await
+}
+
+pub(crate) async fn a_base_image_is_fetched_with_the_credentials_of_its_registry(site: &Site) -> Outcome {
+    let credentials = &site.fixture.credentials;
+    let private = RegistryAuth {
+        hostname: Some(site.fixture.registry_auth.clone()),
+        credentials: Some(Credentials::new(
+            credentials.user.as_str(),
+            credentials.password.as_str(),
+        )),
+        ..RegistryAuth::default()
+    };
+    let source = site.source("FROM scratch\nCOPY Dockerfile /base\n").await?;
+    let mut build = site.build("private-base", &site.fixture.registry_auth, &source);
+    (build.push, build.target, build.registry) = (true, None, Some(private.clone()));
+    let base = build.run(&site.job).await?.reference;
+
+    let source = site.source(&format!("FROM {base}\nCOPY Dockerfile /again\n")).await?;
+    // The image goes to both registries: each is spoken to in its own way.
+    let mut build = site.pushed("of-private", &source);
+    let other = format!("{}/{}/of-private:1", site.fixture.registry_auth, site.job.id());
+    build.options.tags.push(other.parse()?);
+    build.base_registries.push(private);
+    let result = build.run(&site.job).await?;
+    for (registry, has_credentials) in [(&site.fixture.registry, false), (&site.fixture.registry_auth, true)] {
+        assert_eq!(result.digest, site.served(registry, "of-private", has_credentials)?);
+    }
+
+    let told = failed(site.pushed("stranger", &source).run(&site.job).await);
+    contains(&format!("{told:#}"), &["private-base", "wants credentials"]);
+    Ok(())
+}
+
 pub(crate) async fn a_date_makes_the_same_context_the_same_image(site: &Site) -> Outcome {
     let dockerfile =
         "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"sh\", \"-c\", \"echo x >/made\"]\n";
@@ -200,6 +253,36 @@ pub(crate) async fn a_provenance_attestation_is_pushed_with_the_image(site: &Sit
         })
         .collect();
     assert_eq!(kinds, ["image", "attestation-manifest"], "{index}");
+    Ok(())
+}
+
+pub(crate) async fn a_frontend_is_an_image_that_reads_the_dockerfile(site: &Site) -> Outcome {
+    // Only where the private engines are: it is compiled.
+    let Ok(program) = std::env::var("ORCHESTRA_TEST_FRONTEND") else {
+        return Ok(());
+    };
+    let source = site
+        .source("FROM scratch\nCOPY frontend /bin/frontend\nENTRYPOINT [\"/bin/frontend\"]\n")
+        .await?;
+    let mut file = InjectedFile::new("/frontend".parse()?, std::fs::read(program)?);
+    file.mode = 0o755;
+    let tar = tar_of_files(&[file]).await?;
+    let tar = stream::iter([Ok(tar)]).boxed();
+    site.driver.write_volume(&source, &VolumePath::root(), tar).await?;
+    let frontend = site.pushed("frontend", &source).run(&site.job).await?.reference;
+
+    let dockerfile = "FROM scratch\nARG WORD\nLABEL word=$WORD\nCOPY Dockerfile /\n";
+    let in_comment = format!("# syntax={frontend}\n{dockerfile}");
+    for (name, dockerfile, given) in [("chosen", dockerfile, Some(&frontend)), ("in-file", &in_comment, None)] {
+        let source = site.source(dockerfile).await?;
+        let mut build = site.pushed(name, &source);
+        build.options.frontend = given.cloned();
+        build.build_args.insert("WORD".into(), "a, b=\"c\"".into());
+        let result = build.run(&site.job).await?;
+        contains(&result.stderr.to_string(), &["frontend:1", "COPY Dockerfile /"]);
+        let config = site.json(name, &format!("blobs/{}", result.config_digest.unwrap()))?;
+        assert_eq!(config["config"]["Labels"]["word"], "a, b=\"c\"");
+    }
     Ok(())
 }
 
@@ -291,7 +374,7 @@ pub(crate) async fn a_base_image_comes_from_a_mirror(site: &Site) -> Outcome {
 /// Each is read by a task after the build.
 pub(crate) async fn what_was_built_is_in_volumes_for_the_next_tasks(site: &Site) -> Outcome {
     let source = site
-        .source("FROM scratch\nLABEL a=b\nCOPY Dockerfile /dir/made\n")
+        .source("FROM scratch\nLABEL a=b\nCOPY Dockerfile /dir/made\nCOPY busybox /bin/busybox\nENTRYPOINT [\"/bin/busybox\", \"cat\", \"/dir/made\"]\n")
         .await?;
     let mut build = site.pushed("written", &source);
     build.options.annotations.insert("noted".into(), "yes".into());
@@ -308,7 +391,7 @@ pub(crate) async fn what_was_built_is_in_volumes_for_the_next_tasks(site: &Site)
         });
         look = look.mount(&volume, format)?;
     }
-    let archive = build.outputs[2].clone();
+    let [oci, _, archive, _] = build.outputs.clone().try_into().map_err(|_| "other outputs")?;
     let result = build.run(&site.job).await?;
     assert_eq!(result.digest, site.served(&site.fixture.registry, "written", false)?);
     let seen = site.job.run(look).await?.success()?.stdout.to_string();
@@ -320,21 +403,38 @@ pub(crate) async fn what_was_built_is_in_volumes_for_the_next_tasks(site: &Site)
             "blobs\nindex.json\n",
             "oci-layout\n",
             &name,
-            "\ndir\nFROM scratch\nLABEL a=b",
+            "\nbin\ndir\nFROM scratch\nLABEL a=b",
         ],
     );
-    // It is an archive that the engine takes.
-    let path = archive.format.archive().ok_or("no archive")?;
-    let tar = site
-        .driver
-        .read_volume(&archive.volume, std::slice::from_ref(&path))
-        .await?;
-    let imported = "localhost/imported:1".parse()?;
-    site.driver
-        .import_image(&imported, file_from_tar(tar, &path).await?)
-        .await?;
-    assert!(site.driver.image_exists(&imported).await?);
-    Ok(site.driver.remove_image(&imported).await?)
+    // One is an archive that the engine takes, the other one that a program which nobody here wrote does.
+    let read = async |output: &BuildOutput| {
+        let path = output.format.archive().ok_or("no archive")?;
+        let tar = site
+            .driver
+            .read_volume(&output.volume, std::slice::from_ref(&path))
+            .await?;
+        Ok::<_, libtest_mimic::Failed>(file_from_tar(tar, &path).await?)
+    };
+    let imported: ImageRef = format!("localhost/{}/imported:1", site.job.id()).parse()?;
+    site.driver.import_image(&imported, read(&archive).await?).await?;
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("image.tar");
+    let content: Vec<_> = read(&oci).await?.try_collect().await?;
+    std::fs::write(&file, content.concat())?;
+    let copied: ImageRef = format!("{}/{}/copied:1", site.fixture.registry, site.job.id()).parse()?;
+    let copy = Command::new("skopeo")
+        .args(["copy", "--quiet", "--dest-tls-verify=false"])
+        .args([format!("oci-archive:{}", file.display()), format!("docker://{copied}")])
+        .output()?;
+    assert!(copy.status.success(), "{}", String::from_utf8_lossy(&copy.stderr));
+    for (name, image) in [("imported", imported), ("copied", copied)] {
+        contains(
+            &site.run_image(name, image.as_str()).await?,
+            &["LABEL a=b\nCOPY Dockerfile"],
+        );
+        site.driver.remove_image(&image).await?;
+    }
+    Ok(())
 }
 
 pub(crate) async fn what_the_dockerignore_names_is_not_in_the_image(site: &Site) -> Outcome {

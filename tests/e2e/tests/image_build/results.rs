@@ -2,14 +2,15 @@
 
 use std::process::Command;
 
-use orchestra::{Credentials, ExitStatus, ResourceKind, Task};
+use orchestra::{Credentials, ExitStatus, Task};
 use orchestra_e2e::registry;
+use orchestra_e2e::tls::TlsRegistry;
 use orchestra_image_build::{
     AdditionalTarget, BuildCache, BuildOutput, ImageBuild, OutputFormat, RegistryAuth, Sbom, SharedBuilders,
 };
 use serde_json::Value;
 
-use crate::tls::TlsRegistry;
+use crate::phases::kill_builder;
 use crate::{Outcome, Site, contains, failed};
 
 /// A program that nobody here wrote reads what was pushed.
@@ -271,20 +272,21 @@ pub(crate) async fn further_stages_have_outputs_of_their_own(site: &Site) -> Out
 
 pub(crate) async fn a_root_file_system_is_unpacked_with_its_metadata(site: &Site) -> Outcome {
     let source = site
-        .source("FROM scratch\nCOPY busybox /bin/busybox\nENV A=b\nENV SAID=\"quote\\\" and, comma\"\nUSER 12:34\nRUN [\"/bin/busybox\", \"true\"]\n")
+        .source("FROM scratch\nCOPY busybox /bin/busybox\nCOPY --chown=12:34 busybox /data/owned\nENV A=b\nENV SAID=\"quote\\\" and, comma\"\nUSER 12:34\nUSER 0\nRUN [\"/bin/busybox\", \"sh\", \"-c\", \"cd /data; b=/bin/busybox; $b chmod 4711 owned; $b ln owned hard; $b ln -s owned soft; $b mkdir -m 1770 dir; $b chown 5:6 dir; $b touch -d '2001-02-03 04:05:06' dir; $b mkfifo fifo\"]\nUSER 12:34\n")
         .await?;
     let mut build = site.local("unpacked", &source);
-    build.load = Some(false);
+    build.load = Some(true);
     let volume = site.job.create_volume("source-rootfs").await?;
     build.outputs.push(BuildOutput {
         volume: volume.clone(),
         path: "out".parse()?,
         format: OutputFormat::RootFs,
     });
-    build.run(&site.job).await?;
-    let look = Task::new("look", &site.fixture.image)?.shell(
-        "cat out/metadata.json; echo; ls out out/rootfs/bin; cmp /bin/busybox out/rootfs/bin/busybox && echo same",
-    );
+    let result = build.run(&site.job).await?;
+    let list = "find data bin -exec stat -c '%n %F %a %u:%g' {} + | sort; stat -c %Y data/dir; test data/hard -ef data/owned && echo linked";
+    let look = Task::new("look", &site.fixture.image)?.shell(format!(
+        "cat out/metadata.json; echo; ls out; cmp /bin/busybox out/rootfs/bin/busybox && echo same; cd out/rootfs; {list}"
+    ));
     let seen = site
         .job
         .run(look.mount(&volume, "out")?)
@@ -299,8 +301,31 @@ pub(crate) async fn a_root_file_system_is_unpacked_with_its_metadata(site: &Site
         "{metadata}"
     );
     assert_eq!(metadata["user"], "12:34");
-    contains(&seen, &["metadata.json\nrootfs\n", "busybox\n", "same"]);
-    Ok(())
+    contains(&seen, &["metadata.json\nrootfs\n", "same\n"]);
+    // As the engine has it that unpacked the image.
+    let task = Task::new("compare", result.reference.as_str())?
+        .command([
+            "/bin/busybox",
+            "sh",
+            "-c",
+            &format!(
+                "cd /; alias find='/bin/busybox find' sort='/bin/busybox sort'; {}",
+                list.replace("stat", "/bin/busybox stat")
+            ),
+        ])
+        .user("0")?;
+    let of_image = site.job.run(task).await?.success()?.stdout.to_string();
+    let (_, unpacked) = seen.split_once("same\n").ok_or("not the same")?;
+    assert_eq!(unpacked, of_image);
+    contains(
+        unpacked,
+        &[
+            "data/owned regular file 4711 12:34",
+            "data/dir directory 1770 5:6",
+            "data/soft symbolic link",
+        ],
+    );
+    site.forget(&result).await
 }
 
 pub(crate) async fn a_list_of_what_is_in_the_image_is_pushed_with_it(site: &Site) -> Outcome {
@@ -420,14 +445,10 @@ pub(crate) async fn builds_of_a_job_share_a_builder_and_do_without_one_that_died
     assert_eq!(second.platforms.len(), 1, "{second:?}");
 
     // It dies, and nobody told.
-    let listed = site.driver.list(Some(site.job.id())).await?;
-    let daemon = listed
-        .iter()
-        .find(|of| of.id.contains("builder._0") && of.kind == ResourceKind::Container);
-    let id = daemon.ok_or("no builder")?.id.parse()?;
-    site.driver.signal_container(&id, orchestra::Signal::KILL).await?;
+    kill_builder(site).await?;
     let third = built("third").await?;
     assert_eq!(third.steps.cached, 0, "{}", third.stderr);
+    contains(&third.warnings.join("\n"), &["shared builder has ended"]);
     builders.stop().await;
     Ok(())
 }

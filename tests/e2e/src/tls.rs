@@ -4,24 +4,32 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use libtest_mimic::Failed;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 
+use crate::Result;
+
 /// It ends when it is dropped.
-pub(crate) struct TlsRegistry {
+#[derive(Debug)]
+pub struct TlsRegistry {
     /// `HOST:PORT`.
-    pub(crate) address: String,
-    /// The authority's certificate, and those of a client.
-    pub(crate) ca: String,
-    pub(crate) certificate: String,
-    pub(crate) key: String,
+    pub address: String,
+    /// The authority's certificate, in PEM.
+    pub ca: String,
+    /// A client's, by which it is known.
+    pub certificate: String,
+    /// The key of that.
+    pub key: String,
     child: Child,
     _folder: TempDir,
 }
 
 impl TlsRegistry {
-    pub(crate) fn start() -> Result<Self, Failed> {
+    /// Starts it, with an authority of its own.
+    ///
+    /// # Errors
+    /// If there is no `docker-registry`, or it does not listen.
+    pub fn start() -> Result<Self> {
         let mut params = CertificateParams::new(Vec::<String>::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate()?;
