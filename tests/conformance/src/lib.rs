@@ -26,24 +26,25 @@
 //!
 //! Some cases start the test target a second time: [`main()`] is to be the first thing it does.
 //!
-//! The suite is proven on [`memory`], a whole engine in memory, and on broken ones that it has to catch
+//! The suite is proven on [`memory`], a whole engine in memory (`examples/memory`), and on broken ones that it has to catch
 //! (`tests/broken.rs`).
 
 mod cases;
 mod check;
 mod context;
 mod image;
-pub mod memory;
 mod registry;
 mod settings;
 pub mod suite;
-mod tarball;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use orchestra::{JobId, Result, SharedDriver};
+
+pub use orchestra_memory as memory;
+use orchestra_memory::tarball;
 
 pub use check::{Failure, Outcome};
 pub use context::Context;

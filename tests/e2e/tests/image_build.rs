@@ -446,17 +446,17 @@ async fn a_registry_that_is_down_is_told_in_the_words_of_buildkit(site: &Site) -
 async fn plain_http_off_loopback_needs_insecure(site: &Site) -> Outcome {
     // A forwarder gives the registry on loopback an address that no client takes for loopback: the engine's host as its
     // containers see it.
-    let route =
-        Task::new("route", &site.fixture.image)?.shell("ip route | sed -n 's/default via \\([0-9.]*\\) .*/\\1/p'");
-    let address = site
-        .job
-        .run(route)
-        .await?
-        .success()?
-        .stdout
-        .to_string()
-        .trim()
-        .to_owned();
+    // It stays: podman takes the bridge away with the last container that is on it.
+    let (told, mut address) = mpsc::channel(1);
+    let route = Task::new("route", &site.fixture.image)?
+        .shell("ip route | sed -n 's/default via \\([0-9.]*\\) .*/\\1/p'; exec sleep 600")
+        .output(sink::from_fn(move |chunk| {
+            told.try_send(String::from_utf8_lossy(&chunk.bytes).trim().to_owned())
+                .ok();
+        }));
+    let holder = site.job.start(route);
+    let address = tokio::time::timeout(Duration::from_secs(60), address.recv()).await?;
+    let address = address.ok_or("it has no route")?;
     let Ok(listener) = TcpListener::bind((address.as_str(), 0)).await else {
         println!("skipped: the engine's host is not this machine, or its containers have no way to it");
         return Ok(());
@@ -484,6 +484,7 @@ async fn plain_http_off_loopback_needs_insecure(site: &Site) -> Outcome {
         site.served(&site.fixture.registry, "http", false)?
     );
     forwarder.abort();
+    holder.cancel();
     Ok(())
 }
 

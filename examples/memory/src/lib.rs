@@ -1,5 +1,8 @@
-//! A whole container engine in memory, and its driver: what the suite is proven on, an example of a driver, and an
-//! engine for unit tests that need none.
+//! A whole container engine in memory, and its driver: an example of a driver, what the conformance suite is proven on, and
+//! an engine for unit tests that need none.
+//!
+//! Who writes a driver begins with `driver.rs`, which is all of it that is a driver, and with `tests/conformance.rs`, which
+//! runs the suite; `docs/writing-a-driver.md` tells the rest.
 //!
 //! Images, volumes and containers are trees of files; processes are programs in Rust. `/bin/sh` is a small shell
 //! (lists, `&&`, `||`, `!`, pipes, `if`, `while`, `for`, subshells, background commands, quotes, `$NAME`, `$(…)`, `$((…))`, redirections,
@@ -12,7 +15,7 @@
 //!
 //! ```
 //! use orchestra::{ContainerId, ContainerSpec};
-//! use orchestra_conformance::memory::{MemoryEngine, MemoryImage};
+//! use orchestra_memory::{MemoryEngine, MemoryImage};
 //! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
 //! let engine = MemoryEngine::new();
 //! engine.add_image("busybox", MemoryImage::busybox())?;
@@ -36,6 +39,7 @@ mod process;
 mod programs;
 mod shell;
 mod syntax;
+pub mod tarball;
 
 pub use driver::MemoryDriver;
 pub use engine::MemoryEngine;

@@ -466,7 +466,7 @@ fn arithmetic(text: &str, vars: &BTreeMap<String, String>) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use crate::memory::{MemoryEngine, MemoryImage};
+    use crate::{MemoryEngine, MemoryImage};
     use futures_util::StreamExt;
     use orchestra::{ContainerId, ContainerSpec};
 

@@ -16,7 +16,7 @@ use crate::tarball::{self, Entry};
 /// An image of the memory engine.
 ///
 /// ```
-/// use orchestra_conformance::memory::MemoryImage;
+/// use orchestra_memory::MemoryImage;
 /// let image = MemoryImage::busybox().with_program("/usr/bin/greet", |process| async move {
 ///     process.stdout.write("hello\n").await;
 ///     0

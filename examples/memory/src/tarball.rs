@@ -1,5 +1,4 @@
-//! Tars as the suite makes and reads them: every name, owner, mode and link as it is told, nothing taken from this
-//! machine.
+//! Tars whole in memory, for tests: every name, owner, mode and link as it is told, nothing taken from this machine.
 
 use std::collections::BTreeMap;
 
@@ -9,30 +8,41 @@ use orchestra::{ByteStream, Error, ErrorKind, Result};
 
 /// What a tar says of one entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub struct Entry {
     /// Bytes that are no text stand for themselves: see [`text`].
-    pub(crate) path: String,
-    pub(crate) kind: Kind,
-    pub(crate) mode: u32,
-    pub(crate) uid: u64,
-    pub(crate) gid: u64,
-    pub(crate) mtime: u64,
+    pub path: String,
+    /// What it is, with its content.
+    pub kind: Kind,
+    /// Permission bits.
+    pub mode: u32,
+    /// Its owner.
+    pub uid: u64,
+    /// Its group.
+    pub gid: u64,
+    /// Seconds since 1970.
+    pub mtime: u64,
     /// What an extended header says besides names and sizes, ordered.
-    pub(crate) records: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub records: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 /// What an entry is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
+    /// A directory.
     Directory,
+    /// A file with this content.
     File(Bytes),
+    /// A symlink to this.
     Symlink(String),
     /// Another name of an entry before it.
     HardLink(String),
     /// A fifo or a device.
     Special {
+        /// The tar's own byte for it.
         kind: u8,
+        /// A device's major number.
         major: u32,
+        /// A device's minor number.
         minor: u32,
     },
 }
@@ -41,7 +51,8 @@ pub(crate) enum Kind {
 const BYTES: u32 = 0xf_7000;
 
 /// A name as text from which its bytes can be told.
-pub(crate) fn text(bytes: &[u8]) -> String {
+#[must_use]
+pub fn text(bytes: &[u8]) -> String {
     let mut text = String::new();
     for chunk in bytes.utf8_chunks() {
         text.push_str(chunk.valid());
@@ -52,7 +63,8 @@ pub(crate) fn text(bytes: &[u8]) -> String {
 }
 
 /// The bytes of a [`text`].
-pub(crate) fn bytes(text: &str) -> Vec<u8> {
+#[must_use]
+pub fn bytes(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     for one in text.chars() {
         match u32::from(one)
@@ -81,28 +93,38 @@ impl Entry {
     }
 
     /// A file of root's with mode 0644.
-    pub(crate) fn file(path: impl Into<String>, content: impl Into<Bytes>) -> Self {
+    #[must_use]
+    pub fn file(path: impl Into<String>, content: impl Into<Bytes>) -> Self {
         Self::new(path, Kind::File(content.into()), 0o644)
     }
 
-    pub(crate) fn dir(path: impl Into<String>) -> Self {
+    /// A directory of root's with mode 0755.
+    #[must_use]
+    pub fn dir(path: impl Into<String>) -> Self {
         Self::new(path, Kind::Directory, 0o755)
     }
 
-    pub(crate) fn symlink(path: impl Into<String>, target: impl Into<String>) -> Self {
+    /// A symlink to `target`.
+    #[must_use]
+    pub fn symlink(path: impl Into<String>, target: impl Into<String>) -> Self {
         Self::new(path, Kind::Symlink(target.into()), 0o777)
     }
 
-    pub(crate) fn hard_link(path: impl Into<String>, target: impl Into<String>) -> Self {
+    /// Another name of `target`.
+    #[must_use]
+    pub fn hard_link(path: impl Into<String>, target: impl Into<String>) -> Self {
         Self::new(path, Kind::HardLink(target.into()), 0o644)
     }
 
-    pub(crate) fn special(path: impl Into<String>, kind: u8, major: u32, minor: u32) -> Self {
+    /// A fifo or a device.
+    #[must_use]
+    pub fn special(path: impl Into<String>, kind: u8, major: u32, minor: u32) -> Self {
         Self::new(path, Kind::Special { kind, major, minor }, 0o640)
     }
 
     /// A file with holes in GNU's form 1.0: its size, and where it has which data.
-    pub(crate) fn sparse(path: &str, size: u64, data: &[(u64, &str)]) -> Self {
+    #[must_use]
+    pub fn sparse(path: &str, size: u64, data: &[(u64, &str)]) -> Self {
         let mut content = format!("{}\n", data.len() + 1);
         for (start, data) in data {
             content.push_str(&format!("{start}\n{}\n", data.len()));
@@ -119,18 +141,22 @@ impl Entry {
             .record("GNU.sparse.realsize", size.to_string())
     }
 
-    pub(crate) fn record(mut self, key: &str, value: impl Into<Vec<u8>>) -> Self {
+    /// With a record of an extended header.
+    #[must_use]
+    pub fn record(mut self, key: &str, value: impl Into<Vec<u8>>) -> Self {
         self.records.insert(key.as_bytes().to_vec(), value.into());
         self
     }
 
     /// With an extended attribute.
-    pub(crate) fn attribute(self, name: &str, value: impl Into<Vec<u8>>) -> Self {
+    #[must_use]
+    pub fn attribute(self, name: &str, value: impl Into<Vec<u8>>) -> Self {
         self.record(&format!("{XATTR}{name}"), value)
     }
 
     /// How much data a [`sparse`](Self::sparse) file came with, and its whole content; `None` for a file that is none.
-    pub(crate) fn expanded(&self) -> Option<(usize, Vec<u8>)> {
+    #[must_use]
+    pub fn expanded(&self) -> Option<(usize, Vec<u8>)> {
         let number = |bytes: &[u8]| std::str::from_utf8(bytes).ok()?.parse::<usize>().ok();
         let size = number(self.records.get(b"GNU.sparse.realsize".as_slice())?)?;
         let Kind::File(stored) = &self.kind else {
@@ -155,7 +181,8 @@ impl Entry {
     }
 
     /// Its extended attributes.
-    pub(crate) fn attributes(&self) -> BTreeMap<String, Vec<u8>> {
+    #[must_use]
+    pub fn attributes(&self) -> BTreeMap<String, Vec<u8>> {
         let named = |(key, value): (&Vec<u8>, &Vec<u8>)| {
             let key = String::from_utf8_lossy(key);
             Some((key.strip_prefix(XATTR)?.to_owned(), value.clone()))
@@ -164,7 +191,8 @@ impl Entry {
     }
 
     /// Its time with the part of a second, as text; `0` where that is nothing.
-    pub(crate) fn time(&self) -> String {
+    #[must_use]
+    pub fn time(&self) -> String {
         let fine = self.records.get(b"mtime".as_slice()).map(|time| text(time));
         let fine = fine.unwrap_or_else(|| self.mtime.to_string());
         match fine.split_once('.') {
@@ -173,23 +201,30 @@ impl Entry {
         }
     }
 
-    pub(crate) fn mode(mut self, mode: u32) -> Self {
+    /// With these permission bits.
+    #[must_use]
+    pub fn mode(mut self, mode: u32) -> Self {
         self.mode = mode;
         self
     }
 
-    pub(crate) fn owner(mut self, uid: u64, gid: u64) -> Self {
+    /// With this owner and group.
+    #[must_use]
+    pub fn owner(mut self, uid: u64, gid: u64) -> Self {
         (self.uid, self.gid) = (uid, gid);
         self
     }
 
-    pub(crate) fn mtime(mut self, mtime: u64) -> Self {
+    /// With this time, in seconds since 1970.
+    #[must_use]
+    pub fn mtime(mut self, mtime: u64) -> Self {
         self.mtime = mtime;
         self
     }
 
     /// The entry's part of a tar, with GNU's form of names that are too long for a header.
-    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
         let (entry_type, content, link) = match &self.kind {
             Kind::Directory => (EntryType::Directory, Bytes::new(), ""),
             Kind::File(content) => (EntryType::Regular, content.clone(), ""),
@@ -236,7 +271,8 @@ impl Entry {
 }
 
 /// The header of a file of `size` bytes, which follow it; `size` is a multiple of 512.
-pub(crate) fn file_header(path: &str, size: u64) -> Bytes {
+#[must_use]
+pub fn file_header(path: &str, size: u64) -> Bytes {
     let mut header = Header::new_gnu();
     header
         .as_mut_bytes()
@@ -278,10 +314,11 @@ fn pad(tar: &mut Vec<u8>) {
 const XATTR: &str = "SCHILY.xattr.";
 
 /// What ends a tar.
-pub(crate) const END: &[u8] = &[0; 1024];
+pub const END: &[u8] = &[0; 1024];
 
 /// A whole small tar.
-pub(crate) fn pack(entries: &[Entry]) -> Bytes {
+#[must_use]
+pub fn pack(entries: &[Entry]) -> Bytes {
     let mut tar: Vec<u8> = entries.iter().flat_map(Entry::to_bytes).collect();
     tar.extend_from_slice(END);
     tar.into()
@@ -291,7 +328,7 @@ pub(crate) fn pack(entries: &[Entry]) -> Bytes {
 ///
 /// # Errors
 /// The tar's own, as it was; [`ErrorKind::InvalidInput`](orchestra::ErrorKind::InvalidInput) if it is not a tar or cut off.
-pub(crate) async fn for_each(tar: ByteStream, mut each: impl FnMut(Entry) -> Result<()> + Send) -> Result<()> {
+pub async fn for_each(tar: ByteStream, mut each: impl FnMut(Entry) -> Result<()> + Send) -> Result<()> {
     let mut tar = TarReader::new(tar, ErrorKind::InvalidInput);
     while let Some(member) = tar.next().await? {
         let path = text(&member.name);
@@ -350,7 +387,7 @@ pub(crate) async fn for_each(tar: ByteStream, mut each: impl FnMut(Entry) -> Res
 ///
 /// # Errors
 /// Those of [`for_each`].
-pub(crate) async fn unpack(tar: ByteStream) -> Result<Vec<Entry>> {
+pub async fn unpack(tar: ByteStream) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
     for_each(tar, |entry| {
         entries.push(entry);

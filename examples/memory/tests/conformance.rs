@@ -1,9 +1,10 @@
-//! A third party's whole test target, here for the engine in memory. `docs/writing-a-driver.md` tells more.
+//! The suite on this driver: a third party's whole test target. What a driver of a real engine has shorter still is in
+//! `docs/writing-a-driver.md`.
 
 use std::process::ExitCode;
 
-use orchestra_conformance::memory::{MemoryEngine, MemoryImage};
 use orchestra_conformance::{Settings, main as conformance};
+use orchestra_memory::{MemoryEngine, MemoryImage};
 
 fn main() -> ExitCode {
     let engine = MemoryEngine::new();

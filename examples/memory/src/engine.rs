@@ -20,7 +20,7 @@ use super::image::MemoryImage;
 /// A container engine that lives in this process: drivers that share one see the same containers.
 ///
 /// ```
-/// use orchestra_conformance::memory::{MemoryEngine, MemoryImage};
+/// use orchestra_memory::{MemoryEngine, MemoryImage};
 /// let engine = MemoryEngine::new();
 /// engine.add_image("busybox:stable", MemoryImage::busybox())?;
 /// let driver = engine.driver();
