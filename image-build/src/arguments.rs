@@ -2,7 +2,7 @@
 
 use orchestra::{ImageRef, Result, Task};
 
-use crate::command::{IMAGE, IMAGE_ARG, OUT, ROOTFS, SECRETS, SSH, dockerfile, in_out};
+use crate::command::{CONFIG, IMAGE, IMAGE_ARG, OUT, ROOTFS, SECRETS, SSH, dockerfile, in_out};
 use crate::shared::Shared;
 use crate::{BuildContext, BuildOutput, ImageBuild, OutputFormat};
 
@@ -137,9 +137,9 @@ fn main(build: &ImageBuild) -> Result<Vec<String>> {
         .filter(|output| output.format != OutputFormat::RootFs);
     argv.extend(written_by_builder.map(|output| format!("--output={}", written(build, output))));
     if build.unpacks() {
-        let tar = format!("dest={OUT}/{}", in_out(build, ROOTFS)?);
-        argv.push(format!("--output={}", record(&["type=tar".to_owned(), tar])));
-        argv.push("--config".to_owned());
+        let tar = format!("{OUT}/{}", in_out(build, ROOTFS)?);
+        argv.push(format!("--output={}", record(&OutputFormat::RootFs.fields(&tar))));
+        argv.push(format!("--config={OUT}/{}", in_out(build, CONFIG)?));
     }
     // The last one's digest is the build's.
     argv.extend(

@@ -99,7 +99,8 @@ pub struct ImageBuild {
     pub labels: Labels,
     /// When [`image`](Self::image) is fetched.
     pub pull: PullPolicy,
-    /// How long an attempt may take; also how long the loading of the image into the engine may.
+    /// How long an attempt may take; also how long what follows it may: the loading of the image into the engine, the unpacking
+    /// of its root file system.
     pub timeout: Option<Duration>,
     /// How often the build is tried until it succeeds; at least once.
     pub attempts: u32,

@@ -129,7 +129,7 @@ for argument; do
 		digest=${digest#'"digest":"'}
 		set -- "$@" "--oci-layout=layout-$number=$path" --opt "context:$name=oci-layout://layout-$number@${digest%'"'}"
 		;;
-	--config) : >"$own/config" ;;
+	--config=*) printf %s "${argument#--config=}" >"$own/config" ;;
 	*) set -- "$@" "$argument" ;;
 	esac
 done
@@ -147,8 +147,10 @@ real=${BUILDCTL:-buildctl}
 export ORCHESTRA_BUILDCTL="$real"
 ended=
 code=0
+trap 'ended=1; trap "" TERM; kill -s TERM 0' TERM
 finish() { # PROCESS
-	trap 'ended=1; trap "" TERM; kill -s TERM 0' TERM
+	# It may have come before there was a process to hear it.
+	[ -z "$ended" ] || kill -s TERM 0
 	code=0
 	wait "$1" || code=$?
 	# A signal that has a trap interrupts `wait`.
@@ -156,21 +158,34 @@ finish() { # PROCESS
 		code=0
 		wait "$1" || code=$?
 	done
-	trap 'ended=1' TERM
 }
-answers() { "$real" "--addr=unix://$shared" debug workers >/dev/null 2>&1; }
+# One that hangs does not answer either; and one that is busy may be late once.
+answers() {
+	for _ in 1 2; do
+		timeout 10 "$real" "--addr=unix://$shared" debug workers >/dev/null 2>&1 &
+		finish $!
+		[ "$code" != 0 ] || return 0
+		[ -z "$ended" ] || exit 143
+	done
+	return 1
+}
 
 if [ -n "$shared" ] && answers; then
 	# BuildKit before 0.13 does not know it. Who starts a daemon asks while that starts.
 	"$real" build --help 2>&1 | grep -q rawjson && : >"$own/rawjson"
-	trap '' TERM
-	sh "$own/buildctl" "--addr=unix://$shared" build "$@" &
+	[ -z "$ended" ] || exit 143
+	(trap '' TERM && exec sh "$own/buildctl" "--addr=unix://$shared" build "$@") &
 	finish $!
-	if [ "$code" = 0 ] || [ -n "$ended" ] || answers; then exit "$code"; fi
+	built=$code
+	if [ "$built" = 0 ] || [ -n "$ended" ] || answers; then exit "$built"; fi
 	echo '{"orchestra":"start"}' >&2
 fi
-trap '' TERM
+[ -z "$ended" ] || exit 143
 # It waits for the daemon itself; the other program's tries are counted no more.
-BUILDCTL="sh $own/buildctl" BUILDCTL_CONNECT_RETRIES_MAX=0 buildctl-daemonless.sh build "$@" &
+(
+	trap '' TERM
+	export BUILDCTL="sh $own/buildctl" BUILDCTL_CONNECT_RETRIES_MAX=0
+	exec buildctl-daemonless.sh build "$@"
+) &
 finish $!
 exit "$code"

@@ -120,9 +120,8 @@ if [ -s "$own/metadata" ]; then
 			done
 		fi
 	fi
-	if [ -e "$own/config" ]; then
-		config=$(digest containerimage.config.digest "$own/metadata")
-		blob "$config" | tell config "$config"
+	if [ -s "$own/config" ]; then
+		blob "$(digest containerimage.config.digest "$own/metadata")" >"$(cat "$own/config")"
 	fi
 fi
 if [ -s "$own/limit" ]; then

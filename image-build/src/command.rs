@@ -27,6 +27,8 @@ pub(crate) const IMAGE: &str = "image.tar";
 /// In there too: the image's root file system, if a volume is to have it. A tar has the owners of files as they are, whoever
 /// the builder is.
 pub(crate) const ROOTFS: &str = "rootfs.tar";
+/// And the image's configuration, which goes with that.
+pub(crate) const CONFIG: &str = "config.json";
 /// What an unprivileged builder can write to in a volume: an engine makes its root root's.
 const OWN: &str = "rootless";
 

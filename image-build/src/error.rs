@@ -213,15 +213,21 @@ impl fmt::Display for FailedBuild {
     }
 }
 
-/// Whether it is a line of a Go program's stack, which BuildKit's daemon writes below the reason for its end: a function's name,
-/// or a file and a line behind a tab.
+/// What the daemon said before it ended, without its stack: Go programs write that below the reason, and the reason out of
+/// sight.
+pub(crate) fn without_stack(said: &str) -> String {
+    let lines = said.lines().filter(|line| !is_frame(line));
+    lines.flat_map(|line| [line, "\n"]).collect()
+}
+
+/// A function's name, or a file and a line behind a tab.
 fn is_frame(line: &str) -> bool {
     let is_place = line.starts_with('\t') && [".go:", ".s:"].iter().any(|of| line.contains(of));
     is_place || line.contains('.') && !line.contains([' ', '\t', '=', ':', ','])
 }
 
 fn block(f: &mut fmt::Formatter<'_>, title: &str, text: &str) -> fmt::Result {
-    let lines: Vec<&str> = text.trim_end().lines().filter(|line| !is_frame(line)).collect();
+    let lines: Vec<&str> = text.trim_end().lines().collect();
     if lines.is_empty() {
         return Ok(());
     }
@@ -232,7 +238,7 @@ fn block(f: &mut fmt::Formatter<'_>, title: &str, text: &str) -> fmt::Result {
 
 #[cfg(test)]
 mod tests {
-    use super::is_frame;
+    use super::{is_frame, without_stack};
 
     #[test]
     fn a_stack_is_left_out_of_what_the_daemon_said_and_nothing_else_is() {
@@ -255,5 +261,7 @@ mod tests {
         ] {
             assert!(!is_frame(said), "{said}");
         }
+        let daemon = "buildkitd: no worker found\nmain.main\n\tgithub.com/moby/buildkit/main.go:495\nexited\n";
+        assert_eq!(without_stack(daemon), "buildkitd: no worker found\nexited\n");
     }
 }

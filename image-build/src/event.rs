@@ -68,6 +68,9 @@ pub enum BuildEvent {
         #[serde(serialize_with = "lossy")]
         data: Bytes,
     },
+    /// It begins again, in another attempt or because the daemon that it shared has ended: vertexes are numbered from 1 again, and
+    /// those that were under way are over.
+    Restarted,
     /// Something to know: a Dockerfile check that failed, or what `orchestra` noticed itself.
     Warning {
         /// The vertex's number; `None` for what concerns the build.

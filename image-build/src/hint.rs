@@ -43,7 +43,7 @@ pub(crate) fn of(failed: &FailedBuild) -> Option<String> {
         }
         _ => {}
     }
-    if failed.said.contains("could not connect to unix://") {
+    if is_of_daemon(failed) {
         return Some(of_daemon(failed));
     }
     let error = failed.error.as_deref()?;
@@ -103,20 +103,29 @@ pub(crate) fn of(failed: &FailedBuild) -> Option<String> {
     None
 }
 
+/// Whether the daemon did not start, or ended during the build: what was said is its log.
+pub(crate) fn is_of_daemon(failed: &FailedBuild) -> bool {
+    failed.said.contains("could not connect to unix://") || has_ended(failed)
+}
+
+fn has_ended(failed: &FailedBuild) -> bool {
+    failed
+        .error
+        .as_deref()
+        .is_some_and(|error| error.contains("BuildKit's daemon ended"))
+}
+
 const NO_CGROUPS: &str = "the engine gives its containers no cgroup file system, without which no step can run: mount it on \
     the engine's host, or use another engine";
 const DISK_FULL: &str = "free space where the engine keeps its volumes, or empty the build's cache";
 
-/// Why the daemon did not start, from its log.
+/// Why the daemon did not start or has ended, from its log.
 fn of_daemon(failed: &FailedBuild) -> String {
     let says = |words: &[&str]| words.iter().any(|word| failed.said.contains(word));
-    if says(&["no space left on device", "disk quota exceeded"]) {
-        return DISK_FULL.into();
-    }
     if says(&["no cgroup mount found"]) {
         return NO_CGROUPS.into();
     }
-    if says(&["could not lock", "timeout", "bolt"]) && says(&["buildkitd.lock", "database", "lock"]) {
+    if says(&["could not lock", "buildkitd.lock"]) {
         return "another BuildKit daemon uses the same state: give each build that runs at once a cache of its own"
             .into();
     }
@@ -134,6 +143,9 @@ fn of_daemon(failed: &FailedBuild) -> String {
                 kernel.apparmor_restrict_unprivileged_userns=0), or build with privileges"
             .into();
     }
+    if says(&["no space left on device", "disk quota exceeded"]) {
+        return DISK_FULL.into();
+    }
     if says(&["operation not permitted", "permission denied", "must be root"]) {
         return match failed.rootless {
             true => "BuildKit's daemon may not do what it needs: see its log above, or build with privileges".into(),
@@ -147,7 +159,10 @@ fn of_daemon(failed: &FailedBuild) -> String {
     if says(&["overlay"]) {
         return "the file system of BuildKit's state takes no overlay: keep it on a cache at /var/lib/buildkit".into();
     }
-    "BuildKit's daemon did not start: see its log above".into()
+    match has_ended(failed) {
+        true => "BuildKit's daemon ended: see its log above".into(),
+        false => "BuildKit's daemon did not start: see its log above".into(),
+    }
 }
 
 #[cfg(test)]
@@ -214,6 +229,13 @@ mod tests {
         };
         assert!(of_log("mount: operation not permitted", false).contains("privileges that it was not given"));
         assert!(of_log("write: no space left on device", false).contains("free space"));
+        assert!(
+            of_log(
+                "[rootlesskit:parent] error: failed to start the child: fork/exec: no space left on device",
+                true
+            )
+            .contains("namespaces")
+        );
         assert!(of_log("newuidmap 22 0 1000: operation not permitted", true).contains("namespaces"));
         assert!(of_log("could not lock /var/lib/buildkit/buildkitd.lock", false).contains("same state"));
         let told_by_all = "could not lock buildkitd.lock\n[rootlesskit:parent] error: child exited";

@@ -1,6 +1,6 @@
 //! What a build can be told besides what it needs, in the words of `docker buildx build`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -275,9 +275,15 @@ impl BuildOptions {
         // A named context that is called as a stage is would replace it, which Compose and buildx allow too.
         if let Some(name) = self.build_contexts.keys().find(|name| named(name).is_none()) {
             return Err(
-                Error::invalid(format!("build context {name:?} is not a name that FROM can have"))
-                    .with_hint("write a stage's name, or the reference of the image that it is to stand for"),
+                Error::invalid(format!("build context {name:?} is not a name that FROM can have")).with_hint(
+                    "write a stage's name in lower case, or the reference of the image that it is to stand for",
+                ),
             );
+        }
+        let mut asked = BTreeSet::new();
+        if let Some((name, _)) = self.contexts().find(|(name, _)| !asked.insert(name.clone())) {
+            return Err(Error::invalid(format!("the build context {name} is given twice"))
+                .with_hint("keep one of them: an image's short name and its whole one are the same"));
         }
         if let Some(url) = &self.context_url {
             if !is_url(url) {
@@ -441,19 +447,19 @@ impl BuildOptions {
     }
 }
 
-/// What the Dockerfile's frontend asks for a named context by: a word as it is, an image's reference as docker's client
-/// shortens it (frontend/dockerui/namedcontext.go, as `docker buildx build` sends it). `None` if it is neither.
+/// What the Dockerfile's frontend asks for a named context by: a reference as docker's client shortens it, a stage's name being
+/// one too (frontend/dockerui/namedcontext.go). `None` if it is none.
 fn named(name: &str) -> Option<String> {
-    if is_word(name) {
-        return Some(name.to_owned());
-    }
     let image: ImageRef = name.parse().ok()?;
     let mut short = match (image.registry(), image.repository()) {
-        ("docker.io", repository) => repository.strip_prefix("library/").unwrap_or(repository).to_owned(),
+        ("docker.io", repository) => match repository.strip_prefix("library/") {
+            Some(official) if !official.contains('/') => official.to_owned(),
+            _ => repository.to_owned(),
+        },
         (registry, repository) => format!("{registry}/{repository}"),
     };
-    let tag = image.tag().filter(|tag| *tag != "latest");
-    for (mark, part) in [(':', tag), ('@', image.digest())] {
+    let is_said = image.digest().is_some() || image.tag() != Some("latest");
+    for (mark, part) in [(':', image.tag().filter(|_| is_said)), ('@', image.digest())] {
         short.extend(part.into_iter().flat_map(|part| [mark.to_string(), part.to_owned()]));
     }
     Some(short)
@@ -476,6 +482,8 @@ mod tests {
             ("alpine:3.22", Some("alpine:3.22")),
             ("docker.io/library/alpine:latest", Some("alpine")),
             ("docker.io/team/app", Some("team/app")),
+            ("docker.io/library/a/b:1", Some("library/a/b:1")),
+            ("Base", None),
             ("r.example.com:5000/team/app:1", Some("r.example.com:5000/team/app:1")),
             ("two words", None),
             ("a=b", None),

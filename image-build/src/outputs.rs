@@ -31,7 +31,9 @@ pub enum OutputFormat {
     /// `local`: the files of the image's last stage, in the volume's root, or for several platforms in a directory for each.
     Local,
     /// `rootfs`: the files of the image's last stage in `rootfs/`, and in `metadata.json` its environment and user, as
-    /// Concourse's tasks take an image (`{"env": ["PATH=/bin"], "user": "root"}`). Owners and modes are the image's.
+    /// Concourse's tasks take an image (`{"env": ["PATH=/bin"], "user": "root"}`). Owners, modes and attributes are the image's:
+    /// it is unpacked by `orchestra-volumes` when the builder has ended, which needs an engine that imports images and executes
+    /// programs, of this program's architecture.
     RootFs,
 }
 
@@ -89,14 +91,16 @@ impl OutputFormat {
         !matches!(self, Self::Local | Self::RootFs)
     }
 
-    /// The first fields of `buildctl`'s record. A root file system is unpacked when the builder has ended.
+    /// The first fields of `buildctl`'s record.
     pub(crate) fn fields(self, path: &str) -> Vec<String> {
         let archive = format!("dest={path}/{ARCHIVE}");
         match self {
             Self::Oci => vec!["type=oci".into(), archive],
             Self::OciLayout => vec!["type=oci".into(), "tar=false".into(), format!("dest={path}")],
             Self::Loadable => vec!["type=docker".into(), archive],
-            Self::Local | Self::RootFs => vec!["type=local".into(), format!("dest={path}")],
+            Self::Local => vec!["type=local".into(), format!("dest={path}")],
+            // Of a volume of the build's: who unpacks it is no builder.
+            Self::RootFs => vec!["type=tar".into(), format!("dest={path}")],
         }
     }
 }

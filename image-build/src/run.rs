@@ -20,14 +20,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::arguments::Place;
 use crate::build::Context;
+use crate::error::without_stack;
 use crate::shared::{Found, Shared};
 use crate::watch::Watched;
 use crate::{
-    BuildError, BuildResult, BuiltTarget, FailedBuild, ImageBuild, OutputFormat, command, manifest, pairs, validate,
+    BuildError, BuildResult, BuiltTarget, FailedBuild, ImageBuild, OutputFormat, command, hint, manifest, pairs,
+    validate,
 };
 
-/// How long the roots of volumes may take to change their owner, beyond the fetching of the image.
-const ROOTS: Duration = Duration::from_secs(60);
+/// The most that the configuration of an image may be.
+const MAX_CONFIG: u64 = 8 << 20;
+/// How long the roots of volumes may take to change their owner, the fetching of the image included, where the build itself
+/// has no limit.
+const ROOTS: Duration = Duration::from_secs(30 * 60);
 /// What is left of a timeout when all of it went by before the build's container was made: enough to say so.
 const AT_LEAST: Duration = Duration::from_millis(1);
 
@@ -148,7 +153,9 @@ impl Run<'_> {
         }
         let waiting = Instant::now();
         if let Some(task) = command::roots(&self.build)?
-            && let Some(given) = self.unless(self.job.run(task.timeout(ROOTS))).await
+            && let Some(given) = self
+                .unless(self.job.run(task.timeout(self.build.timeout.unwrap_or(ROOTS))))
+                .await
         {
             given?.success()?;
         }
@@ -338,8 +345,11 @@ impl Run<'_> {
             env: Option<Vec<String>>,
             user: String,
         }
-        let image = self.watched.config().await.unwrap_or_default();
-        let Ok(Some(Image { config })) = serde_json::from_value::<Option<Image>>(image) else {
+        let image = self
+            .job
+            .read_file(from, &command::in_out(&self.build, command::CONFIG)?, MAX_CONFIG)
+            .await?;
+        let Ok(Some(Image { config })) = serde_json::from_slice::<Option<Image>>(&image) else {
             return Err(BuildError::Metadata {
                 build: self.build.name.clone(),
                 problem: "names a configuration that the builder's store does not have".to_owned(),
@@ -379,11 +389,8 @@ impl Run<'_> {
         let driver = self.job.driver();
         let mut pull = PullImage::new(tag.clone());
         pull.job = Some(self.job.id().clone());
-        let registry = self
-            .build
-            .registry
-            .as_ref()
-            .filter(|registry| registry.host(&self.build.tag) == tag.registry());
+        let mut registries = self.build.registry.iter().chain(&self.build.base_registries);
+        let registry = registries.find(|registry| registry.host(&self.build.tag) == tag.registry());
         pull.credentials = registry.and_then(|registry| registry.credentials.clone());
         pull.insecure = driver.info().capabilities.insecure_pull && registry.is_some_and(|registry| registry.insecure);
         let refreshed = async {
@@ -430,7 +437,7 @@ impl Run<'_> {
             };
         }
         let outcome = self.watched.outcome().await;
-        BuildError::Failed(Box::new(FailedBuild {
+        let mut failed = FailedBuild {
             name,
             tag: build.tag.clone(),
             timeout: build.timeout,
@@ -452,7 +459,11 @@ impl Run<'_> {
                 .is_some_and(|registry| registry.credentials.is_some()),
             image: build.image.clone(),
             rootless: build.rootless,
-        }))
+        };
+        if hint::is_of_daemon(&failed) {
+            failed.said = without_stack(&failed.said);
+        }
+        BuildError::Failed(Box::new(failed))
     }
 }
 

@@ -143,6 +143,13 @@ fn check_outputs(build: &ImageBuild) -> Result<()> {
                 .with_hint("write local, or oci for an image with its configuration"),
         );
     }
+    let is_attested = build.options.provenance.is_some() || build.options.sbom.is_some();
+    if is_attested && build.unpacks() {
+        return Err(
+            Error::invalid("an output of type rootfs is asked for with an attestation")
+                .with_hint("write oci, which carries attestations, or leave out provenance and sbom"),
+        );
+    }
     let of_one = |output: &&crate::BuildOutput| matches!(output.format, OutputFormat::Loadable | OutputFormat::RootFs);
     if let Some(output) = build.all_outputs().find(of_one).filter(|_| build.platforms.len() > 1) {
         return Err(Error::invalid(format!(

@@ -71,11 +71,6 @@ impl Watched {
         self.0.lock().await.progress.metadata().cloned()
     }
 
-    /// The image's configuration, where it was asked for.
-    pub(crate) async fn config(&self) -> Option<serde_json::Value> {
-        self.0.lock().await.progress.config().cloned()
-    }
-
     /// What the builder's store told of the image.
     pub(crate) async fn manifests(&self) -> Vec<(String, serde_json::Value)> {
         self.0.lock().await.progress.manifests().to_vec()

@@ -222,7 +222,6 @@ impl BuildPlan {
                 } else {
                     (build.outputs, build.load) = (whole.outputs, self.load);
                 }
-                build.rootless = ["outputs", "additional_targets"].contains(key) && self.rootless.unwrap_or(false);
             }
             if ["provenance", "sbom"].contains(key) {
                 build.load = self.load.filter(|_| self.push);

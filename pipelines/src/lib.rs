@@ -100,7 +100,7 @@
 //! | `name` | `build-` and the image's name where not given |
 //! | `tag`, `push`, `load` | where the image goes: into its registry, or without `push` into the engine; `load: true` does both, `load: false` without `push` neither |
 //! | `context`, `inputs` | without `inputs`, the artifact that `context` starts with. A `context` that is a URL (git, https) is fetched by BuildKit: a private repository's token is the build secret `GIT_AUTH_TOKEN` |
-//! | `outputs` | `name`, `path`, and a `type`: `oci` or `docker` for an `image.tar` in the artifact, `oci-layout`, `local` for the files of the last stage, or `rootfs` for `rootfs/` and `metadata.json`; the first two alone where it is `rootless` |
+//! | `outputs` | `name`, `path`, and a `type`: `oci` or `docker` for an `image.tar` in the artifact, `oci-layout`, `local` for the files of the last stage, or `rootfs` for `rootfs/` and `metadata.json` |
 //! | `target`, `additional_targets` | the stage to build; a list of `target`, `name`, `path` and `type` as in `outputs` for further ones |
 //! | `dockerfile`, `build_args`, `platforms` | `dockerfile` is relative to the context or to the working directory; several platforms are one index; `RUN` steps of one that is not the host's own need an emulator there |
 //! | `build_args_file`, `labels_file` | a file of an input with lines of `KEY=VALUE`; `build_args` and `labels` win |

@@ -295,7 +295,6 @@ fn names_paths_and_references_that_are_not_valid_are_refused() {
         (in_build("outputs: [{ name: a }]"), "8:15", "needs `type`"),
         (in_build("outputs: [{ name: a, type: zip }]"), "8:32", "no output of type \"zip\""),
         (in_build("outputs: [{ name: a, type: oci, form: x }]"), "8:37", "unknown key `form`"),
-        (in_build("outputs: [{ name: a, type: rootfs }]\n    rootless: true"), "8:14", "can't write an output of type rootfs"),
         (in_build("cache_from: [type=gha]"), "8:18", "\"gha\" is not known"),
         (in_build("cache_to: ['type=registry,ref=x:c,mode=all']"), "8:16", "neither min nor max"),
         (in_build("cache_to: ['type=local,dest=layers']"), "8:15", "is in no cache"),

@@ -12,6 +12,8 @@ use serde_json::{Map, Value, json};
 use crate::JobSecrets;
 use crate::channel::Channel;
 
+/// What the build's script itself warns of (`buildctl.sh`): sentences in which nothing of a user's stands.
+const WARNINGS: [&str; 1] = ["the layers on the cache volume could not be pruned to their size limit"];
 /// The longest line that is read as JSON; as the reader of the progress has it.
 const MAX_LINE: usize = 8 << 20;
 /// More processes than that do not write at the same time.
@@ -256,7 +258,12 @@ fn own_line(own: &Map<String, Value>) -> Vec<u8> {
         }
         "manifest" => json!({OWN: about, "digest": digest, "metadata": metadata.map(manifest)}),
         "target" => json!({OWN: about, "digest": digest}),
-        _ => json!({OWN: "start"}),
+        // A sentence of the script's own, in which nothing of a user's stands.
+        "warning" if metadata.is_some_and(|told| WARNINGS.iter().any(|known| told == known)) => {
+            json!({OWN: about, "metadata": metadata})
+        }
+        "start" => json!({OWN: about}),
+        _ => return Vec::new(),
     };
     format!("{line}\n").into_bytes()
 }

@@ -35,4 +35,4 @@ mod transfer;
 
 pub use orchestra_helper::tree::{Comparison, Known};
 pub use parts::{Part, Parts, Since, Tree};
-pub use transfer::{ExactVolumes, TRANSFER};
+pub use transfer::ExactVolumes;

@@ -22,8 +22,8 @@ const ROOT: &str = "/v";
 /// The image's name, which no registry can have; the tag is the job.
 const IMAGE: &str = "orchestra.invalid/volume-transfer";
 
-/// What the name of a container begins with that a volume is written or read by, in the label of names.
-pub const TRANSFER: &str = "volume-transfer-";
+/// What the name of a container begins with that a volume is written or read by.
+const TRANSFER: &str = "volume-transfer-";
 
 /// How often an image that others remove is imported again.
 const ATTEMPTS: usize = 3;

@@ -21,7 +21,7 @@ use orchestra::{
     ExitStatus, ImageRef, InjectedFile, JobId, LogStream, PullImage, PullStream, Resource, ResourceKind, Result,
     Runner, SharedDriver, Signal, VolumeDirectory, VolumeId, VolumePath, VolumeSpec, labels,
 };
-use orchestra_volumes::{Known, TRANSFER};
+use orchestra_volumes::Known;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -173,11 +173,8 @@ impl CachesLayer {
             // What the process that is gone was restoring by.
             let own = Runner::current().to_string();
             for left in held.iter().filter(|left| left.kind == ResourceKind::Container) {
-                let is_transfer = left
-                    .labels
-                    .get(labels::NAME)
-                    .is_some_and(|name| name.starts_with(TRANSFER));
-                if is_transfer && left.labels.get(labels::RUNNER) != Some(&own) {
+                let of = left.labels.get(labels::OUTPUT);
+                if of.is_some_and(|of| of == labels::OUTPUT_CONTENT) && left.labels.get(labels::RUNNER) != Some(&own) {
                     self.inner
                         .remove_container(&ContainerId::new(left.id.as_str())?)
                         .await?;

@@ -39,7 +39,9 @@ pub(super) fn describe(args: &BuildArgs, config: &Config) -> Result<ImageBuild, 
         build.dockerfile = Some(dockerfile(&args.dir, args.file.as_deref())?);
     }
     build.push = args.push;
-    build.load = args.load.then_some(true);
+    // An engine takes one platform: who writes several to a file wants them there.
+    let is_written = args.platforms.len() > 1 && !args.push && !args.outputs.is_empty();
+    build.load = args.load.then_some(true).or(is_written.then_some(false));
     build.build_args = of_files(&args.build_arg_files)?;
     build.build_args.extend(pairs("build argument", &args.build_args)?);
     for key in &args.ssh {

@@ -75,7 +75,8 @@ impl<O: Write, E: Write> Plain<O, E> {
             Activity::Building { .. }
             | Activity::Transfer { .. }
             | Activity::Built { .. }
-            | Activity::NotBuilt { .. } => Ok(()),
+            | Activity::NotBuilt { .. }
+            | Activity::BuildingAgain => Ok(()),
         }
     }
 

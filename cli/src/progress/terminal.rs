@@ -191,7 +191,10 @@ impl Terminal {
             Activity::Cache { .. } => String::new(),
             Activity::Stopping { why } => format!("stopping: {why}"),
             Activity::Building { name, .. } => clean(&name, false).into_owned(),
-            Activity::Transfer { .. } | Activity::Built { .. } | Activity::NotBuilt { .. } => return Ok(()),
+            Activity::Transfer { .. }
+            | Activity::Built { .. }
+            | Activity::NotBuilt { .. }
+            | Activity::BuildingAgain => return Ok(()),
             Activity::Sending { bytes } | Activity::Sent { bytes } => {
                 format!("sending the context  {}", DecimalBytes(bytes))
             }
@@ -296,6 +299,14 @@ impl Running {
                     return Vertex::Drawn;
                 }
                 Vertex::Told(format!("  {} {}", theme.bad("✗"), shortened(&name)))
+            }
+            Activity::BuildingAgain => {
+                for bar in std::mem::take(&mut self.vertexes).into_values() {
+                    bar.finish_and_clear();
+                    screen.remove(&bar);
+                }
+                self.told.clear();
+                Vertex::Drawn
             }
             other => Vertex::Other(other),
         }

@@ -100,6 +100,8 @@ pub(crate) enum Activity {
         cached: bool,
         duration: Duration,
     },
+    /// A build begins again, with new numbers.
+    BuildingAgain,
     /// A build could not do this.
     NotBuilt {
         vertex: u32,
@@ -299,6 +301,7 @@ pub(crate) fn building(step: StepId, event: BuildEvent) -> Option<Update> {
         BuildEvent::Failed {
             vertex, name, canceled, ..
         } => Activity::NotBuilt { vertex, name, canceled },
+        BuildEvent::Restarted => Activity::BuildingAgain,
         BuildEvent::Warning { message, .. } => return Some(Update::Warning { message }),
         _ => return None,
     };

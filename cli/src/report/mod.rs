@@ -386,6 +386,7 @@ impl Record {
             BuildEvent::Completed { vertex, .. } | BuildEvent::Failed { vertex, .. } => {
                 self.close(id, now, |part| part.vertex == Some(*vertex));
             }
+            BuildEvent::Restarted => self.close(id, now, |part| part.vertex.is_some() && part.end.is_none()),
             _ => {}
         }
     }

@@ -31,8 +31,9 @@ pub(crate) struct Progress {
     metadata: Option<serde_json::Value>,
     manifests: Vec<(String, serde_json::Value)>,
     targets: Vec<String>,
-    config: Option<serde_json::Value>,
     restarted: bool,
+    /// Whether that is not the first one, and was not told yet.
+    again: bool,
 }
 
 /// What the line that is being read is.
@@ -113,11 +114,6 @@ impl Progress {
         &self.targets
     }
 
-    /// The image's configuration, where it was asked for.
-    pub(crate) fn config(&self) -> Option<&serde_json::Value> {
-        self.config.as_ref()
-    }
-
     fn piece(&mut self, piece: &[u8], whole: bool) {
         match &mut self.line {
             Line::Json(line) => {
@@ -147,7 +143,6 @@ impl Progress {
                 ..
             }) => match about.as_str() {
                 "metadata" => self.metadata = metadata,
-                "config" => self.config = metadata,
                 "manifest" if self.manifests.len() < MAX_MANIFESTS => {
                     self.manifests.push((digest, metadata.unwrap_or_default()));
                 }
@@ -158,9 +153,10 @@ impl Progress {
                 }
                 "target" if self.targets.len() < MAX_MANIFESTS => self.targets.push(digest),
                 "start" => {
-                    let restarted = true;
+                    let again = self.again || self.view.has_begun();
                     *self = Self {
-                        restarted,
+                        restarted: true,
+                        again,
                         ..Self::default()
                     };
                 }
@@ -172,7 +168,10 @@ impl Progress {
     }
 
     fn rendered(&mut self) -> Rendered {
-        let (text, events) = self.view.take();
+        let (text, mut events) = self.view.take();
+        if std::mem::take(&mut self.again) {
+            events.insert(0, BuildEvent::Restarted);
+        }
         let restarted = std::mem::take(&mut self.restarted);
         Rendered {
             text,

@@ -100,6 +100,11 @@ impl Outcome {
 }
 
 impl View {
+    /// Whether a vertex has begun.
+    pub(super) fn has_begun(&self) -> bool {
+        self.numbered > 0
+    }
+
     pub(super) fn take(&mut self) -> (Vec<u8>, Vec<BuildEvent>) {
         (std::mem::take(&mut self.text), std::mem::take(&mut self.events))
     }

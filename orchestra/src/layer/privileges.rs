@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use crate::{
     ByteStream, ContainerId, ContainerSpec, Created, Driver, DriverInfo, EndReport, Error, ErrorKind, ExecSpec,
     ExecStream, ExitStatus, ImageRef, InjectedFile, JobId, LogStream, PullImage, PullStream, Resource, Result,
-    SharedDriver, Signal, VolumeDirectory, VolumeId, VolumePath, VolumeSpec,
+    SharedDriver, Signal, VolumeDirectory, VolumeId, VolumePath, VolumeSpec, labels,
 };
 
 /// Which containers may be privileged: all where nothing else is said.
@@ -49,12 +49,17 @@ impl PrivilegePolicy {
         })
     }
 
-    /// Compares a container with the policy. What adds kernel capabilities is privileged too.
+    /// Compares a container with the policy. What adds kernel capabilities is privileged too, but for what the
+    /// library itself reads and writes [volumes](labels::OUTPUT_CONTENT) by: its program does nothing that a user asks for.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] naming the image: what is permitted is its caller's to know.
     pub fn check(&self, spec: &ContainerSpec) -> Result<()> {
-        match spec.privileged || !spec.cap_add.is_empty() {
+        let is_transfer = spec
+            .labels
+            .get(labels::OUTPUT)
+            .is_some_and(|of| of == labels::OUTPUT_CONTENT);
+        match spec.privileged || (!spec.cap_add.is_empty() && !is_transfer) {
             true => self.check_image(&spec.image),
             false => Ok(()),
         }
@@ -203,5 +208,18 @@ mod tests {
         policy.check(&spec).unwrap();
         spec.privileged = true;
         assert_eq!(policy.check(&spec).unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn what_moves_files_has_its_capabilities_and_no_more() {
+        let policy = PrivilegePolicy::only([]);
+        let mut spec = ContainerSpec::new("busybox".parse().unwrap());
+        spec.cap_add.push("CHOWN".parse().unwrap());
+        assert!(policy.check(&spec).is_err());
+        spec.labels
+            .insert(labels::OUTPUT.to_owned(), labels::OUTPUT_CONTENT.to_owned());
+        policy.check(&spec).unwrap();
+        spec.privileged = true;
+        assert!(policy.check(&spec).is_err());
     }
 }

@@ -26,6 +26,7 @@ tests![
     privileges_that_the_configuration_forbids_are_refused_before_anything_is_made,
     builds_are_rootless_by_themselves_where_the_host_can_do_that,
     a_further_target_of_a_build_with_a_cache_is_an_artifact,
+    a_root_file_system_is_an_image_for_the_next_task,
     the_pages_pipelines_run_word_for_word,
 ];
 
@@ -422,6 +423,43 @@ fn a_further_target_of_a_build_with_a_cache_is_an_artifact(fixture: &Fixture) {
             .run();
         assert_eq!(finished.code, 0, "{finished}");
         assert_says(&finished, &["of it", what]);
+        assert_gone(fixture, &id, &finished);
+    }
+}
+
+fn a_root_file_system_is_an_image_for_the_next_task(fixture: &Fixture) {
+    let script = format!(
+        "printf 'FROM {}\\nENV WHO=nobody\\nRUN echo made > /made\\nUSER 1234\\n' > source/Dockerfile",
+        base_image(fixture)
+    );
+    let mut look = task(fixture, "look", "echo $(cat /made) as $(id -u), $WHO");
+    look["image"] = json!("fs");
+    if let Some(config) = look["config"].as_object_mut() {
+        config.remove("image_resource");
+        config.remove("image");
+    }
+    // Neither is pushed or loaded, and nobody may be privileged in the second one.
+    let policies = ["", "allow_privileged = false\n"];
+    for (policy, image) in policies
+        .into_iter()
+        .zip([&fixture.buildkit_image, &fixture.buildkit_rootless_image])
+    {
+        let keys = json!({
+            "outputs": [{"name": "fs", "type": "rootfs"}], "push": false, "load": false,
+            "image": image, "rootless": !policy.is_empty(),
+        });
+        let steps = crate::bad_input::build(fixture, &script, keys);
+        let dir = Dir::with([
+            ("orchestra.toml", policy.to_owned()),
+            ("p.yml", plan(steps.into_iter().chain([look.clone()]))),
+        ]);
+        let id = run_id("rootfs");
+        let finished = fixture
+            .orchestra(["run", "p.yml", "--run-id", &id])
+            .dir(dir.path())
+            .run();
+        assert_eq!(finished.code, 0, "{finished}");
+        assert_says(&finished, &["look | made as 1234, nobody"]);
         assert_gone(fixture, &id, &finished);
     }
 }

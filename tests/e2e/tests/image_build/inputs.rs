@@ -108,14 +108,18 @@ impl GitServer {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let base = dir.path().to_str().ok_or("no UTF-8")?;
         let listen = [
-            "daemon",
             "--export-all",
             "--reuseaddr",
             "--listen=127.0.0.1",
             &format!("--port={port}"),
             &format!("--base-path={base}"),
         ];
-        let process = git(&listen).spawn()?;
+        // Itself: `git` would be its parent, and it live on.
+        let programs = String::from_utf8(git(&["--exec-path"]).output()?.stdout)?;
+        let process = Command::new(format!("{}/git-daemon", programs.trim()))
+            .args(listen)
+            .env("HOME", dir.path())
+            .spawn()?;
         let server = Self {
             url: format!("git://127.0.0.1:{port}/app"),
             process,

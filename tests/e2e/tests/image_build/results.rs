@@ -62,10 +62,13 @@ fn hostile() -> Vec<String> {
 }
 
 pub(crate) async fn two_hundred_hostile_values_arrive_as_they_are(site: &Site) -> Outcome {
-    let source = site
-        .source("FROM scratch\nARG A\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"sh\", \"-c\", \"/bin/busybox env | /bin/busybox md5sum >/sum; /bin/busybox printf %s \\\"$A0\\\"\"]\n")
-        .await?;
     let values = hostile();
+    // As many arguments as values, which a step writes down.
+    let declared: String = (0..values.len()).map(|number| format!("ARG A{number}\n")).collect();
+    let step = r#"RUN ["/bin/busybox", "sh", "-c", "i=0; while [ $i -lt 200 ]; do eval v=\"\\$A$i\"; /bin/busybox printf '%s\\0' \"$v\"; i=$((i+1)); done >/values"]"#;
+    let source = site
+        .source(&format!("FROM scratch\nCOPY busybox /bin/busybox\n{declared}{step}\n"))
+        .await?;
     let mut build = site.pushed("hostile", &source);
     for (number, value) in values.iter().enumerate() {
         build.build_args.insert(format!("A{number}"), value.clone());
@@ -90,6 +93,12 @@ pub(crate) async fn two_hundred_hostile_values_arrive_as_they_are(site: &Site) -
             "{number}"
         );
     }
+
+    let read = Task::new("read", result.reference.as_str())?.command(["/bin/busybox", "cat", "/values"]);
+    let written = site.job.run(read).await?.success()?.stdout.to_string();
+    let written: Vec<_> = written.split_terminator('\0').collect();
+    assert_eq!(written, values, "build arguments");
+    site.forget(&result).await?;
 
     for value in values.iter().filter(|value| !value.is_empty()) {
         let mut build = site.local("refused", &source);
