@@ -43,7 +43,7 @@ pub(crate) fn argv(build: &ImageBuild, configuration: &str, place: Place<'_>) ->
         configuration,
         build.options.dockerfile_inline.as_deref().unwrap_or_default(),
         &limit,
-        build.target.as_deref().unwrap_or_default(),
+        &stages(build),
         &foreign(build, place.native),
         place.shared.map(|shared| shared.socket.as_str()).unwrap_or_default(),
     ]
@@ -65,6 +65,16 @@ fn megabytes(limit: u64) -> String {
     #[expect(clippy::cast_precision_loss, reason = "a limit is no exact number")]
     let megabytes = limit as f64 * 0.9 / 1e6;
     format!("{megabytes:.3}")
+}
+
+/// All stages that are built, the last one's name being empty. No name has a comma.
+fn stages(build: &ImageBuild) -> String {
+    let main = build.target.as_deref().unwrap_or_default();
+    let additional = build
+        .additional_targets
+        .iter()
+        .map(|additional| additional.target.as_str());
+    std::iter::once(main).chain(additional).collect::<Vec<_>>().join(",")
 }
 
 /// Platforms that are not the host's own.

@@ -1,5 +1,5 @@
 # Runs in the BuildKit image as `sh -c … orchestra-build BUILDCTL STAGES CONTEXT DOCKERFILE STREAMED CONFIGURATION INLINE
-# LIMIT STAGE PLATFORMS SHARED ARGUMENT… [--then ARGUMENT…]…`, in the directory that the inputs stand in. BUILDCTL and STAGES
+# LIMIT BUILT PLATFORMS SHARED ARGUMENT… [--then ARGUMENT…]…`, in the directory that the inputs stand in. BUILDCTL and STAGES
 # are programs of ours, `buildctl.sh` and `stages.awk`. What a user wrote comes in as positional parameters only, and is
 # always quoted.
 set -eu
@@ -8,7 +8,7 @@ trap 'exit 143' TERM
 echo '{"orchestra":"start"}' >&2
 
 buildctl=$1 stages=$2 context=$3 dockerfile=$4 streamed=$5 configuration=$6 inline=$7
-limit=$8 stage=$9 platforms=${10} shared=${11}
+limit=$8 built=$9 platforms=${10} shared=${11}
 shift 11
 here=$(pwd -P)
 # Nobody else is in this container, and no context contains it.
@@ -135,7 +135,7 @@ for argument; do
 done
 shift "$count"
 
-if [ -n "$platforms" ] && [ -n "$context" ] && awk -v "target=$stage" "$stages" "$dockerfile" | grep -q run; then
+if [ -n "$platforms" ] && [ -n "$context" ] && awk -v "targets=$built" "$stages" "$dockerfile" | grep -q run; then
 	printf '%s\n' "$platforms" >"$own/platforms"
 fi
 [ -z "$limit" ] || printf %s "$limit" >"$own/limit"
@@ -176,8 +176,8 @@ if [ -n "$shared" ] && answers; then
 	[ -z "$ended" ] || exit 143
 	(trap '' TERM && exec sh "$own/buildctl" "--addr=unix://$shared" build "$@") &
 	finish $!
-	built=$code
-	if [ "$built" = 0 ] || [ -n "$ended" ] || answers; then exit "$built"; fi
+	first=$code
+	if [ "$first" = 0 ] || [ -n "$ended" ] || answers; then exit "$first"; fi
 	echo '{"orchestra":"start"}' >&2
 fi
 [ -z "$ended" ] || exit 143

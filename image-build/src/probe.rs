@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use orchestra::{Error, ErrorKind, ExitStatus, ImageRef, Job, Name, PullPolicy, Result, SharedDriver, Task};
+use orchestra::{Error, ErrorKind, ExitStatus, ImageRef, Job, Name, PullImage, PullPolicy, Result, SharedDriver, Task};
 use tokio_util::sync::CancellationToken;
 
 use crate::{ImageBuild, command};
@@ -10,7 +10,7 @@ use crate::{ImageBuild, command};
 /// What each daemon does first: mounts, without privileges in namespaces that it has made.
 const PRIVILEGED: &str = "mkdir -p /tmp/probe && mount -t tmpfs none /tmp/probe";
 const ROOTLESS: &str = "rootlesskit sh -c 'mkdir -p /tmp/probe && mount -t tmpfs none /tmp/probe'";
-/// How long it may take beyond the fetching of the image.
+/// How long it may take when the image is there.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Tries, in a container of this BuildKit image, what builders with or without privileges need. `None` if it works, else
@@ -39,7 +39,11 @@ async fn run(job: &Job, image: &ImageRef, rootless: bool, pull: PullPolicy) -> R
     let mut build = ImageBuild::new(name.clone(), image.clone(), Task::WORKING_DIR.parse()?);
     build.image = image.clone();
     build.rootless = rootless;
-    build.pull = pull;
+    // First, since a limit of a task's is one of its fetching too.
+    if pull == PullPolicy::Always || (pull == PullPolicy::IfNotPresent && !job.driver().image_exists(image).await?) {
+        job.pull(&PullImage::new(image.clone())).await?;
+    }
+    build.pull = PullPolicy::Never;
     let script = if rootless { ROOTLESS } else { PRIVILEGED };
     let task = command::confined(Task::with_image(name, image.clone()).shell(script), &build);
     let ended = job.run(task.timeout(LIMIT)).await?;

@@ -1,5 +1,5 @@
 # Says `run` if a stage that the build needs, and that is not built on the builder's own platform, has a `RUN`.
-# `target` is the stage's name or number, the last where empty.
+# `targets` are the stages' names or numbers, with commas between them; an empty one is the last stage.
 function flag(word, name) { return substr(word, 1, length(name) + 3) == "--" name "=" ? substr(word, length(name) + 4) : "" }
 function instruction(line,    words, count, i, value, word, parts, pieces) {
 	count = split(line, words, /[ \t]+/)
@@ -52,8 +52,12 @@ function visit(stage,    words, count, i) {
 	line = ""
 }
 END {
-	target = tolower(target)
-	if (target == "") visit(last)
-	else if (target in names) visit(names[target])
+	# Nothing has no fields, and is the last stage alone.
+	count = split(tolower(targets), wanted, ",")
+	if (count == 0) visit(last)
+	for (number = 1; number <= count; number++) {
+		if (wanted[number] == "") visit(last)
+		else if (wanted[number] in names) visit(names[wanted[number]])
+	}
 	if (found) print "run"
 }

@@ -1,6 +1,7 @@
 //! Builds that are ended, or end by themselves, in each of their phases.
 
 use std::net::TcpListener;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -238,6 +239,41 @@ pub(crate) async fn a_daemon_that_does_not_start_is_told_with_its_log(site: &Sit
         ],
     );
     builders.stop().await;
+
+    // It dies during the build.
+    let slow = site.source(SLOW).await?;
+    let (asleep, mut came) = mpsc::channel(64);
+    let build = site.local("dying", &slow).output(sink::from_fn(move |chunk| {
+        if String::from_utf8_lossy(&chunk.bytes).contains(" asleep\n") {
+            asleep.try_send(()).ok();
+        }
+    }));
+    let running = tokio::spawn({
+        let job = site.job.clone();
+        async move { build.run(&job).await }
+    });
+    let came = tokio::time::timeout(Duration::from_secs(120), came.recv()).await?;
+    came.ok_or("the build never slept")?;
+    let id = format!("orchestra.{}.1.dying", site.job.id());
+    let daemons = crate::processes_named(site.fixture.engine.inspect(&id)?.pid, "buildkitd");
+    for process in &daemons {
+        Command::new("kill").args(["-9", &process.to_string()]).status()?;
+    }
+    // On a user's own engine they may be out of sight.
+    if daemons.is_empty() {
+        site.job.cancel();
+        running.await?.err().ok_or("it succeeded")?;
+    } else {
+        let told = failed(running.await?);
+        contains(
+            &format!("{told:#}"),
+            &[
+                "BuildKit's daemon ended during the build",
+                "running server on",
+                "hint: ",
+            ],
+        );
+    }
 
     // It ends at once.
     let mut build = site.local("ending", &source);

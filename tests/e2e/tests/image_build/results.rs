@@ -187,12 +187,21 @@ pub(crate) async fn a_step_for_a_platform_that_can_not_run_here_is_refused_befor
     };
     let result = build("copied").run(&site.job).await?;
     assert_eq!(result.platforms.len(), 2, "{:?}", result.platforms);
-    let failed = failed(build("run").run(&site.job).await);
-    contains(
-        &format!("{failed:#}"),
-        &["RUN steps for linux/s390x", "no emulator", "qemu-user-static"],
-    );
-    assert_eq!(failed.step, None, "{failed}");
+    let output = BuildOutput {
+        volume: site.job.create_volume("source-also").await?,
+        path: "also".parse()?,
+        format: OutputFormat::Oci,
+    };
+    let mut also = build("copied");
+    also.additional_targets.push(AdditionalTarget::new("run", output));
+    for build in [build("run"), also] {
+        let failed = failed(build.run(&site.job).await);
+        contains(
+            &format!("{failed:#}"),
+            &["RUN steps for linux/s390x", "no emulator", "qemu-user-static"],
+        );
+        assert_eq!(failed.step, None, "{failed}");
+    }
     Ok(())
 }
 
