@@ -327,7 +327,7 @@ pub fn pack(entries: &[Entry]) -> Bytes {
 /// Reads a tar entry by entry; `each` may refuse one.
 ///
 /// # Errors
-/// The tar's own, as it was; [`ErrorKind::InvalidInput`](orchestra::ErrorKind::InvalidInput) if it is not a tar or cut off.
+/// The tar's own, as it was; [`ErrorKind::InvalidInput`] if it is not a tar or cut off.
 pub async fn for_each(tar: ByteStream, mut each: impl FnMut(Entry) -> Result<()> + Send) -> Result<()> {
     let mut tar = TarReader::new(tar, ErrorKind::InvalidInput);
     while let Some(member) = tar.next().await? {

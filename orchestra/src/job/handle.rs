@@ -166,7 +166,7 @@ impl Job {
     /// Makes the job's volume `name`, or finds it.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] if the name is not valid; whatever [`Driver::create_volume`] fails with.
+    /// [`ErrorKind::InvalidInput`] if the name is not valid; whatever [`Driver::create_volume`](crate::Driver::create_volume) fails with.
     pub async fn create_volume(&self, name: impl AsRef<str>) -> Result<VolumeId> {
         self.create_volume_with(name, Labels::new()).await
     }
@@ -194,7 +194,7 @@ impl Job {
     /// A small file of a volume, whole.
     ///
     /// # Errors
-    /// [`ErrorKind::PathNotFound`]; [`ErrorKind::Io`] if it is larger than `limit` bytes; whatever [`Driver::read_volume`] fails with.
+    /// [`ErrorKind::PathNotFound`]; [`ErrorKind::Io`] if it is larger than `limit` bytes; whatever [`Driver::read_volume`](crate::Driver::read_volume) fails with.
     pub async fn read_file(&self, volume: &VolumeId, path: &VolumePath, limit: u64) -> Result<Vec<u8>> {
         let tar = self.0.driver.read_volume(volume, std::slice::from_ref(path)).await?;
         // To the tar's end: behind one that is dropped before, a driver may still hold the volume for a moment.
@@ -245,7 +245,7 @@ impl Job {
     /// Fetches an image now, whether or not the engine has it.
     ///
     /// # Errors
-    /// Whatever [`Driver::pull_image`] fails with.
+    /// Whatever [`Driver::pull_image`](crate::Driver::pull_image) fails with.
     pub async fn pull(&self, pull: &PullImage) -> Result<()> {
         self.0.pull(None, pull, Instant::now()).await.map(|_| ())
     }
@@ -267,7 +267,7 @@ impl Job {
     /// Cancels what still runs, politely, and removes everything the engine holds of this job.
     ///
     /// # Errors
-    /// Whatever [`Driver::end_job`] fails with. What it could not remove is in its report, and told as warnings.
+    /// Whatever [`Driver::end_job`](crate::Driver::end_job) fails with. What it could not remove is in its report, and told as warnings.
     pub async fn end(&self) -> Result<EndReport> {
         self.0.cancel.cancel();
         self.0.running.close();

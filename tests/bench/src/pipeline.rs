@@ -99,6 +99,7 @@ pub(crate) async fn whole(bench: &mut Bench) -> Outcome<()> {
                 name: &name,
                 command: &["sh", "-c", "true"],
                 network: engine.has_network(),
+                kept: true,
             };
             engine.task(&task).await
         }

@@ -27,6 +27,7 @@ use orchestra_image_build::{
 };
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 #[path = "image_build/inputs.rs"]
 mod inputs;
@@ -757,13 +758,28 @@ async fn a_buildctl_without_rawjson_is_read_as_plain_text(site: &Site) -> Outcom
 
 /// A build that sleeps, with what tells that it does.
 fn slow(site: &Site, source: &VolumeId) -> (ImageBuild, mpsc::Receiver<()>) {
+    until_asleep(site.local("slow", source))
+}
+
+/// The build, with what tells that a step of it sleeps.
+fn until_asleep(build: ImageBuild) -> (ImageBuild, mpsc::Receiver<()>) {
     let (asleep, awake) = mpsc::channel(1);
     let output = sink::from_fn(move |chunk| {
         if String::from_utf8_lossy(&chunk.bytes).contains(" asleep\n") {
             asleep.try_send(()).ok();
         }
     });
-    (site.local("slow", source).output(output), awake)
+    (build.output(output), awake)
+}
+
+/// The build under way, when a step of it sleeps.
+async fn asleep(job: &Job, build: ImageBuild) -> Result<JoinHandle<Result<BuildResult, BuildError>>, Failed> {
+    let (build, mut asleep) = until_asleep(build);
+    let job = job.clone();
+    let running = tokio::spawn(async move { build.run(&job).await });
+    let came = tokio::time::timeout(Duration::from_secs(120), asleep.recv()).await?;
+    came.ok_or("the build never slept")?;
+    Ok(running)
 }
 
 async fn a_build_that_takes_too_long_is_ended_and_leaves_nothing(site: &Site) -> Outcome {
@@ -809,14 +825,7 @@ async fn a_cancelled_job_ends_its_build_before_the_grace_period_is_over(site: &S
         .id(JobId::unique())
         .grace(grace)
         .build();
-    let (build, mut asleep) = slow(site, &source);
-    let running = tokio::spawn({
-        let job = job.clone();
-        async move { build.run(&job).await }
-    });
-    tokio::time::timeout(Duration::from_secs(120), asleep.recv())
-        .await?
-        .ok_or("the build never slept")?;
+    let running = asleep(&job, site.local("slow", &source)).await?;
     let began = Instant::now();
     job.cancel();
     let failed = failed(running.await?);
@@ -924,7 +933,7 @@ async fn the_password_is_nowhere(site: &Site) -> Outcome {
     let dockerfile = "FROM scratch\nCOPY busybox /\nRUN [\"/busybox\", \"sh\", \"-c\", \"/busybox env; /busybox cat /proc/1/cmdline; echo; echo asleep; /busybox sleep 600\"]";
     let source = site.source(dockerfile).await?;
     let credentials = &site.fixture.credentials;
-    let (mut build, mut asleep) = slow(site, &source);
+    let mut build = site.local("slow", &source);
     build.registry = Some(RegistryAuth::new(Credentials::new(
         credentials.user.as_str(),
         credentials.password.as_str(),
@@ -935,13 +944,7 @@ async fn the_password_is_nowhere(site: &Site) -> Outcome {
         ..RegistryAuth::default()
     });
     let mut seen = vec![format!("{build:?}")];
-    let running = tokio::spawn({
-        let job = site.job.clone();
-        async move { build.run(&job).await }
-    });
-    tokio::time::timeout(Duration::from_secs(120), asleep.recv())
-        .await?
-        .ok_or("the build never slept")?;
+    let running = asleep(&site.job, build).await?;
     let id = format!("orchestra.{}.1.slow", site.job.id());
     let inspected = site.fixture.engine.inspect(&id)?;
     seen.extend(inspected.texts);

@@ -1,4 +1,5 @@
-//! containerd's calls, on a connection that is kept, and two fifos for the output, as `ctr` has them.
+//! containerd's calls, on a connection that is kept; the output by two fifos, as `ctr` has it, or by a logging URI, which is how
+//! containerd has it outlive who asked for it.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -13,7 +14,9 @@ use containerd_client::services::v1::{
 use containerd_client::tonic::Request;
 use containerd_client::types::Mount;
 use containerd_client::{Client, with_namespace};
-use orchestra::{ContainerId, ContainerSpec, Driver, NetworkMode};
+use futures_util::StreamExt;
+use orchestra::{ContainerId, ContainerSpec, Driver, LogStream, NetworkMode};
+use orchestra_oci::logs::{LogStore, install_program};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -23,6 +26,8 @@ use super::Task;
 use crate::Outcome;
 
 const SNAPSHOTTER: &str = "overlayfs";
+/// Bytes of a log that is kept.
+const LOG_LIMIT: u64 = 16 << 20;
 
 /// One namespace of a containerd.
 #[derive(Clone)]
@@ -31,8 +36,16 @@ pub(crate) struct Containerd {
     namespace: String,
     /// The runtime spec that the driver makes: what a container may do costs time, above all its filter of system calls.
     spec: Value,
-    /// Where the files of `/etc` are.
-    _etc: Arc<TempDir>,
+    /// Of tasks whose output is kept.
+    logs: LogStore,
+    /// Where they are, and the files of `/etc`.
+    _folder: Arc<TempDir>,
+}
+
+/// A task's output on its way.
+enum Output {
+    Pipes(pipe::Receiver, pipe::Receiver),
+    Log(LogStream),
 }
 
 impl Containerd {
@@ -57,11 +70,15 @@ impl Containerd {
             std::fs::write(&file, "")?;
             mount["source"] = json!(file);
         }
+        let program = etc.path().join("helper");
+        install_program(&program)?;
+        let logs = LogStore::open(etc.path().join("logs"), program, LOG_LIMIT).await?;
         Ok(Self {
             client: Arc::new(client),
             namespace,
             spec,
-            _etc: Arc::new(etc),
+            logs,
+            _folder: Arc::new(etc),
         })
     }
 
@@ -98,7 +115,7 @@ impl Containerd {
         };
         let create = with_namespace!(create, namespace);
         self.client.containers().create(create).await?;
-        self.run(&id, rootfs).await?;
+        self.run(&id, rootfs, task.kept).await?;
         let delete = DeleteContainerRequest { id: id.clone() };
         self.client
             .containers()
@@ -122,16 +139,24 @@ impl Containerd {
         Ok(serde_json::to_vec(&spec)?)
     }
 
-    async fn run(&self, id: &str, rootfs: Vec<Mount>) -> Outcome<()> {
+    async fn run(&self, id: &str, rootfs: Vec<Mount>, kept: bool) -> Outcome<()> {
         let namespace = self.namespace.as_str();
         let folder = tempfile::tempdir()?;
-        let [stdout, stderr] = ["stdout", "stderr"].map(|name| folder.path().join(name));
-        let [mut stdout_of, mut stderr_of] = [open_fifo(&stdout)?, open_fifo(&stderr)?];
+        let (paths, output) = if kept {
+            self.logs.create(id).await?;
+            let uri = self.logs.uri(id)?;
+            ([uri.clone(), uri], Output::Log(self.logs.read(id, 0, true).await?))
+        } else {
+            let paths = ["stdout", "stderr"].map(|name| folder.path().join(name));
+            let output = Output::Pipes(open_fifo(&paths[0])?, open_fifo(&paths[1])?);
+            (paths.map(|path| path.display().to_string()), output)
+        };
+        let [stdout, stderr] = paths;
         let create = CreateTaskRequest {
             container_id: id.to_owned(),
             rootfs,
-            stdout: stdout.display().to_string(),
-            stderr: stderr.display().to_string(),
+            stdout,
+            stderr,
             ..CreateTaskRequest::default()
         };
         self.client.tasks().create(with_namespace!(create, namespace)).await?;
@@ -147,19 +172,16 @@ impl Containerd {
             exec_id: String::new(),
         };
         self.client.tasks().start(with_namespace!(start, namespace)).await?;
-        let output = tokio::spawn(async move {
-            let (mut first, mut second) = (tokio::io::sink(), tokio::io::sink());
-            tokio::try_join!(
-                tokio::io::copy(&mut stdout_of, &mut first),
-                tokio::io::copy(&mut stderr_of, &mut second)
-            )
-        });
+        let output = tokio::spawn(read(output));
         let status = waiting.await??.into_inner().exit_status;
         let delete = DeleteTaskRequest {
             container_id: id.to_owned(),
         };
         self.client.tasks().delete(with_namespace!(delete, namespace)).await?;
         output.await??;
+        if kept {
+            self.logs.remove(id).await?;
+        }
         if status == 0 {
             Ok(())
         } else {
@@ -211,6 +233,25 @@ impl Containerd {
         }
         Ok(serde_json::from_slice(&blob)?)
     }
+}
+
+/// Reads all of it.
+async fn read(output: Output) -> std::io::Result<()> {
+    match output {
+        Output::Pipes(mut stdout, mut stderr) => {
+            let (mut first, mut second) = (tokio::io::sink(), tokio::io::sink());
+            tokio::try_join!(
+                tokio::io::copy(&mut stdout, &mut first),
+                tokio::io::copy(&mut stderr, &mut second)
+            )?;
+        }
+        Output::Log(mut log) => {
+            while let Some(chunk) = log.next().await {
+                chunk.map_err(std::io::Error::other)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Makes a fifo and opens it, before the shim does: later it may have come and gone.

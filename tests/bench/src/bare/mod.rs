@@ -25,6 +25,8 @@ pub(crate) struct Task<'a> {
     pub(crate) command: &'a [&'a str],
     /// Whether it has the engine's default network, or none.
     pub(crate) network: bool,
+    /// Whether its output outlives who asks for it. docker and podman have it no other way.
+    pub(crate) kept: bool,
 }
 
 impl Bare {

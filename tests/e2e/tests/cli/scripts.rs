@@ -10,6 +10,7 @@ tests![
     the_examples_in_typescript_run,
     the_image_build_example_in_typescript_prints_the_digest_that_the_registry_serves,
     the_page_on_image_build_runs_word_for_word,
+    a_build_that_fails_rejects_with_its_logs,
     a_script_that_fails_tells_the_users_line_and_exits_with_code_1,
     a_script_that_is_not_valid_is_refused_with_its_place,
     a_script_that_never_ends_is_ended_and_leaves_nothing,
@@ -141,6 +142,35 @@ fn the_page_on_image_build_runs_word_for_word(fixture: &Fixture) {
         assert!(!finished.all().contains(&fixture.credentials.password), "{finished}");
         assert_eq!(finished.all().contains("CACHED"), cached, "{finished}");
     }
+}
+
+/// The page: "A non-zero exit code rejects the promise with the build container's logs."
+fn a_build_that_fails_rejects_with_its_logs(fixture: &Fixture) {
+    let id = run_id("ts-build-fails");
+    let dockerfile = format!(
+        "FROM {}\\nRUN echo the reason; exit 42\\n",
+        crate::building::base_image(fixture)
+    );
+    let dir = script(
+        fixture,
+        &format!(
+            "const source = await volumes.create('source');\n\
+             await source.writeFiles({{ 'Dockerfile': '{dockerfile}' }});\n\
+             try {{\n\
+               await image.build({{ name: 'app', context: 'source', tag: 'localhost/never:1', network: 'host', inputs: {{ source }} }});\n\
+             }} catch (error) {{\n\
+               console.log('rejected', error.code, error.stderr.includes('the reason'), error.message.includes('RUN echo the reason'), error.stdout === '');\n\
+             }}"
+        ),
+    );
+    let finished = fixture
+        .orchestra(["run", "p.ts", "--run-id", &id])
+        .dir(dir.path())
+        .env("ORCHESTRA_IMAGE_BUILD__IMAGE", &fixture.buildkit_image)
+        .run();
+    assert_eq!(finished.code, 0, "{finished}");
+    assert_says(&finished, &["p | rejected 1 true true true"]);
+    assert_gone(fixture, &id, &finished);
 }
 
 fn a_script_that_fails_tells_the_users_line_and_exits_with_code_1(fixture: &Fixture) {

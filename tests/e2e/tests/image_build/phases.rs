@@ -9,11 +9,11 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, pending, try_join_all};
 use futures_util::{StreamExt, stream};
 use orchestra::layer::{Hook, Layered, Method, Operation};
-use orchestra::{ExitStatus, Job, PullPolicy, ResourceKind, SharedDriver, Signal, VolumeId, sink};
+use orchestra::{ExitStatus, Job, PullPolicy, ResourceKind, SharedDriver, Signal, VolumeId};
 use orchestra_image_build::{BuildCache, BuildInput, ImageBuild, SharedBuilders};
 use tokio::sync::mpsc;
 
-use crate::{Outcome, SLOW, Site, contains, failed};
+use crate::{Outcome, SLOW, Site, asleep, contains, failed, until_asleep};
 
 /// Where a build comes to a halt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,11 +133,7 @@ async fn end_in(
         }
         Phase::Step => {
             build.inputs[0].volume = slow.clone();
-            build = build.output(sink::from_fn(move |chunk| {
-                if String::from_utf8_lossy(&chunk.bytes).contains(" asleep\n") {
-                    reached.try_send(()).ok();
-                }
-            }));
+            (build, came) = until_asleep(build);
         }
         Phase::Push => {
             build.tag = format!("{}/never:1", silent(reached)?).parse()?;
@@ -242,18 +238,7 @@ pub(crate) async fn a_daemon_that_does_not_start_is_told_with_its_log(site: &Sit
 
     // It dies during the build.
     let slow = site.source(SLOW).await?;
-    let (asleep, mut came) = mpsc::channel(64);
-    let build = site.local("dying", &slow).output(sink::from_fn(move |chunk| {
-        if String::from_utf8_lossy(&chunk.bytes).contains(" asleep\n") {
-            asleep.try_send(()).ok();
-        }
-    }));
-    let running = tokio::spawn({
-        let job = site.job.clone();
-        async move { build.run(&job).await }
-    });
-    let came = tokio::time::timeout(Duration::from_secs(120), came.recv()).await?;
-    came.ok_or("the build never slept")?;
+    let running = asleep(&site.job, site.local("dying", &slow)).await?;
     let id = format!("orchestra.{}.1.dying", site.job.id());
     let daemons = crate::processes_named(site.fixture.engine.inspect(&id)?.pid, "buildkitd");
     for process in &daemons {
@@ -293,21 +278,7 @@ pub(crate) async fn a_build_whose_shared_builder_dies_builds_again_with_one_of_i
         .source("FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"sh\", \"-c\", \"echo asleep; /bin/busybox sleep 4; echo x >/made\"]\n")
         .await?;
     let builders = SharedBuilders::new(&site.job);
-    let (asleep, mut came) = mpsc::channel(64);
-    let build = site
-        .pushed("orphan", &source)
-        .shared(&builders)
-        .output(sink::from_fn(move |chunk| {
-            if String::from_utf8_lossy(&chunk.bytes).contains(" asleep\n") {
-                asleep.try_send(()).ok();
-            }
-        }));
-    let running = tokio::spawn({
-        let job = site.job.clone();
-        async move { build.run(&job).await }
-    });
-    let came = tokio::time::timeout(Duration::from_secs(120), came.recv()).await?;
-    came.ok_or("the build never slept")?;
+    let running = asleep(&site.job, site.pushed("orphan", &source).shared(&builders)).await?;
     kill_builder(site).await?;
     let result = running.await??;
     assert_eq!(result.digest, site.served(&site.fixture.registry, "orphan", false)?);
@@ -332,20 +303,9 @@ pub(crate) async fn a_build_whose_shared_builder_dies_builds_again_with_one_of_i
     // A builder that ends because the job is cancelled is no reason to build again.
     let job = Job::builder(site.driver.clone()).grace(Duration::from_secs(60)).build();
     let builders = SharedBuilders::new(&job);
-    let (asleep, mut came) = mpsc::channel(64);
     let mut build = site.local("cancelled", &source).shared(&builders);
     build.inputs[0].volume = site.source(SLOW).await?;
-    let build = build.output(sink::from_fn(move |chunk| {
-        if String::from_utf8_lossy(&chunk.bytes).contains(" asleep\n") {
-            asleep.try_send(()).ok();
-        }
-    }));
-    let running = tokio::spawn({
-        let job = job.clone();
-        async move { build.run(&job).await }
-    });
-    let came = tokio::time::timeout(Duration::from_secs(120), came.recv()).await?;
-    came.ok_or("the build never slept")?;
+    let running = asleep(&job, build).await?;
     let began = Instant::now();
     job.cancel();
     let failed = failed(running.await?);
