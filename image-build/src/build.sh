@@ -147,7 +147,7 @@ real=${BUILDCTL:-buildctl}
 export ORCHESTRA_BUILDCTL="$real"
 ended=
 code=0
-trap 'ended=1; trap "" TERM; kill -s TERM 0' TERM
+trap 'ended=1; : >"$own/ended"; trap "" TERM; kill -s TERM 0' TERM
 finish() { # PROCESS
 	# It may have come before there was a process to hear it.
 	[ -z "$ended" ] || kill -s TERM 0

@@ -92,7 +92,8 @@ part() { # NUMBER ARGUMENT…
 	code=0
 	"$real" "$address" build "--progress=$progress" "--metadata-file=$own/metadata" "$@" || code=$?
 	[ "$code" != 0 ] || return 0
-	if ! daemon; then
+	# Who was asked to end has a daemon that was too. What started it may outlive it by a moment.
+	if [ ! -e "$own/ended" ] && ! { daemon && timeout 10 "$real" "$address" debug workers >/dev/null 2>&1; }; then
 		# Whose last line is an error has it told at once; what stands before is told with it.
 		tail -n 60 /tmp/buildctl-daemonless.*/log >&2 || :
 		echo "error: BuildKit's daemon ended during the build" >&2
