@@ -170,15 +170,19 @@ answers() {
 	return 1
 }
 
-if [ -n "$shared" ] && answers; then
-	# BuildKit before 0.13 does not know it. Who starts a daemon asks while that starts.
-	"$real" build --help 2>&1 | grep -q rawjson && : >"$own/rawjson"
-	[ -z "$ended" ] || exit 143
-	(trap '' TERM && exec sh "$own/buildctl" "--addr=unix://$shared" build "$@") &
-	finish $!
-	first=$code
-	if [ "$first" = 0 ] || [ -n "$ended" ] || answers; then exit "$first"; fi
-	echo '{"orchestra":"start"}' >&2
+if [ -n "$shared" ]; then
+	# BuildKit before 0.13 does not know it. It is asked while the daemon is, as by who starts one.
+	("$real" build --help 2>&1 | grep -q rawjson && : >"$own/rawjson") &
+	known=$!
+	if answers; then
+		finish "$known"
+		[ -z "$ended" ] || exit 143
+		(trap '' TERM && exec sh "$own/buildctl" "--addr=unix://$shared" build "$@") &
+		finish $!
+		first=$code
+		if [ "$first" = 0 ] || [ -n "$ended" ] || answers; then exit "$first"; fi
+		echo '{"orchestra":"start"}' >&2
+	fi
 fi
 [ -z "$ended" ] || exit 143
 # It waits for the daemon itself; the other program's tries are counted no more.
