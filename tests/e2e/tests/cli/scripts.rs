@@ -154,7 +154,7 @@ fn a_build_that_fails_rejects_with_its_logs(fixture: &Fixture) {
     let dir = script(
         fixture,
         &format!(
-            "const source = await volumes.create('source');\n\
+            "const source = await volumes.create({{ name: 'source' }});\n\
              await source.writeFiles({{ 'Dockerfile': '{dockerfile}' }});\n\
              try {{\n\
                await image.build({{ name: 'app', context: 'source', tag: 'localhost/never:1', network: 'host', inputs: {{ source }} }});\n\
