@@ -97,10 +97,14 @@ impl PodmanDriver {
     /// The engine's own log of a container that was started, until it has ended. Of one that is not quite `running`, paused
     /// for example, libpod follows no log, though it is asked to: what there is comes now, and the rest at the end.
     async fn followed(&self, id: &ContainerId, running: bool) -> Result<LogStream> {
-        let log = self.read_log(id, running).await?;
         let known = match running {
-            true => self.clone().known_whole(id.clone(), log),
-            false => log,
+            true => {
+                // libpod 4.3 begins its answer with the first line, and a container may write none for long.
+                let (driver, read) = (self.clone(), id.clone());
+                let log = stream::once(async move { driver.read_log(&read, true).await }).try_flatten();
+                self.clone().known_whole(id.clone(), log.boxed())
+            }
+            false => self.read_log(id, false).await?,
         };
         let (driver, id) = (self.clone(), id.clone());
         Ok(and_rest(known, async move || {
