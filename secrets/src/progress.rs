@@ -340,6 +340,25 @@ mod tests {
         job
     }
 
+    #[test]
+    fn of_the_scripts_own_lines_those_that_are_known_pass_and_no_other_begins_again() {
+        let told = |line: &str| {
+            let Ok(Value::Object(own)) = serde_json::from_str(line) else {
+                panic!("{line}")
+            };
+            String::from_utf8(own_line(&own)).unwrap()
+        };
+        assert_eq!(told(r#"{"orchestra":"start"}"#), "{\"orchestra\":\"start\"}\n");
+        let script = include_str!("../../image-build/src/buildctl.sh");
+        for warning in WARNINGS {
+            assert!(script.contains(warning), "the script says it");
+            let line = json!({OWN: "warning", "digest": "", "metadata": warning}).to_string();
+            assert!(told(&line).contains(warning));
+        }
+        assert_eq!(told(r#"{"orchestra":"warning","metadata":"hunter2"}"#), "");
+        assert_eq!(told(r#"{"orchestra":"else","metadata":"hunter2"}"#), "");
+    }
+
     fn log(vertex: &str, data: &str) -> String {
         let data = STANDARD.encode(data);
         format!(

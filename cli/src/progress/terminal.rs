@@ -301,10 +301,8 @@ impl Running {
                 Vertex::Told(format!("  {} {}", theme.bad("✗"), shortened(&name)))
             }
             Activity::BuildingAgain => {
-                for bar in std::mem::take(&mut self.vertexes).into_values() {
-                    bar.finish_and_clear();
-                    screen.remove(&bar);
-                }
+                let over: Vec<_> = self.vertexes.keys().copied().collect();
+                over.into_iter().for_each(|vertex| self.forget(screen, vertex));
                 self.told.clear();
                 Vertex::Drawn
             }

@@ -62,13 +62,13 @@ pub(crate) async fn one(bench: &mut Bench) -> Outcome<()> {
             bare.task(&task).await
         };
         let table = &mut bench.table;
-        // containerd keeps output for who asks for that, by a process of its own for each task; ours is kept always.
-        let pipes = match bench.known {
-            KnownDriver::Containerd => Some(("bare API calls, output in pipes", "")),
-            KnownDriver::Docker | KnownDriver::Podman => None,
-        };
-        for (other, target) in [("bare API calls", "≤ 1.03")].into_iter().chain(pipes) {
-            let theirs = || theirs(pipes.is_none_or(|(pipes, _)| pipes != other));
+        let mut calls = vec![("bare API calls", "≤ 1.03", true)];
+        if bench.known == KnownDriver::Containerd {
+            // It keeps output for who asks for that, by a process of its own for each task; ours is kept always.
+            calls.push(("bare API calls, output in pipes", "", false));
+        }
+        for (other, target, kept) in calls {
+            let theirs = || theirs(kept);
             table.compare(what, other, target, bench.rounds, ours, theirs).await?;
         }
         // containerd's client knows no other network than none, and filters system calls only if it is told to.

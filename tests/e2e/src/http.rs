@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::Result;
 
@@ -156,6 +156,21 @@ fn parse(answer: &[u8]) -> Result<Response> {
             .collect(),
         body: answer[end + 4..].to_vec(),
     })
+}
+
+/// Waits until somebody listens at `HOST:PORT`.
+///
+/// # Errors
+/// If nobody does within 30 s.
+pub fn until_listening(address: &str) -> Result<()> {
+    let began = Instant::now();
+    while TcpStream::connect(address).is_err() {
+        if began.elapsed() > Duration::from_secs(30) {
+            return Err(format!("nobody listens at {address}").into());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ pub use driver::KnownDriver;
 pub use engine::{Contents, Engine, Inspected};
 pub use faults::{Fault, FaultProxy};
 pub use fixture::{Credentials, Fixture};
-pub use http::{Endpoint, Response};
+pub use http::{Endpoint, Response, until_listening};
 pub use orchestra::{Dir, Finished, Orchestra, Running};
 pub use own_engine::{OwnEngine, Purpose};
 pub use stub::{Answer, Stub};

@@ -1,13 +1,12 @@
 //! A registry whose certificate an authority of its own has signed, and which wants one of its clients.
 
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 
-use crate::Result;
+use crate::{Result, until_listening};
 
 /// It ends when it is dropped.
 #[derive(Debug)]
@@ -72,13 +71,7 @@ impl TlsRegistry {
             child,
             _folder: folder,
         };
-        let began = Instant::now();
-        while TcpStream::connect(&registry.address).is_err() {
-            if began.elapsed() > Duration::from_secs(30) {
-                return Err("the registry does not listen".into());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        until_listening(&registry.address)?;
         Ok(registry)
     }
 }

@@ -47,43 +47,31 @@ fn files_keys_and_limits_reach_the_steps(fixture: &Fixture) {
         .status();
     assert!(made.is_ok_and(|made| made.success()), "a key is made");
     let tag = format!("{}/e2e/flags:steps", fixture.registry);
-    let flags = |tag| {
-        let mut args: Vec<String> = [
-            "build",
-            "context",
-            "-t",
-            tag,
-            "--network",
-            "host",
-            "--insecure",
-            "--push",
-        ]
-        .map(str::to_owned)
-        .into();
-        args.extend(
-            [
-                "--build-arg-file=args",
-                "--build-arg=BOTH=given",
-                "--label-file=labels",
-                "--label=both=given",
-                "--ssh=key",
-                "--run-network=none",
-                "--shm-size=8MiB",
-            ]
-            .map(str::to_owned),
-        );
-        args
-    };
-    let by_flag = flags(&tag)
-        .into_iter()
-        .chain([format!("--image={}", fixture.buildkit_image)]);
-    let finished = fixture.orchestra(by_flag).dir(dir.path()).run();
+    let image = format!("--image={}", fixture.buildkit_image);
+    let flags = [
+        "build",
+        "context",
+        "--push",
+        "--network=host",
+        "--insecure",
+        "--build-arg-file=args",
+        "--build-arg=BOTH=given",
+        "--label-file=labels",
+        "--label=both=given",
+        "--ssh=key",
+        "--run-network=none",
+        "--shm-size=8MiB",
+        &image,
+        "--tag",
+        &tag,
+    ];
+    let finished = fixture.orchestra(flags).dir(dir.path()).run();
     ended(&finished, 0);
     assert_says(&finished, &["word=of the file,given shm tmpfs 8192 ", "others 0\n"]);
     let labels = &config(fixture, "e2e/flags", "steps")["config"]["Labels"];
     assert_eq!((&labels["one"], &labels["both"]), (&json!("1"), &json!("given")));
 
-    // Of the builder's own variables steps see nothing, and what BuildKit fetches goes by the proxy.
+    // What BuildKit fetches goes by the proxy that the builder's variables name.
     let dir = Dir::with([("Dockerfile", "FROM scratch\nADD http://files.invalid/file /file\n")]);
     let finished = build(fixture, &dir, &tag, &["--env", "HTTP_PROXY=http://127.0.0.1:9"]).run();
     ended(&finished, 1);

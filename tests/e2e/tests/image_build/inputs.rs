@@ -1,10 +1,9 @@
 //! What a build is given: contexts of all kinds, files of pairs, images of archives, keys, networks.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::process::{Child, Command};
 use std::str::FromStr;
-use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -12,6 +11,7 @@ use orchestra::tar::{END, Head, padded};
 use orchestra::{
     ContainerPath, InjectedFile, Job, NetworkMode, SecretString, Task, VolumeId, VolumePath, tar_of_files,
 };
+use orchestra_e2e::until_listening;
 use orchestra_image_build::{BuildContext, BuildError, BuildInput, BuildOutput, ImageBuild, OutputFormat};
 use orchestra_secrets::{MARKER, Secrets, SecretsLayer};
 
@@ -125,13 +125,7 @@ impl GitServer {
             process,
             _dir: dir,
         };
-        let began = Instant::now();
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            if began.elapsed() > Duration::from_secs(20) {
-                return Err("git does not listen".into());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        until_listening(&format!("127.0.0.1:{port}"))?;
         Ok(server)
     }
 }
