@@ -138,6 +138,7 @@ impl Block {
                 Self::framed(steps, "in_parallel".to_owned(), Shape::Frame)
             }
             Action::Try(tried) => Self::framed(vec![Self::step(tried)], "try".to_owned(), Shape::Frame),
+            Action::Across(plan) => Self::framed(vec![Self::step(plan.step())], "across".to_owned(), Shape::Frame),
             _ => Self::leaf(step),
         };
         Self::with_hooks(own, &step.hooks)
@@ -333,13 +334,8 @@ impl Chart {
                 self.line(&format!("{pad}end"));
                 whole
             }
-            Action::Try(tried) => {
-                self.nodes += 1;
-                self.line(&format!("{pad}subgraph t{}[\"try\"]", self.nodes));
-                let flow = self.step(tried, indent + 1);
-                self.line(&format!("{pad}end"));
-                flow
-            }
+            Action::Try(tried) => self.within("try", tried, indent),
+            Action::Across(plan) => self.within("across", plan.step(), indent),
             _ => {
                 self.nodes += 1;
                 let node = self.nodes;
@@ -351,6 +347,15 @@ impl Chart {
             }
         };
         self.hooks(&step.hooks, &flow, indent);
+        flow
+    }
+
+    fn within(&mut self, kind: &str, step: &Step, indent: usize) -> Flow {
+        let pad = "  ".repeat(indent);
+        self.nodes += 1;
+        self.line(&format!("{pad}subgraph {}{}[\"{kind}\"]", &kind[..1], self.nodes));
+        let flow = self.step(step, indent + 1);
+        self.line(&format!("{pad}end"));
         flow
     }
 

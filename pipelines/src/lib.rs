@@ -52,7 +52,7 @@
 //! | `do: [STEP, …]` | one after the other |
 //! | `in_parallel: [STEP, …]` | at the same time, at most 16; or a map: `steps`, `limit`, `fail_fast` (the first that does not succeed ends the others) |
 //! | `try: STEP` | succeeds if its step fails or errors |
-//! | `across: [{ var, values, max_in_flight }, …]` | beside the key of any step, which is run for each value of `((.:var))`; `fail_fast` |
+//! | `across: [{ var, values, max_in_flight }, …]` | beside the key of any step, which is run for each value of `((.:var))`; `fail_fast`. `values` may be a variable that a `load_var` sets, a list: [`AcrossPlan`] |
 //!
 //! All steps, and jobs, may have `on_success`, `on_failure`, `on_abort`, `on_error` and `ensure` with a step each: see
 //! [`Hooks`]. A step may use what is made before it, and not what is made beside it or in another step's hook.
@@ -161,4 +161,5 @@ pub use units::{duration as parse_duration, size as parse_size};
 pub use values::{Values, Variables};
 pub use yaml::SingleStep;
 pub use yaml::late::LatePlan;
+pub use yaml::loaded::AcrossPlan;
 pub use yaml::schema::schema;

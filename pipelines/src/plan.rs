@@ -16,7 +16,7 @@ use orchestra_image_build::{BuildOptions, OutputFormat, RegistryAuth};
 use orchestra_secrets::{Reference, SecretKey, SecretValue};
 
 use crate::run::cache::hashed;
-use crate::{CachePlan, GetPlan, LatePlan, PutPlan};
+use crate::{AcrossPlan, CachePlan, GetPlan, LatePlan, PutPlan};
 
 /// A whole pipeline: jobs in the order they run.
 #[derive(Clone, Debug)]
@@ -193,7 +193,7 @@ impl Step {
     }
 
     /// Its steps that hold no others, in the order of the file: itself, if it is one, and those of its hooks.
-    fn collect<'s>(&'s self, leaves: &mut Vec<&'s Self>) {
+    pub(crate) fn collect<'s>(&'s self, leaves: &mut Vec<&'s Self>) {
         match &self.action {
             Action::Task(_)
             | Action::BuildImage(_)
@@ -205,6 +205,7 @@ impl Step {
                 steps.iter().for_each(|step| step.collect(leaves));
             }
             Action::Try(step) => step.collect(leaves),
+            Action::Across(plan) => plan.step().collect(leaves),
         }
         self.hooks.steps().for_each(|step| step.collect(leaves));
     }
@@ -227,6 +228,7 @@ impl Step {
             Action::Do(_) => StepKind::Do,
             Action::InParallel(_) => StepKind::InParallel,
             Action::Try(_) => StepKind::Try,
+            Action::Across(_) => StepKind::Across,
         }
     }
 
@@ -262,6 +264,8 @@ pub enum StepKind {
     InParallel,
     /// `try`
     Try,
+    /// `across`, of values that are loaded.
+    Across,
     /// The program itself, of a front end that is one.
     Script,
 }
@@ -277,6 +281,7 @@ impl std::fmt::Display for StepKind {
             Self::Do => "do",
             Self::InParallel => "in_parallel",
             Self::Try => "try",
+            Self::Across => "across",
             Self::Script => "script",
         })
     }
@@ -304,6 +309,8 @@ pub enum Action {
     InParallel(Parallel),
     /// Succeeds whether its step fails or not; it is aborted with it.
     Try(Box<Step>),
+    /// Runs a step for each of some values that are known when it runs.
+    Across(Box<AcrossPlan>),
 }
 
 /// Steps that run at the same time. It errors if one does, else fails if one does.

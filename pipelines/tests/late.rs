@@ -316,3 +316,222 @@ fn what_can_be_known_of_a_late_step_is_told_before_anything_runs() {
         assert!(told.contains(words), "{step}\n{words}\n{told}");
     }
 }
+
+/// A pipeline whose first step makes `list/values.yml`, which is loaded as `((.:v))`.
+fn with_values(values: &str, plan: &str) -> String {
+    // `@` is a parenthesis: two of them would be a variable of the pipeline itself.
+    let parentheses = " '('".repeat(values.matches('@').count());
+    let values = values.replace('@', "%s");
+    let make = writes(
+        "make",
+        "list",
+        &format!("printf '{values}'{parentheses} > list/values.yml"),
+    );
+    format!("plan:\n{make}- load_var: v\n  file: list/values.yml\n{plan}")
+}
+
+/// A step that says its words.
+fn says(name: &str, words: &str) -> String {
+    format!("{{ task: {name}, image: busybox, config: {{ run: {{ path: echo, args: ['{words}'] }} }} }}")
+}
+
+#[tokio::test]
+async fn a_step_is_run_across_values_that_are_loaded() {
+    let inner = says("test", "got ((.:x))");
+    for (values, plan, output, expected) in [
+        (
+            "[1.94, 1.95]",
+            "- across: [{ var: x, values: ((.:v)) }]\n  task: test\n  image: busybox\n  config: { run: { path: echo, args: ['got ((.:x))'] } }\n  on_success: ".to_owned() + &says("after", "done") + "\n",
+            "got 1.94\ngot 1.95\ndone\n",
+            "test:succeeded test.x2:succeeded after:succeeded",
+        ),
+        // A field of what was loaded, beside values that are known, and values of any kind.
+        (
+            "{ of: { rust: [{ n: 1 }, { n: 2 }] } }",
+            format!(
+                "- across: [{{ var: x, values: [a, b] }}, {{ var: y, values: ((.:v.of.rust)), max_in_flight: 1 }}]\n  do: [{}]\n",
+                says("test", "((.:x))((.:y.n))")
+            ),
+            "a1\na2\nb1\nb2\n",
+            "test:succeeded test.x2:succeeded test.x3:succeeded test.x4:succeeded",
+        ),
+        // Within values that are known, which may say where the list is.
+        (
+            "{ a: [1], b: [2, 3] }",
+            format!(
+                "- across: [{{ var: x, values: [{{ of: [7, 8] }}, {{ of: [9] }}] }}]\n  do:\n  - across: [{{ var: y, values: ((.:x.of)) }}]\n    do: [{}]\n  - across: [{{ var: z, values: ((.:v.b)) }}]\n    do: [{}]\n",
+                says("known", "((.:y))"),
+                says("loaded", "z((.:z))")
+            ),
+            "7\n8\nz2\nz3\n9\nz2\nz3\n",
+            "known:succeeded known-2:succeeded loaded:succeeded loaded.x2:succeeded known-3:succeeded loaded-2:succeeded loaded-2.x2:succeeded",
+        ),
+        // Within others that are loaded: what the outer one's values are, and what a step of it loads.
+        (
+            "[[1, 2], [3]]",
+            format!(
+                "- across: [{{ var: x, values: ((.:v)) }}]\n  do:\n  - across: [{{ var: y, values: ((.:x)) }}]\n    do: [{}]\n  - load_var: w\n    file: list/values.yml\n  - across: [{{ var: z, values: ((.:w)) }}]\n    do: [{}]\n",
+                says("deep", "((.:y))"),
+                says("late", "z")
+            ),
+            "1\n2\nz\nz\n3\nz\nz\n",
+            "deep:succeeded deep.x2:succeeded deep.x3:succeeded w:succeeded w.x2:succeeded late:succeeded late.x2:succeeded late.xx2:succeeded late.x2.xx2:succeeded",
+        ),
+        // None at all.
+        (
+            "[]",
+            format!("- across: [{{ var: x, values: ((.:v)) }}]\n  do: [{inner}]\n- {}\n", says("after", "after")),
+            "after\n",
+            "test:skipped after:succeeded",
+        ),
+        // A value is text, whatever stands in it.
+        (
+            "[@(.:v)), @(KEY))]",
+            format!("- across: [{{ var: x, values: ((.:v)) }}]\n  do: [{}]\n", says("test", "a")),
+            "a\na\n",
+            "test:succeeded test.x2:succeeded",
+        ),
+    ] {
+        let text = with_values(values, &plan);
+        let (report, said) = run_text(&text).await;
+        assert_eq!(report.status, Status::Succeeded, "{text}\n{report:#?}");
+        assert_eq!(said, output, "{text}");
+        let statuses = statuses(&report);
+        assert_eq!(statuses, format!("make:succeeded v:succeeded {expected}"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_loaded_values_fails_their_step() {
+    let plan = format!(
+        "- across: [{{ var: x, values: ((.:v.of)) }}]\n  do: [{}]\n- {}\n",
+        says("test", "a"),
+        says("after", "b")
+    );
+    let many = format!("{{ of: [{}] }}", vec!["1"; 1001].join(", "));
+    for (values, words) in [
+        ("{ of: { a: 1 } }", "ci.yml:5:30: `values` is a list, not a map"),
+        ("{ of: text }", "`values` is a list, not text"),
+        (
+            "{ no: 1 }",
+            "`((.:v.of))` has no value (the `load_var` that sets it was not run",
+        ),
+        (many.as_str(), "`across` makes too many steps"),
+    ] {
+        let (report, _) = run_text(&with_values(values, &plan)).await;
+        assert_eq!(
+            statuses(&report),
+            "make:succeeded v:succeeded test:failed after:skipped",
+            "{values}"
+        );
+        let error = report.steps[2].error.clone().unwrap();
+        assert!(error.contains(words), "{error}");
+    }
+    // The first that fails ends the others, and what follows an end follows that of all of them.
+    let plan = "- across: [{ var: x, values: ((.:v)) }]
+  fail_fast: true
+  task: test
+  image: busybox
+  config: { run: { path: sh, args: [-c, 'exit ((.:x))'] } }
+  on_failure: "
+        .to_owned()
+        + &says("told", "told")
+        + "\n";
+    let (report, said) = run_text(&with_values("[0, 1, 0]", &plan)).await;
+    assert_eq!((report.status, said.as_str()), (Status::Failed, "told\n"));
+    let expected = "make:succeeded v:succeeded test:succeeded test.x2:failed test.x3:skipped told:succeeded";
+    assert_eq!(statuses(&report), expected);
+}
+
+#[test]
+fn what_an_across_of_loaded_values_can_not_be_is_told_before() {
+    let across = |vars: &str, step: &str| with_values("[]", &format!("- across: [{vars}]\n  do: [{step}]\n"));
+    let loaded = "{ var: x, values: ((.:v)) }";
+    for (text, words) in [
+        (
+            across("{ var: x, values: ((.:w)) }", &says("a", "b")),
+            "`((.:w))` has no value",
+        ),
+        (
+            across("{ var: x, values: 'a ((.:v))' }", &says("a", "b")),
+            "`values` is a list, not text",
+        ),
+        (
+            across(loaded, &says("a-((.:x))", "b")),
+            "a step's name is known before it runs",
+        ),
+        (across(loaded, &says("a", "((.:y))")), "`((.:y))` has no value"),
+        (
+            across(
+                loaded,
+                &format!(
+                    "{{ across: [{{ var: x, values: ((.:v)) }}], do: [{}] }}",
+                    says("a", "b")
+                ),
+            ),
+            "two vars are called `x`",
+        ),
+        (
+            across(
+                "{ var: x, values: [1] }",
+                &format!("{{ across: [{loaded}], do: [{}] }}", says("a", "b")),
+            ),
+            "two vars are called `x`",
+        ),
+        (
+            across(loaded, &says("a", "b")) + "- " + &says("a.x2", "b") + "\n",
+            "the name `a.x2` is one that a step of an `across` gets",
+        ),
+        (
+            across(loaded, "{ task: a, image: busybox, config: { run: { paht: x } } }"),
+            "unknown key `paht`",
+        ),
+        (
+            across(loaded, &says("a", "b")) + "- " + &says("c", "((.:x))") + "\n",
+            "`((.:x))` has no value",
+        ),
+    ] {
+        let invalid = Pipeline::parse("ci.yml", &text).map(|_| ()).unwrap_err();
+        assert!(format!("{invalid:#}").contains(words), "{text}\n{invalid:#}");
+    }
+}
+
+#[tokio::test]
+async fn steps_across_loaded_values_make_artifacts_of_their_own() {
+    let plan = "- across: [{ var: x, values: ((.:v)), max_in_flight: all }]
+  do:
+  - task: make-one
+    image: busybox
+    config: { outputs: [{ name: one }], run: { path: sh, args: [-c, 'echo ((.:x)) > one/value'] } }
+  - task: use-one
+    image: busybox
+    config: { inputs: [{ name: one }], run: { path: cat, args: [one/value] } }
+- task: last
+  image: busybox
+  config: { inputs: [{ name: one }], run: { path: cat, args: [one/value] } }
+";
+    let (report, said) = run_text(&with_values("[1, 2, 3]", plan)).await;
+    assert_eq!(report.status, Status::Succeeded, "{report:#?}");
+    let mut lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.pop(), Some("3"), "{said}");
+    lines.sort_unstable();
+    assert_eq!(lines, ["1", "2", "3"]);
+}
+
+#[tokio::test]
+async fn steps_run_as_deep_within_each_other_as_the_file_may_have_them() {
+    for open in ["{ do: [", "{ in_parallel: [", "{ attempts: 2, timeout: 1h, do: ["] {
+        let deepest = |depth: usize| {
+            let text = format!(
+                "plan: [{}{}{}]\n",
+                open.repeat(depth),
+                says("deep", "deep"),
+                "] }".repeat(depth)
+            );
+            Pipeline::parse("ci.yml", &text).is_ok().then_some(text)
+        };
+        let text = (1..100).map_while(deepest).last().unwrap();
+        let (report, said) = run_text(&text).await;
+        assert_eq!((report.status, said.as_str()), (Status::Succeeded, "deep\n"));
+    }
+}

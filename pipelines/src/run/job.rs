@@ -24,7 +24,8 @@ use super::state::Recorded;
 use super::step::in_place;
 use super::tree::Scope;
 use super::{RunOptions, Status, StepReport};
-use crate::{Action, Artifact, BuildPlan, JobPlan, Step, TaskImage, Version};
+use crate::yaml::loaded::is_numbered;
+use crate::{Action, Artifact, BuildPlan, JobPlan, Step, StepKind, TaskImage, Version};
 
 /// Events of the engine, or of a build, that may wait for whoever receives the run's events.
 pub(super) const EVENTS: usize = 64;
@@ -83,6 +84,8 @@ pub(super) struct JobRun<'a> {
     written: Mutex<HashMap<Name, u32>>,
     /// Steps in the order in which they began.
     executed: Mutex<Vec<Name>>,
+    /// Steps of an `across` that the plan does not have: those of all values but the first.
+    pub(super) further: Mutex<Vec<(Name, StepKind)>>,
     /// What an earlier process of this run has done.
     recorded: Option<Recorded>,
     /// What was pushed, by its canonical name, and how the registry was spoken to.
@@ -118,7 +121,7 @@ pub(super) enum Begin {
 
 type Aliases = Arc<Mutex<HashMap<Name, Name>>>;
 
-fn locked<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(super) fn locked<T>(of: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -269,6 +272,7 @@ impl<'a> JobRun<'a> {
             loaded: tokio::sync::Mutex::default(),
             written: Mutex::default(),
             executed: Mutex::default(),
+            further: Mutex::default(),
             recorded: None,
             pushed: Mutex::default(),
             reports: Mutex::default(),
@@ -368,17 +372,22 @@ impl<'a> JobRun<'a> {
         }
         let mut steps = Vec::new();
         let mut reports = std::mem::take(&mut *locked(&self.reports));
-        for step in self.plan.leaves() {
-            let finished = match reports.remove(&step.name) {
-                Some(finished) => finished,
-                None => {
-                    let skipped = StepReport::new(&self.plan.name, &step.name, step.kind(), Status::Skipped);
-                    let report = Box::new(skipped.clone());
-                    self.teller.tell(RunEventKind::StepFinished { report }).await;
-                    skipped
-                }
-            };
-            steps.push(finished);
+        let further = std::mem::take(&mut *locked(&self.further));
+        for planned in self.plan.leaves() {
+            let further = further.iter().filter(|(name, _)| is_numbered(name, &planned.name));
+            let all = std::iter::once((&planned.name, planned.kind())).chain(further.map(|(name, kind)| (name, *kind)));
+            for (name, kind) in all {
+                let finished = match reports.remove(name) {
+                    Some(finished) => finished,
+                    None => {
+                        let skipped = StepReport::new(&self.plan.name, name, kind, Status::Skipped);
+                        let report = Box::new(skipped.clone());
+                        self.teller.tell(RunEventKind::StepFinished { report }).await;
+                        skipped
+                    }
+                };
+                steps.push(finished);
+            }
         }
         JobOutcome { status, steps }
     }
@@ -482,18 +491,22 @@ impl<'a> JobRun<'a> {
     /// Runs a step that holds no others.
     pub(super) async fn leaf(&self, step: &Step, scope: &Scope) -> Status {
         locked(&self.executed).push(step.name.clone());
-        let (mut finished, caches, whole) = self.step(step, scope).await;
+        let (finished, caches, whole) = self.step(step, scope).await;
         let step = whole.as_ref().unwrap_or(step);
+        if !scope.tried_again {
+            locked(&self.pending).remove(&step.name);
+            if self.cache_use.is_on() && finished.status == Status::Succeeded {
+                self.release(step, &caches);
+            }
+        }
+        self.ended(step, finished, scope).await
+    }
+
+    pub(super) async fn ended(&self, step: &Step, mut finished: StepReport, scope: &Scope) -> Status {
         let status = finished.status;
         // What was aborted from within, by a step beside it or a timeout, has failed as the whole has.
         let from_within = status == Status::Aborted && !self.options.cancel.is_cancelled();
         finished.tolerated = scope.tolerated && (from_within || matches!(status, Status::Failed | Status::Errored));
-        if !scope.tried_again {
-            locked(&self.pending).remove(&step.name);
-            if self.cache_use.is_on() && status == Status::Succeeded {
-                self.release(step, &caches);
-            }
-        }
         locked(&self.reports).insert(step.name.clone(), finished.clone());
         let report = Box::new(finished);
         self.teller.tell(RunEventKind::StepFinished { report }).await;
@@ -549,7 +562,7 @@ impl<'a> JobRun<'a> {
         (report, caches, whole)
     }
 
-    fn not_run(&self, step: &Step, error: &Error) -> StepReport {
+    pub(super) fn not_run(&self, step: &Step, error: &Error) -> StepReport {
         let mut report = StepReport::new(&self.plan.name, &step.name, step.kind(), Status::Failed);
         super::step::failed(&mut report, error);
         report
@@ -562,7 +575,7 @@ impl<'a> JobRun<'a> {
             Action::LoadVar(plan) => self.load_var(step, plan, scope).await,
             Action::Get(plan) => self.resource(step, With::Get(plan), &name, scope).await,
             Action::Put(plan) => self.resource(step, With::Put(plan), &name, scope).await,
-            Action::Do(_) | Action::InParallel(_) | Action::Try(_) | Action::Late(_) => {
+            Action::Do(_) | Action::InParallel(_) | Action::Try(_) | Action::Across(_) | Action::Late(_) => {
                 self.not_run(step, &Error::invalid("it is no step that runs by itself"))
             }
         }

@@ -6,13 +6,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use orchestra::{Error, ErrorKind, Labels, Name, Result, VolumePath};
 use orchestra_secrets::{Reference, SecretValue};
 
-use super::job::JobRun;
+use super::event::RunEventKind;
+use super::job::{JobRun, locked};
 use super::tree::Scope;
 use super::{Status, StepReport};
 use crate::values::Fetched;
 use crate::yaml::Value;
+use crate::yaml::across::MAX_STEPS;
 use crate::yaml::late::value_of;
-use crate::{LatePlan, LoadVarPlan, Step, Variables};
+use crate::{AcrossPlan, LatePlan, LoadVarPlan, Step, Variables};
 
 /// A task's file, or a variable's: what a person writes is far smaller.
 const MAX_FILE: u64 = 1 << 20;
@@ -118,6 +120,65 @@ impl JobRun<'_> {
             );
         };
         secrets.mask_made(&SecretValue::new(text.trim()))
+    }
+
+    /// Runs a step for each of the values that are known now. Its steps are as those that are tried again: their caches are in
+    /// use until all have ended.
+    pub(super) async fn across(&self, plan: &AcrossPlan, scope: &Scope) -> Status {
+        let mut planned = Vec::new();
+        plan.step().collect(&mut planned);
+        let status = match self.put_out(plan, &planned, scope) {
+            Ok(Some(step)) => {
+                let within = Scope {
+                    tried_again: true,
+                    ..scope.clone()
+                };
+                self.tree(&step, within).await
+            }
+            Ok(None) => Status::Succeeded,
+            Err(error) => match planned.first() {
+                Some(first) => self.refuse(first, &error, scope).await,
+                None => Status::Failed,
+            },
+        };
+        if !scope.tried_again {
+            let mut pending = locked(&self.pending);
+            planned.iter().for_each(|step| _ = pending.remove(&step.name));
+        }
+        status
+    }
+
+    fn put_out(&self, plan: &AcrossPlan, planned: &[&Step], scope: &Scope) -> Result<Option<Step>> {
+        let Some(step) = plan.put_out(&scope.variables.all()).map_err(Error::invalid)? else {
+            return Ok(None);
+        };
+        let mut leaves = Vec::new();
+        step.collect(&mut leaves);
+        let mut further = locked(&self.further);
+        for leaf in leaves {
+            let is_known = planned.iter().any(|planned| planned.name == leaf.name);
+            if !is_known && further.iter().all(|(name, _)| *name != leaf.name) {
+                further.push((leaf.name.clone(), leaf.kind()));
+            }
+        }
+        match further.len() <= MAX_STEPS {
+            true => Ok(Some(step)),
+            false => Err(
+                Error::invalid(format!("`across` makes more than {MAX_STEPS} steps of the job"))
+                    .with_hint("load fewer values"),
+            ),
+        }
+    }
+
+    /// Tells why a step can't be run.
+    async fn refuse(&self, step: &Step, error: &Error, scope: &Scope) -> Status {
+        let (job, name, kind) = (self.plan.name.clone(), step.name.clone(), step.kind());
+        self.teller
+            .tell(RunEventKind::StepStarted { job, step: name, kind })
+            .await;
+        let mut report = self.not_run(step, error);
+        self.redact(&mut report);
+        self.ended(step, report, scope).await
     }
 
     /// The step as a whole.

@@ -8,6 +8,8 @@
 //! | `attempts` | if one of them does | as the last one | at once, with no further one |
 //! | `timeout` | | what takes longer has failed | |
 //!
+//! An `across` is an `in_parallel` of a step for each value.
+//!
 //! A hook after an abort runs outside of what was cancelled: else it could not run.
 
 use std::sync::Arc;
@@ -82,15 +84,26 @@ impl JobRun<'_> {
         self.hooks(&self.plan.hooks, status, &scope).await
     }
 
-    fn tree<'s>(&'s self, step: &'s Step, scope: Scope) -> BoxFuture<'s, Status> {
+    pub(super) fn tree<'s>(&'s self, step: &'s Step, scope: Scope) -> BoxFuture<'s, Status> {
         Box::pin(async move {
             let status = match &step.action {
-                Action::Do(_) | Action::InParallel(_) | Action::Try(_) => self.tries(step, &scope).await,
+                Action::Do(_) | Action::InParallel(_) | Action::Try(_) | Action::Across(_) => {
+                    self.tries(step, &scope).await
+                }
                 // The core has the tries and the timeout of a single task.
-                _ => self.leaf(step, &scope).await,
+                _ => self.apart(step, &scope).await,
             };
             self.hooks(&step.hooks, status, &scope).await
         })
+    }
+
+    /// A step that holds no others, or none yet. Its state is large, and would be on the stack once for each step that holds others: a file
+    /// may have thirty of them within each other, and a thread that runs futures has 2 MiB.
+    fn apart<'s>(&'s self, step: &'s Step, scope: &'s Scope) -> BoxFuture<'s, Status> {
+        match &step.action {
+            Action::Across(plan) => Box::pin(self.across(plan, scope)),
+            _ => Box::pin(self.leaf(step, scope)),
+        }
     }
 
     async fn tries(&self, step: &Step, scope: &Scope) -> Status {
@@ -123,7 +136,7 @@ impl JobRun<'_> {
                         _ => Status::Succeeded,
                     }
                 }
-                _ => self.leaf(step, &scope).await,
+                _ => self.apart(step, &scope).await,
             }
         };
         let Some(timeout) = step.timeout else { return work.await };

@@ -1,8 +1,10 @@
-//! `across`: one step becomes one for each value, in [`in_parallel`](super::steps) steps, before any step is read.
+//! `across`: one step becomes one for each value, in [`in_parallel`](super::steps) steps, before any step is read. Where its
+//! values are loaded by a `load_var`, that is done when it [runs](super::loaded).
 
 use std::collections::BTreeMap;
 
 use super::fields::Known;
+use super::late;
 use super::reader::Reader;
 use super::steps::{AT_ONCE, HOOKS, OWN_VARIABLES, STEPS, at_once};
 use super::tree::{At, Node, Spot, Value};
@@ -10,7 +12,7 @@ use super::variables::{self, Interpolation};
 use crate::Variables;
 
 /// Far above what a person means; a few vars of a few values multiply fast.
-const MAX_STEPS: usize = 1000;
+pub(crate) const MAX_STEPS: usize = 1000;
 const MAX_NODES: usize = 200_000;
 
 /// What all `across` of a job have made so far.
@@ -21,20 +23,37 @@ pub(super) struct Size {
     told: bool,
 }
 
-struct Var<'n> {
-    name: String,
-    values: &'n [Node],
+pub(super) struct Var<'n> {
+    pub(super) name: At<String>,
+    values: Values<'n>,
     at_once: usize,
 }
 
-/// The node without any `across` in it.
+enum Values<'n> {
+    Known(&'n [Node]),
+    /// The variable that has them when it runs.
+    Loaded,
+}
+
+impl<'n> Var<'n> {
+    fn known(&self) -> &'n [Node] {
+        match self.values {
+            Values::Known(values) => values,
+            Values::Loaded => &[],
+        }
+    }
+
+    fn is_loaded(&self) -> bool {
+        matches!(self.values, Values::Loaded)
+    }
+}
+
+/// The node without any `across` in it but those whose values are loaded.
 pub(super) fn expand(reader: &Reader<'_>, node: &Node, size: &mut Size) -> Node {
     let value = match &node.value {
         Value::List(items) => Value::List(items.iter().map(|item| expand(reader, item, size)).collect()),
         Value::Map(entries) => {
-            if let Some((key, across)) = entries.iter().find(|(key, _)| is(key, "across"))
-                && entries.iter().any(|(key, _)| is_step(key))
-            {
+            if let Some((key, across)) = of(entries) {
                 return put_out(reader, (key, across), node, entries, size);
             }
             let entry = |(key, value): &(Node, Node)| (key.clone(), expand(reader, value, size));
@@ -52,8 +71,39 @@ fn is(key: &Node, name: &str) -> bool {
     matches!(&key.value, Value::Text(text) if text == name)
 }
 
-fn is_step(key: &Node) -> bool {
-    STEPS.iter().any(|name| is(key, name))
+/// The key `across` of a step and what stands there.
+pub(super) fn of(entries: &[(Node, Node)]) -> Option<(&Node, &Node)> {
+    let is_step = |key: &Node| STEPS.iter().any(|name| is(key, name));
+    let (key, across) = entries.iter().find(|(key, _)| is(key, "across"))?;
+    entries.iter().any(|(key, _)| is_step(key)).then_some((key, across))
+}
+
+/// The step that is run for each value, what says so, and what follows the end of all of them, as in Concourse.
+struct Parts {
+    one: Node,
+    fail_fast: Option<(Node, Node)>,
+    hooks: Vec<(Node, Node)>,
+}
+
+fn parts(node: &Node, entries: &[(Node, Node)]) -> Parts {
+    let (hooks, own): (Vec<_>, Vec<_>) = entries
+        .iter()
+        .filter(|(key, _)| !is(key, "across") && !is(key, "fail_fast"))
+        .cloned()
+        .partition(|(key, _)| HOOKS.iter().any(|hook| is(key, hook)));
+    Parts {
+        one: At {
+            value: Value::Map(own),
+            spot: node.spot.clone(),
+        },
+        fail_fast: entries.iter().find(|(key, _)| is(key, "fail_fast")).cloned(),
+        hooks,
+    }
+}
+
+/// The step of an `across` that is run for each value.
+pub(super) fn one(node: &Node, entries: &[(Node, Node)]) -> Node {
+    parts(node, entries).one
 }
 
 fn put_out(
@@ -63,38 +113,72 @@ fn put_out(
     entries: &[(Node, Node)],
     size: &mut Size,
 ) -> Node {
-    let fail_fast = entries.iter().find(|(key, _)| is(key, "fail_fast"));
-    // What follows the end of the step follows that of all of them, as in Concourse.
-    let (hooks, own): (Vec<_>, Vec<_>) = entries
-        .iter()
-        .filter(|(key, _)| !is(key, "across") && !is(key, "fail_fast"))
-        .cloned()
-        .partition(|(key, _)| HOOKS.iter().any(|hook| is(key, hook)));
-    let inner = At {
-        value: Value::Map(own),
-        spot: node.spot.clone(),
-    };
-    let inner = expand(reader, &inner, size);
+    let Parts { one, fail_fast, hooks } = parts(node, entries);
+    let one = expand(reader, &one, size);
+    let hooks = hooks.into_iter().map(|(key, hook)| (key, expand(reader, &hook, size)));
+    let hooks: Vec<_> = hooks.collect();
     let vars = vars(reader, across);
-    let steps = vars.iter().map(|var| var.values.len()).product::<usize>();
-    size.steps = size.steps.saturating_add(steps);
-    size.nodes = size.nodes.saturating_add(steps.saturating_mul(count(&inner)));
-    if size.steps > MAX_STEPS || size.nodes > MAX_NODES {
-        if !size.told {
-            let help = format!("use fewer vars or values: {MAX_STEPS} steps are the most");
-            reader.report(&key.spot, "", "`across` makes too many steps", help);
+    let mut within = Vec::new();
+    loaded(&one, &mut within);
+    for across in &within {
+        let inner = self::vars(reader, across);
+        let names = inner.iter().map(|var| &var.name);
+        let same = names.filter(|name| vars.iter().any(|var| var.name.value == name.value));
+        same.for_each(|name| twice(reader, name));
+    }
+    let mut node = if vars.iter().any(Var::is_loaded) {
+        let mut entries = vec![(key.clone(), across.clone())];
+        entries.extend(fail_fast);
+        if let Value::Map(one) = one.value {
+            entries.extend(one);
         }
-        size.told = true;
-        return inner;
-    }
-    if vars.is_empty() {
-        return inner;
-    }
-    let mut node = level(reader, &key.spot, &vars, fail_fast, &inner, &mut BTreeMap::new());
+        At {
+            value: Value::Map(entries),
+            spot: node.spot.clone(),
+        }
+    } else {
+        let steps = vars.iter().map(|var| var.known().len()).product::<usize>();
+        size.steps = size.steps.saturating_add(steps);
+        size.nodes = size.nodes.saturating_add(steps.saturating_mul(count(&one)));
+        if size.steps > MAX_STEPS || size.nodes > MAX_NODES {
+            if !size.told {
+                let help = format!("use fewer vars or values: {MAX_STEPS} steps are the most");
+                reader.report(&key.spot, "", "`across` makes too many steps", help);
+            }
+            size.told = true;
+            return one;
+        }
+        if vars.is_empty() {
+            return one;
+        }
+        let steps = level(reader, &key.spot, &vars, fail_fast.as_ref(), &one, &mut BTreeMap::new());
+        // What is loaded may be a value of this one.
+        match within.is_empty() {
+            true => steps,
+            false => expand(reader, &steps, size),
+        }
+    };
     if let Value::Map(entries) = &mut node.value {
-        entries.extend(hooks.into_iter().map(|(key, hook)| (key, expand(reader, &hook, size))));
+        entries.extend(hooks);
     }
     node
+}
+
+/// Every `across` in a node whose values are loaded.
+fn loaded<'n>(node: &'n Node, found: &mut Vec<&'n Node>) {
+    match &node.value {
+        Value::List(items) => items.iter().for_each(|item| loaded(item, found)),
+        Value::Map(entries) => {
+            found.extend(of(entries).map(|(_, across)| across));
+            entries.iter().for_each(|(_, value)| loaded(value, found));
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Text(_) => {}
+    }
+}
+
+fn twice(reader: &Reader<'_>, name: &At<String>) {
+    let message = format!("two vars are called `{}`", name.value);
+    reader.report(&name.spot, "", message, "rename one of them".to_owned());
 }
 
 fn count(node: &Node) -> usize {
@@ -105,7 +189,8 @@ fn count(node: &Node) -> usize {
     }
 }
 
-fn vars<'n, 't: 'n>(reader: &Reader<'t>, node: &'n Node) -> Vec<Var<'n>> {
+/// What an `across` runs its step for.
+pub(super) fn vars<'n, 't: 'n>(reader: &Reader<'t>, node: &'n Node) -> Vec<Var<'n>> {
     const KEYS: Known = Known::of(&["var", "values", "max_in_flight"]);
     let mut vars: Vec<Var<'n>> = Vec::new();
     let before = reader.count();
@@ -117,25 +202,23 @@ fn vars<'n, 't: 'n>(reader: &Reader<'t>, node: &'n Node) -> Vec<Var<'n>> {
         let Some(values) = fields.required("values", "values: [1.94, 1.95]") else {
             continue;
         };
-        let values = reader.items(values, "`values`");
+        let values = match &values.value {
+            Value::Text(text) if variables::is_local(text) => Values::Loaded,
+            _ => Values::Known(reader.items(values, "`values`")),
+        };
         let at_once = match fields.text("max_in_flight") {
             None => 1,
             Some(text) if text.value == "all" => AT_ONCE,
             Some(_) => fields.read("max_in_flight", "number of steps", at_once).unwrap_or(1),
         };
         let Some(name) = name else { continue };
-        if values.is_empty() {
+        if matches!(values, Values::Known([])) {
             let help = "give it at least one".to_owned();
             reader.report(&name.spot, "", format!("the var `{}` has no values", name.value), help);
-        } else if vars.iter().any(|var| var.name == name.value) {
-            let help = "rename one of them".to_owned();
-            reader.report(&name.spot, "", format!("two vars are called `{}`", name.value), help);
+        } else if vars.iter().any(|var| var.name.value == name.value) {
+            twice(reader, &name);
         } else {
-            vars.push(Var {
-                name: name.value,
-                values,
-                at_once,
-            });
+            vars.push(Var { name, values, at_once });
         }
     }
     if vars.is_empty() && reader.count() == before {
@@ -143,6 +226,39 @@ fn vars<'n, 't: 'n>(reader: &Reader<'t>, node: &'n Node) -> Vec<Var<'n>> {
         reader.report(&node.spot, "empty", "`across` has no vars", help);
     }
     vars
+}
+
+/// A step with loaded values in its `across`, and nothing else. `None` where one has none: then there is nothing to run.
+pub(super) fn placed(reader: &Reader<'_>, node: &Node, variables: &Variables) -> Option<Node> {
+    let Value::Map(entries) = &node.value else { return None };
+    let mut entries = entries.clone();
+    let (_, across) = entries.iter_mut().find(|(key, _)| is(key, "across"))?;
+    let mut interpolation = Interpolation {
+        reader,
+        variables,
+        fetched: reader.fetched,
+        used: BTreeMap::new(),
+        local: true,
+    };
+    *across = interpolation.node(across.clone());
+    let Value::List(vars) = &across.value else { return None };
+    let mut some = true;
+    for var in vars {
+        let Value::Map(entries) = &var.value else { continue };
+        let Some((_, values)) = entries.iter().find(|(key, _)| is(key, "values")) else {
+            continue;
+        };
+        match &values.value {
+            Value::Text(text) if variables::is_local(text) => {
+                late::has_none(reader, &values.spot, text);
+            }
+            _ => some &= !reader.items(values, "`values`").is_empty(),
+        }
+    }
+    some.then(|| At {
+        value: Value::Map(entries),
+        spot: node.spot.clone(),
+    })
 }
 
 /// One `in_parallel` for the first var, with those of the others in it.
@@ -174,8 +290,8 @@ fn level(
     };
     let text = |text: &str| at(Value::Text(text.to_owned()));
     let mut steps = Vec::new();
-    for value in var.values {
-        set.insert(var.name.clone(), value.value.clone());
+    for value in var.known() {
+        set.insert(var.name.value.clone(), value.value.clone());
         steps.push(level(reader, spot, others, fail_fast, inner, set));
     }
     let mut keys = vec![

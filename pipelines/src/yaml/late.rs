@@ -11,7 +11,7 @@ use orchestra_secrets::Reference;
 use super::fields::Known;
 use super::reader::Reader;
 use super::resource::Resources;
-use super::tree::{At, Node, Value};
+use super::tree::{At, Node, Spot, Value};
 use super::variables::{self, Interpolation};
 use super::{across, load_var, steps, task, tree};
 use crate::values::{Fetched, Variables};
@@ -19,7 +19,7 @@ use crate::{Problem, Step, StepKind};
 
 /// The file that a step stands in.
 pub(crate) struct Source {
-    name: String,
+    pub(super) name: String,
     text: String,
     resources: Arc<Resources>,
     /// Where the values begin into which a secret was put.
@@ -36,7 +36,7 @@ impl Source {
         }
     }
 
-    fn reader<'s>(&'s self, fetched: &'s Fetched) -> Reader<'s> {
+    pub(super) fn reader<'s>(&'s self, fetched: &'s Fetched) -> Reader<'s> {
         let reader = Reader::new(&self.name, &self.text, fetched);
         reader.set_resources(self.resources.clone());
         reader.put_secrets(&self.secret);
@@ -93,8 +93,7 @@ impl LatePlan {
         let mut unset = Vec::new();
         across::unset(&node, &mut unset);
         for At { value: name, spot } in unset {
-            let help = "the `load_var` that sets it was not run, or what it read has no such field".to_owned();
-            reader.report(&spot, "", format!("`((.:{name}))` has no value"), help);
+            has_none(&reader, &spot, &format!("((.:{name}))"));
         }
         let mut placed = Placed {
             late: self,
@@ -184,8 +183,14 @@ impl Placed<'_> {
     }
 }
 
+/// Nothing has set a variable.
+pub(super) fn has_none(reader: &Reader<'_>, spot: &Spot, variable: &str) {
+    let help = "the `load_var` that sets it was not run, or what it read has no such field".to_owned();
+    reader.report(spot, "", format!("`{variable}` has no value"), help);
+}
+
 /// A line for each problem, with its place.
-fn told(name: &str, problems: Vec<Problem>) -> Result<(), String> {
+pub(super) fn told(name: &str, problems: Vec<Problem>) -> Result<(), String> {
     if problems.is_empty() {
         return Ok(());
     }

@@ -3,11 +3,12 @@
 //! Text becomes a [tree](tree) in which every node knows its place; a [reader] takes typed values out of it, by the [fields]
 //! of its maps, and collects problems; [pipeline] reads jobs and follows artifacts from step to step, [task] and [build] read the steps.
 
-mod across;
+pub(crate) mod across;
 mod build;
 mod fields;
 pub(crate) mod late;
 mod load_var;
+pub(crate) mod loaded;
 mod pipeline;
 mod reader;
 mod resource;

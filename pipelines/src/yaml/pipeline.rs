@@ -289,6 +289,6 @@ fn plan(reader: &Reader<'_>, node: &Node, spot: &Spot, hooks: &[Option<&Node>]) 
         let passed = read.passed.iter().map(|job| (resource.clone(), job.clone()));
         flow.passed.extend(passed);
     }
-    let (plan, hooks) = whole.into_job().unwrap_or_default();
+    let (plan, hooks) = whole.into_job(reader).unwrap_or_default();
     (plan, hooks, flow)
 }

@@ -34,6 +34,7 @@ pub(super) struct Reader<'t> {
     count: Cell<usize>,
     told: Cell<usize>,
     waits: Cell<bool>,
+    depth: Cell<Option<usize>>,
     resources: OnceCell<Arc<Resources>>,
     source: OnceCell<Arc<Source>>,
 }
@@ -55,6 +56,7 @@ impl<'t> Reader<'t> {
             count: Cell::new(0),
             told: Cell::new(0),
             waits: Cell::new(false),
+            depth: Cell::new(None),
             resources: OnceCell::new(),
             source: OnceCell::new(),
         }
@@ -117,6 +119,16 @@ impl<'t> Reader<'t> {
         self.waits.set(waits);
     }
 
+    /// Says that an `across` is put out whose pipeline runs already, and how many of its kind it is within: what its steps
+    /// are is read when each of them runs.
+    pub(super) fn put_out(&self, depth: usize) {
+        self.depth.set(Some(depth));
+    }
+
+    pub(super) fn depth(&self) -> Option<usize> {
+        self.depth.get()
+    }
+
     /// How many problems were noted that do not wait for variables.
     pub(super) fn told(&self) -> usize {
         self.told.get()
@@ -166,7 +178,7 @@ impl<'t> Reader<'t> {
         self.count.set(self.count.get() + 1);
         if self.waits.get()
             && let Some((span, _)) = places.first()
-            && has_locals(&self.text[span.clone()])
+            && (self.depth().is_some() || has_locals(&self.text[span.clone()]))
         {
             return;
         }

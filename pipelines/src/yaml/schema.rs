@@ -214,7 +214,7 @@ macro_rules! step {
 struct AcrossVar {
     /// Its name.
     var: Text,
-    /// Its values, of any kind.
+    /// Its values, of any kind; or a variable of a `load_var` that is a list.
     values: List<Any>,
     /// How many run at once, or `all`.
     max_in_flight: Option<Text>,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use orchestra::Name;
 
 use super::fields::Known;
+use super::loaded::{self, AcrossPlan, Leaves};
 use super::reader::{Reader, closest, list};
 use super::step::{self, Read};
 use super::tree::{At, Node, Spot, Value};
@@ -74,8 +75,20 @@ enum Shape {
         own_variables: bool,
     },
     Try(Box<Tree>),
+    /// A step that is run for values that are loaded.
+    Across(Box<Across>),
     /// It could not be read, and was told.
     Unknown,
+}
+
+struct Across {
+    /// As far as it can be read without them.
+    one: Tree,
+    /// What it sets.
+    vars: Vec<String>,
+    /// What has the values.
+    variables: Vec<At<String>>,
+    node: Node,
 }
 
 impl Tree {
@@ -98,15 +111,15 @@ impl Tree {
     }
 
     /// The steps and hooks, if all are valid.
-    pub(super) fn into_job(self) -> Option<(Vec<Step>, Hooks)> {
-        let Step { action, hooks, .. } = self.into_step()?;
+    pub(super) fn into_job(self, reader: &Reader<'_>) -> Option<(Vec<Step>, Hooks)> {
+        let Step { action, hooks, .. } = self.into_step(reader)?;
         match action {
             Action::Do(steps) => Some((steps, hooks)),
             _ => None,
         }
     }
 
-    fn into_step(self) -> Option<Step> {
+    pub(super) fn into_step(self, reader: &Reader<'_>) -> Option<Step> {
         let mut hooks = Hooks::default();
         let places = [
             &mut hooks.on_success,
@@ -117,11 +130,16 @@ impl Tree {
         ];
         for (place, hook) in places.into_iter().zip(self.hooks) {
             *place = match hook {
-                Some(hook) => Some(Box::new(hook.into_step()?)),
+                Some(hook) => Some(Box::new(hook.into_step(reader)?)),
                 None => None,
             };
         }
-        let all = |steps: Vec<Self>| steps.into_iter().map(Self::into_step).collect::<Option<Vec<_>>>();
+        let all = |steps: Vec<Self>| {
+            steps
+                .into_iter()
+                .map(|step| step.into_step(reader))
+                .collect::<Option<Vec<_>>>()
+        };
         let (kind, action) = match self.shape {
             Shape::Leaf(read) => return read.step.map(|step| Step { hooks, ..step }),
             Shape::Do(steps) => (StepKind::Do, Action::Do(all(steps)?)),
@@ -140,7 +158,15 @@ impl Tree {
                 };
                 (StepKind::InParallel, Action::InParallel(parallel))
             }
-            Shape::Try(step) => (StepKind::Try, Action::Try(Box::new(step.into_step()?))),
+            Shape::Try(step) => (StepKind::Try, Action::Try(Box::new(step.into_step(reader)?))),
+            Shape::Across(across) => {
+                let Across { one, node, .. } = *across;
+                let mut leaves = Vec::new();
+                one.leaves(&mut leaves);
+                let leaves = Leaves::of(&leaves);
+                let plan = AcrossPlan::new(reader, one.into_step(reader)?, node, leaves);
+                (StepKind::Across, Action::Across(Box::new(plan)))
+            }
             Shape::Unknown => return None,
         };
         Some(Step {
@@ -158,6 +184,7 @@ impl Tree {
         match &self.shape {
             Shape::Do(steps) | Shape::InParallel { steps, .. } => steps,
             Shape::Try(step) => std::slice::from_ref(step),
+            Shape::Across(across) => std::slice::from_ref(&across.one),
             Shape::Leaf(_) | Shape::Unknown => &[],
         }
     }
@@ -171,20 +198,31 @@ impl Tree {
         self.within().iter().chain(hooks).for_each(|tree| tree.leaves(found));
     }
 
-    fn leaves_mut<'t>(&'t mut self, found: &mut Vec<&'t mut Read>) {
+    /// Every `across` whose values are loaded, but for those within others.
+    fn across<'t>(&'t self, found: &mut Vec<&'t Across>) {
+        if let Shape::Across(across) = &self.shape {
+            found.push(across);
+        } else {
+            self.within().iter().for_each(|tree| tree.across(found));
+        }
+        self.hooks.iter().flatten().for_each(|tree| tree.across(found));
+    }
+
+    pub(super) fn leaves_mut<'t>(&'t mut self, found: &mut Vec<&'t mut Read>) {
         match &mut self.shape {
             Shape::Leaf(read) => found.push(read),
             Shape::Do(steps) | Shape::InParallel { steps, .. } => {
                 steps.iter_mut().for_each(|tree| tree.leaves_mut(found));
             }
             Shape::Try(step) => step.leaves_mut(found),
+            Shape::Across(across) => across.one.leaves_mut(found),
             Shape::Unknown => {}
         }
         self.hooks.iter_mut().flatten().for_each(|tree| tree.leaves_mut(found));
     }
 }
 
-/// Reads a step whose `across` is put out already.
+/// Reads a step in which no `across` has known values any more.
 pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Tree {
     let Value::Map(entries) = &node.value else {
         reader.wrong(&node.spot, "a step", "a map of keys and values", &node.value);
@@ -213,13 +251,14 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Tree {
         no_kind(reader, &node.spot, &keys);
         return Tree::new(Shape::Unknown, &node.spot);
     };
-    let mut tree = match *kind {
-        "task" => leaf(reader, node, StepKind::Task),
-        "build_image" => leaf(reader, node, StepKind::BuildImage),
-        "get" => leaf(reader, node, StepKind::Get),
-        "put" => leaf(reader, node, StepKind::Put),
-        "load_var" => leaf(reader, node, StepKind::LoadVar),
-        kind => holding(reader, node, kind),
+    let mut tree = match (across::of(entries), *kind) {
+        (Some((_, vars)), _) => of_loaded(reader, node, entries, vars),
+        (None, "task") => leaf(reader, node, StepKind::Task),
+        (None, "build_image") => leaf(reader, node, StepKind::BuildImage),
+        (None, "get") => leaf(reader, node, StepKind::Get),
+        (None, "put") => leaf(reader, node, StepKind::Put),
+        (None, "load_var") => leaf(reader, node, StepKind::LoadVar),
+        (None, kind) => holding(reader, node, kind),
     };
     tree.spot = (*spot).clone();
     // A second key of the same name is told where the step's own keys are read.
@@ -233,6 +272,21 @@ pub(super) fn read(reader: &Reader<'_>, node: &Node) -> Tree {
     tree
 }
 
+/// An `across` whose values are loaded.
+fn of_loaded(reader: &Reader<'_>, node: &Node, entries: &[(Node, Node)], vars: &Node) -> Tree {
+    let one = read(reader, &across::one(node, entries));
+    let mut variables = Vec::new();
+    across::unset(vars, &mut variables);
+    let vars = across::vars(reader, vars);
+    let across = Across {
+        one,
+        vars: vars.into_iter().map(|var| var.name.value).collect(),
+        variables,
+        node: late::without_hooks(node),
+    };
+    Tree::new(Shape::Across(Box::new(across)), &node.spot)
+}
+
 /// Reads a step that holds no others.
 pub(super) fn read_leaf(reader: &Reader<'_>, node: &Node, kind: StepKind) -> Option<Read> {
     match kind {
@@ -241,7 +295,7 @@ pub(super) fn read_leaf(reader: &Reader<'_>, node: &Node, kind: StepKind) -> Opt
         StepKind::Get => resource::get(reader, node),
         StepKind::Put => resource::put(reader, node),
         StepKind::LoadVar => load_var::read(reader, node),
-        StepKind::Do | StepKind::InParallel | StepKind::Try | StepKind::Script => None,
+        StepKind::Do | StepKind::InParallel | StepKind::Try | StepKind::Across | StepKind::Script => None,
     }
 }
 
@@ -250,13 +304,14 @@ fn leaf(reader: &Reader<'_>, node: &Node, kind: StepKind) -> Tree {
     let mut variables = Vec::new();
     across::unset(&own, &mut variables);
     let (told, at_once) = (reader.told(), late::parallelism(reader, &own));
-    reader.wait_for_variables(!variables.is_empty());
+    let is_late = !variables.is_empty() || reader.depth().is_some();
+    reader.wait_for_variables(is_late);
     let read = read_leaf(reader, node, kind);
     reader.wait_for_variables(false);
     let Some(mut read) = read else {
         return Tree::new(Shape::Unknown, &node.spot);
     };
-    if !variables.is_empty() {
+    if is_late {
         if reader.told() == told {
             read.step = late_step(reader, own, kind, &read);
         }
@@ -274,7 +329,7 @@ fn late_step(reader: &Reader<'_>, node: Node, kind: StepKind, read: &Read) -> Op
     let name = match (&read.name, known) {
         (_, Some(step)) => step.name.clone(),
         (Some(name), None) => name.value.clone(),
-        (None, None) if kind == StepKind::Task => {
+        (None, None) if kind == StepKind::Task && reader.depth().is_none() => {
             let help = "name it without variables that are known only when it runs".to_owned();
             reader.report(&read.spot, "", "a step's name is known before it runs", help);
             return None;
@@ -456,12 +511,39 @@ pub(super) fn names(reader: &Reader<'_>, whole: &mut Tree) {
                 step.name = name;
             }
             None => {
-                let help = "give it a shorter name".to_owned();
-                reader.report(&spot, "", "the step's name is too long to be numbered", help);
+                too_long(reader, &spot);
             }
         }
     }
     volumes(leaves);
+    numbered(reader, whole);
+}
+
+pub(super) fn too_long(reader: &Reader<'_>, spot: &Spot) {
+    let help = "give it a shorter name".to_owned();
+    reader.report(spot, "", "the step's name is too long to be numbered", help);
+}
+
+/// Refuses names that steps of an `across` get when it runs.
+fn numbered(reader: &Reader<'_>, whole: &Tree) {
+    let mut across = Vec::new();
+    whole.across(&mut across);
+    if across.is_empty() {
+        return;
+    }
+    let (mut within, mut all) = (Vec::new(), Vec::new());
+    across.iter().for_each(|across| across.one.leaves(&mut within));
+    whole.leaves(&mut all);
+    for read in all {
+        let Some(name) = read.step.as_ref().map(|step| &step.name) else {
+            continue;
+        };
+        let taken = |of: &&Read| of.step.as_ref().is_some_and(|of| loaded::is_numbered(name, &of.name));
+        if within.iter().any(taken) {
+            let message = format!("the name `{name}` is one that a step of an `across` gets");
+            reader.report(&read.spot, "", message, "rename it".to_owned());
+        }
+    }
 }
 
 /// Says what the volumes of artifacts are called: as they are, or after their step where there is one of that name already.
@@ -534,6 +616,13 @@ impl<'t> Flow<'_, 't> {
                 }
             }
             Shape::Try(step) => self.tree(step, made),
+            Shape::Across(across) => {
+                self.variables(&across.variables, made);
+                let mut own = made.clone();
+                own.variables.extend(across.vars.iter().map(String::as_str));
+                self.tree(&across.one, &mut own);
+                made.artifacts.extend(own.artifacts);
+            }
             Shape::Unknown => self.known = false,
         }
         for (name, hook) in HOOKS.iter().zip(&tree.hooks) {
@@ -567,14 +656,20 @@ impl<'t> Flow<'_, 't> {
         let outputs = read.outputs.iter().map(|at| (&at.value, &at.spot));
         made.artifacts.extend(outputs.clone());
         self.outputs.extend(outputs);
-        for At { value: name, spot } in &read.variables {
+        self.variables(&read.variables, made);
+        made.variables.extend(read.loads.as_deref());
+    }
+
+    /// Each is set before it is used.
+    fn variables(&self, used: &[At<String>], made: &Made<'_>) {
+        for At { value: name, spot } in used {
             let first = name.split('.').next().unwrap_or(name);
             if !made.variables.contains(first) {
                 let help = "variables that begin with `.:` are those of an `across` around the step, or of a `load_var` before it";
-                reader.report(spot, "", format!("`((.:{name}))` has no value"), help.to_owned());
+                self.reader
+                    .report(spot, "", format!("`((.:{name}))` has no value"), help.to_owned());
             }
         }
-        made.variables.extend(read.loads.as_deref());
     }
 
     fn missing(&self, name: &Name, spot: &Spot, made: &Made<'_>) {

@@ -53,6 +53,11 @@ pub(super) fn has_locals(text: &str) -> bool {
     text.contains("((.:")
 }
 
+/// Whether a text is one such variable as a whole.
+pub(super) fn is_local(text: &str) -> bool {
+    only(text).is_some_and(|(_, name)| name.starts_with(LOCAL))
+}
+
 fn whole(text: &str) -> Option<Reference> {
     SecretKey::of_reference(text).ok().flatten().map(Reference::of)
 }

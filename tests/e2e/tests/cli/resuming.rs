@@ -13,6 +13,7 @@ tests![
     what_a_killed_run_left_is_collected_and_a_living_one_is_not,
     a_killed_build_is_collected,
     a_run_that_was_killed_is_carried_on,
+    steps_across_loaded_values_are_carried_on,
     a_run_is_resumed_by_its_state_and_by_no_other,
     a_script_is_carried_on_with_what_it_had_done,
     what_is_kept_stays_until_it_is_collected,
@@ -121,6 +122,33 @@ fn a_run_that_was_killed_is_carried_on(fixture: &Fixture) {
         ["tick 1", "tick 2", "tick 3", "tick 4", "tick 5", "tick 6"],
         "{finished}"
     );
+    assert_gone(fixture, &id, &finished);
+}
+
+fn steps_across_loaded_values_are_carried_on(fixture: &Fixture) {
+    let _alone = dead_runs();
+    let id = run_id("across");
+    let mut each = task(
+        fixture,
+        "each",
+        "echo x >> marks/((.:value)); echo ((.:value)) 1; sleep 2; echo ((.:value)) $(cat marks/((.:value)) | wc -l)",
+    );
+    each["config"]["inputs"] = json!([{"name": "marks"}]);
+    each["across"] = json!([{"var": "value", "values": "((.:values))"}]);
+    let steps = || {
+        [
+            producer(fixture, "marks", "echo '[one, two, three]' > marks/values.yml"),
+            json!({"load_var": "values", "file": "marks/values.yml"}),
+            each.clone(),
+        ]
+    };
+    kill_at(fixture, steps(), &id, "each.x2 | two 1");
+    let finished = run(fixture, steps(), &["--run-id", &id]);
+    assert_eq!(finished.code, 0, "{finished}");
+    let stdout = finished.stdout();
+    let said: Vec<&str> = stdout.lines().filter(|line| line.starts_with("each")).collect();
+    let expected = ["each | one 1", "each.x2 | two 1", "each.x3 | three 1"].map(|line| [line, line]);
+    assert_eq!(said, expected.concat(), "{finished}");
     assert_gone(fixture, &id, &finished);
 }
 

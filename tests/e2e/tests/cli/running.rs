@@ -97,7 +97,13 @@ fn the_example_of_late_steps_runs(fixture: &Fixture) {
     let id = run_id("late");
     let finished = fixture.orchestra(["run", "examples/late.yml", "--run-id", &id]).run();
     assert_eq!(finished.code, 0, "{finished}");
-    assert_says(&finished, &["check | app 1.20 by rust 1.95", "test-3 | part 3 of 3"]);
+    let said = [
+        "check | app 1.20 by rust 1.95",
+        "test-3 | part 3 of 3",
+        "release | app 1.20 by rust 1.95, for linux",
+        "release.x2 | app 1.20 by rust 1.95, for windows",
+    ];
+    assert_says(&finished, &said);
     assert_gone(fixture, &id, &finished);
 }
 
