@@ -55,9 +55,7 @@ pub(crate) async fn run(args: RunArgs) -> Result<Exit, Failure> {
 
     let mut options = RunOptions::default();
     options.run_id = args.run_id;
-    // A script is told what its tasks wrote: the engine knows that, of those that have ended too.
-    let is_script = matches!(front, Front::Script(_));
-    options.state = state.as_ref().filter(|_| !is_script).map(|file| file.state.clone());
+    options.state = state.as_ref().map(|file| file.state.clone());
     options.keep = args.keep;
     options.job = job;
     options.cancel = cancel;

@@ -154,8 +154,8 @@ pub use plan::{
 pub use problem::{Invalid, Place, Problem};
 pub use resource::{GetPlan, PutInputs, PutPlan, Resource, Version};
 pub use run::{
-    BuiltImage, Caches, Data, Ended, Metadata, PlannedJob, PlannedStep, Program, RunEvent, RunEventKind, RunOptions,
-    RunReport, RunState, Sandbox, Session, Status, StepOutcome, StepReport, run, run_program,
+    BuiltImage, Caches, Data, Deed, Ended, Metadata, PlannedJob, PlannedStep, Program, RunEvent, RunEventKind,
+    RunOptions, RunReport, RunState, Sandbox, Session, Status, StepOutcome, StepReport, run, run_program,
 };
 pub use units::{duration as parse_duration, size as parse_size};
 pub use values::{Values, Variables};

@@ -5,7 +5,9 @@
 use orchestra::{JobId, Name};
 use orchestra_caches::{CachesOptions, Store, StoreOptions};
 use orchestra_conformance::memory::{MemoryEngine, MemoryImage};
-use orchestra_pipelines::{Caches, Pipeline, RunEventKind, RunOptions, RunState, Status, run};
+use orchestra_pipelines::{
+    Caches, Ended, Pipeline, Program, RunEventKind, RunOptions, RunState, Status, run, run_program,
+};
 use tokio::sync::mpsc;
 
 const TEXT: &str = "
@@ -128,4 +130,58 @@ fn a_step_that_has_succeeded_is_not_run_again_though_its_container_is_gone() {
         assert_eq!(names, ["count", "seen", "show"]);
         assert!(engine.driver().list(None).await.unwrap().is_empty());
     });
+}
+
+#[test]
+fn what_a_program_did_to_a_volume_is_known_as_long_as_the_volume_is_there() {
+    let engine = MemoryEngine::new();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("run.sqlite");
+    let id = JobId::new("nightly").unwrap();
+    let program = Program::new("p.ts", Name::new("p").unwrap());
+    let volume = Name::new("work").unwrap();
+    // What was answered before, of each of the two times that the same is done.
+    let run = |state: RunState, removes: bool| {
+        let (engine, program, volume, id) = (&engine, &program, &volume, &id);
+        let mut options = RunOptions::default();
+        options.run_id = Some(id.clone());
+        options.state = Some(state);
+        options.keep = true;
+        async move {
+            let mut before = Vec::new();
+            run_program(program, engine.driver(), options, async |session| {
+                let made = session.volume(volume).await.unwrap();
+                for (what, answer) in [("write", "one"), ("write", "two"), ("read", "three")] {
+                    let (deed, known) = session.deed(made.as_str(), what);
+                    before.push(known.map(str::to_owned));
+                    session.did(deed, answer.to_owned()).await;
+                }
+                let large = session.deed(made.as_str(), "large");
+                before.push(large.1.map(str::to_owned));
+                session.did(large.0, "x".repeat((16 << 20) + 1)).await;
+                Ended::well()
+            })
+            .await;
+            if removes {
+                let driver = engine.driver();
+                driver.remove_volume(&id.volume(volume)).await.unwrap();
+            }
+            before
+        }
+    };
+    runtime().block_on(async {
+        let open = || RunState::open(&file, &id, "digest").unwrap();
+        assert_eq!(
+            run(RunState::create(&file, &id, "digest").unwrap(), false).await,
+            [const { None::<String> }; 4]
+        );
+        let known = ["one", "two", "three"].map(|answer| Some(answer.to_owned()));
+        let known = [&known[..], &[None]].concat();
+        assert_eq!(run(open(), false).await, known);
+        assert_eq!(run(open(), true).await, known);
+        assert_eq!(run(open(), false).await, [const { None::<String> }; 4]);
+        assert_eq!(run(open(), false).await, known);
+    });
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600, "what is in it is its user's alone");
 }

@@ -460,7 +460,10 @@ impl<'a> JobRun<'a> {
 
     /// Notes that a step has succeeded.
     async fn remember(&self, step: &Step, name: &Name, report: &StepReport) {
-        let Some(state) = &self.options.state else { return };
+        // A program is told what its steps wrote, which only the engine knows.
+        let Some(state) = self.options.state.as_ref().filter(|_| self.recorded.is_some()) else {
+            return;
+        };
         if report.status == Status::Succeeded
             && !matches!(step.action, Action::LoadVar(_))
             && let Err(error) = state.finish(&self.plan.name, name, report).await

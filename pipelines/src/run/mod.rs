@@ -6,6 +6,7 @@
 
 mod artifacts;
 pub(crate) mod cache;
+mod deeds;
 mod event;
 mod job;
 mod late;
@@ -32,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use cache::Caches;
 pub(crate) use cache::within;
+pub use deeds::Deed;
 pub use event::{Data, PlannedJob, PlannedStep, RunEvent, RunEventKind};
 pub use report::{BuiltImage, Metadata, RunReport, StepReport};
 pub use session::{Ended, Program, Sandbox, Session, StepOutcome, run_program};

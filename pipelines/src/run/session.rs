@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::artifacts::Artifacts;
 use super::cache::CacheUse;
+use super::deeds::{Deed, Deeds};
 use super::event::{Data, RunEventKind, Teller};
 use super::job::JobRun;
 use super::output::Tail;
@@ -95,15 +96,17 @@ pub struct Session<'a> {
     run: JobRun<'a>,
     artifacts: Arc<Artifacts>,
     reports: Mutex<Vec<StepReport>>,
+    deeds: Deeds,
 }
 
 /// A container that waits for [execs](orchestra::Driver::exec).
 #[derive(Debug)]
 pub struct Sandbox {
-    /// The container.
-    pub container: ContainerId,
-    handle: TaskHandle,
-    name: Name,
+    single: SingleStep,
+    /// What is done in it is noted of this.
+    subject: ContainerId,
+    /// `None` as long as it need not run: an earlier process of the run has closed it.
+    running: tokio::sync::Mutex<Option<(ContainerId, TaskHandle)>>,
     began: Instant,
 }
 
@@ -111,7 +114,13 @@ impl Sandbox {
     /// Its step.
     #[must_use]
     pub fn name(&self) -> &Name {
-        &self.name
+        &self.single.step.name
+    }
+
+    /// What a [deed](Session::deed) in it is done to.
+    #[must_use]
+    pub fn subject(&self) -> &str {
+        self.subject.as_str()
     }
 }
 
@@ -150,10 +159,19 @@ where
     run.cache_use = cache_use;
     run.keep_output = true;
     run.begun = true;
+    let deeds = Deeds::recall(options.state.as_ref(), &run.driver, &run_id).await;
+    let deeds = match deeds {
+        Ok(deeds) => deeds,
+        Err(error) => {
+            run.warn(format!("what was done before is not known: {error}")).await;
+            Deeds::default()
+        }
+    };
     let mut session = Session {
         run,
         artifacts: Arc::default(),
         reports: Mutex::default(),
+        deeds,
     };
     let mut report = session.whole(run_id, body).await;
     session.run.succeeded = report.status == Status::Succeeded;
@@ -284,12 +302,31 @@ impl Session<'_> {
         StepOutcome { report, stdout, stderr }
     }
 
-    /// Starts a task that is not expected to end by itself, and waits until it runs.
+    /// Starts a task that is not expected to end by itself, and waits until it runs. One that an earlier process of this run
+    /// has closed is started if something is to be executed in it that was not before.
     ///
     /// # Errors
     /// What the task was refused for, or ended with before it ran.
     pub async fn sandbox(&self, single: SingleStep) -> Result<Sandbox> {
-        let (step, began) = (&single.step, Instant::now());
+        let began = Instant::now();
+        let subject = self.run.job.id().container(&single.step.name, 1);
+        let running = if self.deeds.is_closed(subject.as_str()) {
+            let (job, step, kind) = (self.run.plan.name.clone(), single.step.name.clone(), single.step.kind());
+            self.tell(RunEventKind::StepStarted { job, step, kind }).await;
+            None
+        } else {
+            Some(self.start(&single, began).await?)
+        };
+        Ok(Sandbox {
+            single,
+            subject,
+            running: tokio::sync::Mutex::new(running),
+            began,
+        })
+    }
+
+    async fn start(&self, single: &SingleStep, began: Instant) -> Result<(ContainerId, TaskHandle)> {
+        let step = &single.step;
         let Action::Task(plan) = &step.action else {
             return Err(Error::invalid("a sandbox is made of a task"));
         };
@@ -307,10 +344,7 @@ impl Session<'_> {
         let mut handle = self.run.job.scope(self.cancel()).start(task);
         let ended = tokio::select! {
             biased;
-            Ok(container) = &mut runs => {
-                let name = step.name.clone();
-                return Ok(Sandbox { container, handle, name, began });
-            }
+            Ok(container) = &mut runs => return Ok((container, handle)),
             ended = handle.wait() => ended,
         };
         let error = match ended {
@@ -330,23 +364,66 @@ impl Session<'_> {
         Err(error)
     }
 
+    /// The container of a sandbox, which is started where that was [not needed](Self::sandbox) before.
+    ///
+    /// # Errors
+    /// As those of [`sandbox`](Self::sandbox).
+    pub async fn container(&self, sandbox: &Sandbox) -> Result<ContainerId> {
+        let mut running = sandbox.running.lock().await;
+        if let Some((container, _)) = &*running {
+            return Ok(container.clone());
+        }
+        let started = self.start(&sandbox.single, Instant::now()).await?;
+        Ok(running.insert(started).0.clone())
+    }
+
     /// Ends a sandbox and removes it.
     ///
     /// # Errors
     /// Of the engine.
-    pub async fn close(&self, mut sandbox: Sandbox) -> Result<()> {
-        sandbox.handle.cancel();
-        let ended = self.run.watch(sandbox.handle.wait()).await;
+    pub async fn close(&self, sandbox: &Sandbox) -> Result<()> {
+        let running = sandbox.running.lock().await.take();
+        let ended = match running {
+            Some((_, mut handle)) => {
+                // What was done in it is not done again, though nothing is left of it.
+                self.did(self.deeds.closing(sandbox.subject()), String::new()).await;
+                handle.cancel();
+                self.run.watch(handle.wait()).await.map(|_| ())
+            }
+            None => Ok(()),
+        };
         let status = if ended.is_ok() {
             Status::Succeeded
         } else {
             Status::Errored
         };
-        let mut report = self.report(&sandbox.name, StepKind::Task, status);
+        let mut report = self.report(sandbox.name(), StepKind::Task, status);
         report.duration = sandbox.began.elapsed();
         report.error = ended.as_ref().err().map(ToString::to_string);
         self.finish(report).await;
-        ended.map(|_| ())
+        ended
+    }
+
+    /// Begins something that is no step: what is executed in a container, or done to a volume. `subject` is the container's or
+    /// volume's id, or the job's, and `what` tells it from all else that is done to that; the same may be done again. Returns
+    /// what an earlier process of this run was [answered](Self::did), where the subject is still there.
+    #[must_use]
+    pub fn deed(&self, subject: &str, what: &str) -> (Deed, Option<&str>) {
+        self.deeds.begin(subject, what)
+    }
+
+    /// Notes what came of it, for a process that carries this run on. An answer that holds a secret is not noted, nor is one of
+    /// more than 16 MiB: then it is done again.
+    pub async fn did(&self, deed: Deed, answer: String) {
+        if !self.deeds.are_noted() || self.redact(answer.clone()) != answer {
+            return;
+        }
+        if let Err(error) = self.deeds.end(deed, answer).await {
+            self.warn(format!(
+                "{error}; what was done is done again if this run is carried on"
+            ))
+            .await;
+        }
     }
 
     /// Output of a process in a sandbox.

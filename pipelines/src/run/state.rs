@@ -18,12 +18,13 @@ use super::{BuiltImage, Metadata, Status, StepReport};
 use crate::{StepKind, Version};
 
 /// The layout of the file; one that is older or newer is refused.
-const LAYOUT: i64 = 2;
+const LAYOUT: i64 = 3;
 
 const TABLES: &str = "
 CREATE TABLE run (id TEXT NOT NULL, pipeline TEXT NOT NULL);
 CREATE TABLE step (job TEXT NOT NULL, container TEXT NOT NULL, finished TEXT NOT NULL, PRIMARY KEY (job, container));
 CREATE TABLE version (resource TEXT PRIMARY KEY, version TEXT NOT NULL);
+CREATE TABLE deed (subject TEXT NOT NULL, what TEXT NOT NULL, answer TEXT NOT NULL, PRIMARY KEY (subject, what));
 ";
 
 /// A run's file. A clone is the same one.
@@ -67,6 +68,11 @@ impl RunState {
             }
             _ => {}
         }
+        // What a run has done is its user's alone.
+        let mut options = std::fs::OpenOptions::new();
+        std::os::unix::fs::OpenOptionsExt::mode(options.write(true).create_new(true), 0o600);
+        let created = options.open(path);
+        created.map_err(|error| Error::io(format!("create {}", path.display()), error))?;
         let connection = Connection::open(path).map_err(|error| failed("create", error))?;
         let begin = || {
             connection.pragma_update(None, "user_version", LAYOUT)?;
@@ -180,6 +186,35 @@ impl RunState {
             Some((Name::new(resource).ok()?, serde_json::from_str(&version).ok()?))
         };
         Ok(rows.into_iter().filter_map(row).collect())
+    }
+
+    /// Notes what came of something that a program has done to a container or volume.
+    pub(super) async fn did(&self, subject: String, what: String, answer: String) -> Result<()> {
+        self.with("write", move |connection| {
+            let values = params![subject, what, answer];
+            connection.execute("INSERT OR REPLACE INTO deed VALUES (?1, ?2, ?3)", values)
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// What a program has done, by what it was done to and what it was.
+    pub(super) async fn deeds(&self) -> Result<Vec<((String, String), String)>> {
+        self.with("read", |connection| {
+            let mut select = connection.prepare("SELECT subject, what, answer FROM deed")?;
+            let rows = select.query_map([], |row| Ok(((row.get(0)?, row.get(1)?), row.get(2)?)))?;
+            rows.collect()
+        })
+        .await
+    }
+
+    /// Forgets all that was done to something.
+    pub(super) async fn undo(&self, subject: String) -> Result<()> {
+        self.with("write", move |connection| {
+            connection.execute("DELETE FROM deed WHERE subject = ?1", params![subject])
+        })
+        .await
+        .map(|_| ())
     }
 
     /// The steps of a job that have succeeded, by what their containers were called.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use orchestra::{ErrorKind, ExitStatus};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How a step, or a run, ended.
 ///
@@ -14,7 +14,7 @@ use serde::Serialize;
 /// | the engine can't be reached, does not permit it, lacks a capability, breaks off, hangs or answers nonsense; the registry is down; the disk is full | `Errored`: the same pipeline may well succeed elsewhere or later |
 /// | cancelled | `Aborted` |
 /// | an earlier step did not succeed | `Skipped` |
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// It did what it was to do.

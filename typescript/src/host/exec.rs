@@ -1,15 +1,20 @@
 //! Sandboxes: a container that waits, and processes that are run in it one after the other or at once.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
 use futures_util::StreamExt;
 use orchestra::{
-    Captured, ContainerPath, Env, Error, ErrorKind, ExecEvent, ExecSpec, ExitStatus, OutputSink, OutputStream,
+    Captured, ContainerPath, Env, Error, ErrorKind, ExecEvent, ExecSpec, ExitStatus, LogChunk, Name, OutputSink,
+    OutputStream,
 };
-use orchestra_pipelines::{Status, parse_duration};
+use orchestra_pipelines::{Sandbox, Status, parse_duration};
 use serde_json::{Value, json};
 
 use super::options::{self, Refused, Written};
 use super::tap::Tap;
-use super::{Answer, Failure, Host, Object, Reason, locked};
+use super::{Answer, Failure, Host, Kind, Object, Reason, locked};
 
 /// What a sandbox does that says nothing else: it waits, and ends when it is told to.
 pub(super) const IDLE: &str = "trap 'exit 0' TERM INT; while :; do sleep 3600 & wait $!; done";
@@ -19,16 +24,13 @@ impl Host<'_, '_> {
     pub(super) async fn start_sandbox(&self, id: u64, name: &orchestra::Name, written: Written) -> Answer {
         let single = self.read(written).await?;
         let sandbox = self.session.sandbox(single).await?;
-        locked(&self.sandboxes).insert(id, sandbox);
+        locked(&self.sandboxes).insert(id, Arc::new(sandbox));
         Ok(json!({ "sandbox": id, "name": name }))
     }
 
     pub(super) async fn exec(&self, args: &Object, tap: Option<Tap>) -> Answer {
         let id = args.get("sandbox").and_then(Value::as_u64).unwrap_or_default();
-        let place = locked(&self.sandboxes)
-            .get(&id)
-            .map(|sandbox| (sandbox.container.clone(), sandbox.name().clone()));
-        let Some((container, step)) = place else {
+        let Some(sandbox) = locked(&self.sandboxes).get(&id).cloned() else {
             return Err(Refused::new("the sandbox is closed").into());
         };
         let given = options::object(args.get("options").cloned().unwrap_or_default(), "exec")?;
@@ -41,6 +43,47 @@ impl Host<'_, '_> {
             ),
             None => None,
         };
+        let allow_failure = given.get("allowFailure") == Some(&Value::Bool(true));
+        let work = self.executed(&sandbox, spec, timeout, allow_failure, tap.clone());
+        let (answer, was_before) = self.once(sandbox.subject(), "exec", &Value::Object(given), work).await;
+        if was_before {
+            self.say_again(sandbox.name(), &answer, tap.clone()).await;
+        }
+        if let Some(tap) = &tap {
+            tap.finish().await;
+        }
+        answer
+    }
+
+    /// Tells what a process wrote that ended before this run was carried on.
+    async fn say_again(&self, step: &Name, answer: &Answer, mut tap: Option<Tap>) {
+        let text = |name: &str| match answer {
+            Ok(value) => value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned(),
+            Err(Failure(reason)) if name == "stdout" => reason.stdout.clone(),
+            Err(Failure(reason)) => reason.stderr.clone(),
+        };
+        for (stream, name) in [(OutputStream::Stdout, "stdout"), (OutputStream::Stderr, "stderr")] {
+            let bytes = Bytes::from(text(name));
+            if bytes.is_empty() {
+                continue;
+            }
+            self.session.say_for(step, stream, bytes.clone()).await;
+            if let Some(tap) = &mut tap {
+                // A script that has ended does not listen.
+                tap.write(LogChunk { stream, bytes }).await.ok();
+            }
+        }
+    }
+
+    async fn executed(
+        &self,
+        sandbox: &Sandbox,
+        spec: ExecSpec,
+        timeout: Option<Duration>,
+        allow_failure: bool,
+        tap: Option<Tap>,
+    ) -> Answer {
+        let (container, step) = (self.session.container(sandbox).await?, sandbox.name().clone());
         let program = spec.command.first().cloned().unwrap_or_default();
         let (mut stdout, mut stderr) = (Captured::new(self.options.capture), Captured::new(self.options.capture));
         let work = async {
@@ -81,14 +124,11 @@ impl Host<'_, '_> {
             exit = limited => exit?,
             () = self.session.cancel().cancelled() => ExitStatus::Cancelled,
         };
-        if let Some(tap) = &tap {
-            tap.finish().await;
-        }
         let status = Status::of_exit(exit);
-        let allowed = given.get("allowFailure") == Some(&Value::Bool(true)) && status == Status::Failed;
+        let allowed = allow_failure && status == Status::Failed;
         if status != Status::Succeeded && !allowed {
             return Err(Reason {
-                kind: "task",
+                kind: Kind::Task,
                 message: self.session.redact(format!("{program} in the sandbox {step}: {exit}")),
                 status: Some(status),
                 step: Some(step.to_string()),
@@ -106,7 +146,7 @@ impl Host<'_, '_> {
         let id = args.get("sandbox").and_then(Value::as_u64).unwrap_or_default();
         let sandbox = locked(&self.sandboxes).remove(&id);
         if let Some(sandbox) = sandbox {
-            self.session.close(sandbox).await?;
+            self.session.close(&sandbox).await?;
         }
         Ok(Value::Null)
     }

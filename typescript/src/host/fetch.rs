@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::options::Refused;
-use super::{Answer, Failure, Object, Reason, files};
+use super::{Answer, Failure, Kind, Object, Reason, files};
 
 /// How many times a server may send elsewhere, each time to a host that is allowed.
 const MAX_REDIRECTS: usize = 5;
@@ -172,7 +172,7 @@ impl FetchPolicy {
 
 fn trouble(message: String) -> Failure {
     Reason {
-        kind: "task",
+        kind: Kind::Task,
         message,
         status: Some(Status::Errored),
         ..Reason::default()

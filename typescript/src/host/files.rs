@@ -2,12 +2,12 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use orchestra::{ContainerPath, ErrorKind, InjectedFile, Name, VolumePath, stream, tar_of_files};
+use orchestra::{ContainerPath, ErrorKind, InjectedFile, Name, VolumeId, VolumePath, stream, tar_of_files};
 use orchestra_pipelines::SingleStep;
 use serde_json::{Map, Value, json};
 
 use super::options::Refused;
-use super::{Answer, Failure, Host, Object, Reason, locked};
+use super::{Answer, Failure, Host, Kind, Object, Reason, locked};
 
 /// Most bytes of one file, and of all files of one call: a script is no place for more.
 const FILE_LIMIT: u64 = 16 << 20;
@@ -24,7 +24,7 @@ impl Host<'_, '_> {
         Ok(json!({ "volume": name }))
     }
 
-    async fn volume_of(&self, args: &Object) -> Result<orchestra::VolumeId, Failure> {
+    async fn volume_of(&self, args: &Object) -> Result<VolumeId, Failure> {
         let name = args.get("volume").and_then(Value::as_str).unwrap_or_default();
         self.check_volume(name)?;
         Ok(self.session.volume(&Name::new(name)?).await?)
@@ -32,6 +32,13 @@ impl Host<'_, '_> {
 
     pub(super) async fn read_files(&self, args: &Object) -> Answer {
         let volume = self.volume_of(args).await?;
+        let work = self.files_of(&volume, args);
+        self.once(volume.as_str(), "read", &Value::Object(args.clone()), work)
+            .await
+            .0
+    }
+
+    async fn files_of(&self, volume: &VolumeId, args: &Object) -> Answer {
         let bytes = args.get("bytes") == Some(&Value::Bool(true));
         let mut files = Map::new();
         let mut total = 0;
@@ -40,10 +47,10 @@ impl Host<'_, '_> {
                 return Err(Refused::new("a path is a string").into());
             };
             let wanted = VolumePath::new(path.trim_start_matches("./"))?;
-            let read = self.session.job().read_file(&volume, &wanted, FILE_LIMIT).await;
+            let read = self.session.job().read_file(volume, &wanted, FILE_LIMIT).await;
             let content = read.map_err(|error| match error.kind() {
                 ErrorKind::PathNotFound => Failure::from(Reason {
-                    kind: "task",
+                    kind: Kind::Task,
                     message: format!("there is no file {path:?} in the volume"),
                     status: Some(orchestra_pipelines::Status::Failed),
                     ..Reason::default()
@@ -95,11 +102,16 @@ impl Host<'_, '_> {
                 .into());
         }
         let tar = tar_of_files(&files).await?;
-        let driver = self.session.job().driver();
-        driver
-            .write_volume(&volume, &VolumePath::root(), stream::once(tar))
-            .await?;
-        Ok(Value::Null)
+        let write = async {
+            let driver = self.session.job().driver();
+            driver
+                .write_volume(&volume, &VolumePath::root(), stream::once(tar))
+                .await?;
+            Ok(Value::Null)
+        };
+        self.once(volume.as_str(), "write", &Value::Object(args.clone()), write)
+            .await
+            .0
     }
 
     pub(super) async fn restore(&self, step: Value) -> Answer {

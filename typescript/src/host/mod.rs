@@ -3,11 +3,12 @@
 mod exec;
 mod fetch;
 mod files;
+mod once;
 mod options;
 mod tap;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -17,7 +18,7 @@ use orchestra::{Error, ErrorKind, LogChunk, LogStream, Name, OutputStream};
 use orchestra_pipelines::{
     Action, KeyTemplate, Problem, RunOptions, Sandbox, Session, SingleStep, Status, StepOutcome,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::Instant;
@@ -41,11 +42,19 @@ impl From<Reason> for Failure {
     }
 }
 
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Kind {
+    Input,
+    #[default]
+    Task,
+}
+
 /// As the prelude makes an error of it.
-#[derive(Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Reason {
     /// `input` for what can't be, `task` for what was tried.
-    kind: &'static str,
+    kind: Kind,
     message: String,
     hint: Option<String>,
     status: Option<Status>,
@@ -58,7 +67,7 @@ struct Reason {
 impl From<Refused> for Failure {
     fn from(refused: Refused) -> Self {
         Reason {
-            kind: "input",
+            kind: Kind::Input,
             message: options::camel_words(&refused.message),
             hint: refused.hint.as_deref().map(options::camel_words),
             ..Reason::default()
@@ -77,7 +86,7 @@ impl From<Error> for Failure {
             return refused.into();
         }
         Reason {
-            kind: "task",
+            kind: Kind::Task,
             message: error.to_string(),
             hint: error.hint().map(str::to_owned),
             status: Some(Status::of_error(error.kind())),
@@ -113,7 +122,7 @@ pub(crate) struct Host<'a, 'r> {
     /// Those that are caches without device files.
     without_devices: Mutex<HashSet<String>>,
     cache_paths: Mutex<HashMap<String, String>>,
-    sandboxes: Mutex<HashMap<u64, Sandbox>>,
+    sandboxes: Mutex<HashMap<u64, Arc<Sandbox>>>,
 }
 
 /// How long after its time a script may compute on: the interpreter ends it between two of its own steps. Functions of its
@@ -199,9 +208,9 @@ impl<'a, 'r> Host<'a, 'r> {
             self.say(chunk).await;
         }
         drop(running);
-        let open: Vec<Sandbox> = locked(&self.sandboxes).drain().map(|(_, sandbox)| sandbox).collect();
+        let open: Vec<_> = locked(&self.sandboxes).drain().map(|(_, sandbox)| sandbox).collect();
         for sandbox in open {
-            if let Err(error) = self.session.close(sandbox).await {
+            if let Err(error) = self.session.close(&sandbox).await {
                 tracing::debug!(%error, "a sandbox that was left open");
             }
         }
@@ -449,7 +458,7 @@ fn failed(what: &str, outcome: StepOutcome) -> Failure {
         message = format!("{message}\nits last output:\n{}", report.log_tail.trim_end());
     }
     Reason {
-        kind: "task",
+        kind: Kind::Task,
         message,
         hint: report.hint,
         status: Some(report.status),

@@ -199,21 +199,32 @@ fn a_script_is_carried_on_with_what_it_had_done(fixture: &Fixture) {
     let _alone = dead_runs();
     let id = run_id("script");
     let state = Dir::with([("x", "")]);
-    // What has ended is not run again, what runs is waited for, and a sandbox is the one that it was.
+    // What has ended is not run again, what runs is waited for, and a sandbox is the one that it was. What was executed in it, or
+    // in one that was closed, is not executed again, nor is a file written again that was changed since.
     let script = r#"
 const pipeline = async () => {
     const marks = await volumes.create({ name: "marks" });
     const sh = (script: string) => ["sh", "-c", script];
-    const first = await runtime.run({ name: "first", image: IMAGE, command: sh("echo x >> marks/n; echo said once"), mounts: { marks } });
+    await marks.writeFiles({ state: "written" });
+    const state = await marks.readFile("state");
+    const first = await runtime.run({ name: "first", image: IMAGE, command: sh("echo x >> marks/n; printf changed > marks/state; echo said once"), mounts: { marks } });
     assert.equal(first.stdout, "said once\n");
+    const early = await runtime.startSandbox({ name: "early", image: IMAGE, mounts: { marks } });
+    await early.exec({ command: sh("echo early >> marks/early; echo early > /tmp/early") });
+    const failed = await early.exec({ command: sh("echo told; exit 3"), allowFailure: true });
+    await early.close();
     const box = await runtime.startSandbox({ image: IMAGE });
-    const beats = await box.exec({ command: sh("echo x >> /tmp/beats; wc -l < /tmp/beats") });
+    let said = "";
+    const beats = await box.exec({ command: sh("echo x >> /tmp/beats; wc -l < /tmp/beats"), onOutput: (stream: string, data: string) => { said += data; } });
+    assert.equal(said, beats.stdout);
+    await assert.rejects(box.exec({ command: sh("echo why >&2; exit 4") }), { code: 4, stderr: "why\n" });
     const long = runtime.run({ name: "long", image: IMAGE, command: sh("echo begun; sleep 4; echo ended"), mounts: { marks } });
     console.log("beats", beats.stdout.trim());
     assert.equal((await long).stdout, "begun\nended\n");
     await box.close();
-    const { n } = await marks.readFiles(["n"]);
-    assert.equal(n, "x\n");
+    const marked = await marks.readFiles(["n", "state", "early"]);
+    assert.deepEqual(marked, { n: "x\n", state: "changed", early: "early\n" });
+    console.log("it was", state, failed.code);
 };
 export { pipeline };
 "#;
@@ -240,8 +251,16 @@ export { pipeline };
 
     let finished = run(&["--resume"]).run();
     assert_eq!(finished.code, 0, "{finished}");
-    // What a sandbox executes is not remembered.
-    assert_says(&finished, &["beats 2", "long | ended"]);
+    assert_says(
+        &finished,
+        &[
+            "beats 1",
+            "early | told",
+            "sandbox | 1",
+            "long | ended",
+            "it was written 3",
+        ],
+    );
     assert_gone(fixture, &id, &finished);
     assert!(!state.file(&format!("orchestra/runs/{id}.sqlite")).exists());
 }
