@@ -5,7 +5,48 @@
 
 use std::fmt::Write as _;
 
-use crate::{Action, Hooks, JobPlan, Pipeline, Step};
+use std::collections::BTreeMap;
+
+use crate::{Action, Hooks, JobPlan, Pipeline, Step, StepKind};
+
+/// A step that was run: what a program did is known when it has done it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Ran {
+    /// Its name. What stands before a dot is what it is a part of: a job, a stage.
+    pub name: String,
+    /// What it is.
+    pub kind: StepKind,
+    /// When it began and ended, in milliseconds since the run began.
+    pub time: (u64, u64),
+}
+
+impl Ran {
+    /// A step that ran from `time.0` to `time.1`.
+    #[must_use]
+    pub fn new(name: impl Into<String>, kind: StepKind, time: (u64, u64)) -> Self {
+        let name = name.into();
+        Self { name, kind, time }
+    }
+
+    /// What a program's job has run, as an SVG picture like [`Pipeline::svg`]: what followed something stands right of it, what
+    /// ran at the same time above or below.
+    #[must_use]
+    pub fn svg(job: &str, steps: &[Self]) -> String {
+        let steps = steps.iter().map(|step| (step.name.as_str(), step)).collect();
+        let block = Block::framed(vec![Block::ran(steps)], job.to_owned(), Shape::Job);
+        let (width, height) = (block.width + 2.0 * GAP, block.height + 2.0 * GAP);
+        let mut out = String::new();
+        block.draw(&mut out, (GAP, GAP), job);
+        picture(width, height, &out)
+    }
+}
+
+fn picture(width: f64, height: f64, content: &str) -> String {
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"plan\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" role=\"img\" aria-label=\"the plan\">\n<style>{STYLE}</style>\n{content}</svg>\n"
+    )
+}
 
 impl Pipeline {
     /// The plan as a Mermaid flow chart.
@@ -62,9 +103,7 @@ impl Pipeline {
             job.draw(&mut out, *place, name);
         }
         let width = f64::max(x - 2.0 * GAP, GAP);
-        format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"plan\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" role=\"img\" aria-label=\"the plan\">\n<style>{STYLE}</style>\n{out}</svg>\n"
-        )
+        picture(width, height, &out)
     }
 
     /// Which job comes after which one, by their numbers.
@@ -120,7 +159,7 @@ enum Shape {
     Job,
     Frame,
     Bare,
-    Leaf { kind: String, name: String },
+    Leaf { kind: String, name: String, label: String },
 }
 
 impl Block {
@@ -139,23 +178,68 @@ impl Block {
             }
             Action::Try(tried) => Self::framed(vec![Self::step(tried)], "try".to_owned(), Shape::Frame),
             Action::Across(plan) => Self::framed(vec![Self::step(plan.step())], "across".to_owned(), Shape::Frame),
-            _ => Self::leaf(step),
+            _ => Self::leaf(step.kind(), step.name.as_str(), step.name.as_str()),
         };
         Self::with_hooks(own, &step.hooks)
     }
 
-    fn leaf(step: &Step) -> Self {
-        let (kind, name) = (step.kind().to_string(), step.name.to_string());
+    fn leaf(kind: StepKind, name: &str, label: &str) -> Self {
+        let (kind, name, label) = (kind.to_string(), name.to_owned(), label.to_owned());
         #[expect(clippy::cast_precision_loss, reason = "a name has at most 80 characters")]
-        let letters = name.chars().count().max(kind.len()) as f64;
+        let letters = label.chars().count().max(kind.len()) as f64;
         Self {
             width: letters * LETTER + 20.0,
             height: LEAF,
             title: String::new(),
-            shape: Shape::Leaf { kind, name },
+            shape: Shape::Leaf { kind, name, label },
             parts: Vec::new(),
             flows: false,
         }
+    }
+
+    /// Steps that were run, each with the part of its name that says what it is in here.
+    fn ran(steps: Vec<(&str, &Ran)>) -> Self {
+        let mut groups: BTreeMap<&str, Vec<(&str, &Ran)>> = BTreeMap::new();
+        let mut items: Vec<((u64, u64), Self)> = Vec::new();
+        for (label, step) in steps {
+            match label.split_once('.') {
+                Some((group, rest)) => groups.entry(group).or_default().push((rest, step)),
+                None => items.push((step.time, Self::leaf(step.kind, &step.name, label))),
+            }
+        }
+        for (group, steps) in groups {
+            let start = steps.iter().map(|(_, step)| step.time.0).min().unwrap_or_default();
+            let end = steps.iter().map(|(_, step)| step.time.1).max().unwrap_or_default();
+            let block = Self::framed(vec![Self::ran(steps)], group.to_owned(), Shape::Frame);
+            items.push(((start, end), block));
+        }
+        items.sort_by_key(|(time, _)| *time);
+        // Lanes, in each of which one follows another; where all have ended, the next begins anew.
+        let mut row: Vec<Self> = Vec::new();
+        let mut lanes: Vec<(u64, Vec<Self>)> = Vec::new();
+        for ((start, end), block) in items {
+            if lanes.iter().all(|(ended, _)| *ended <= start) {
+                row.extend(Self::lanes(std::mem::take(&mut lanes)));
+            }
+            match lanes.iter_mut().find(|(ended, _)| *ended <= start) {
+                Some((ended, lane)) => {
+                    lane.push(block);
+                    *ended = end;
+                }
+                None => lanes.push((end, vec![block])),
+            }
+        }
+        row.extend(Self::lanes(lanes));
+        Self::row(row)
+    }
+
+    fn lanes(lanes: Vec<(u64, Vec<Self>)>) -> Vec<Self> {
+        let mut lanes: Vec<Vec<Self>> = lanes.into_iter().map(|(_, lane)| lane).collect();
+        if lanes.len() < 2 {
+            return lanes.pop().unwrap_or_default();
+        }
+        let lanes = lanes.into_iter().map(Self::row).collect();
+        vec![Self::framed(lanes, "in_parallel".to_owned(), Shape::Frame)]
     }
 
     /// One after the other.
@@ -229,9 +313,9 @@ impl Block {
         // What a name may have needs no escaping: letters, digits, `-`, `_` and `.`.
         let _ = match &self.shape {
             Shape::Bare => Ok(()),
-            Shape::Leaf { kind, name } => writeln!(
+            Shape::Leaf { kind, name, label } => writeln!(
                 out,
-                r#"<g class="leaf" data-job="{job}" data-step="{name}"><title>{kind} {name}</title><rect x="{x}" y="{y}" width="{width}" height="{height}" rx="5"/><text class="kind" x="{0}" y="{1}">{kind}</text><text x="{0}" y="{2}">{name}</text></g>"#,
+                r#"<g class="leaf" data-job="{job}" data-step="{name}"><title>{kind} {name}</title><rect x="{x}" y="{y}" width="{width}" height="{height}" rx="5"/><text class="kind" x="{0}" y="{1}">{kind}</text><text x="{0}" y="{2}">{label}</text></g>"#,
                 x + 10.0,
                 y + 13.0,
                 y + 27.0
@@ -413,14 +497,51 @@ jobs:
     #[test]
     fn a_picture_has_every_step_once_within_its_bounds() {
         let svg = Pipeline::parse("ci.yml", TEXT).unwrap().svg();
-        for (job, step) in [("ci", "a"), ("ci", "b"), ("ci", "f"), ("ci", "c"), ("next", "d")] {
+        let steps = [("ci", "a"), ("ci", "b"), ("ci", "f"), ("ci", "c"), ("next", "d")];
+        whole(&svg, &steps);
+    }
+
+    #[test]
+    fn what_was_run_is_drawn_by_its_times() {
+        let ran = [
+            ("get", (0, 10)),
+            ("test.unit", (10, 30)),
+            ("test.lint", (12, 15)),
+            ("test.report", (15, 40)),
+            ("docs", (11, 20)),
+            ("push", (40, 40)),
+        ];
+        let steps: Vec<Ran> = ran
+            .iter()
+            .map(|(name, time)| Ran::new(*name, StepKind::Task, *time))
+            .collect();
+        let svg = Ran::svg("p", &steps);
+        whole(&svg, &ran.map(|(name, _)| ("p", name)));
+        let x = |name: &str| {
+            let leaf = &svg[svg.find(&format!("data-step=\"{name}\"")).unwrap()..];
+            number(leaf, "x")
+        };
+        for (first, second) in [
+            ("get", "test.unit"),
+            ("test.lint", "test.report"),
+            ("test.report", "push"),
+            ("docs", "push"),
+        ] {
+            assert!(x(first) < x(second), "{first} {second}\n{svg}");
+        }
+        assert!(svg.contains(">report</text>") && svg.contains(">test</text>"), "{svg}");
+    }
+
+    fn number(text: &str, key: &str) -> f64 {
+        let from = text.find(&format!(" {key}=\"")).unwrap() + key.len() + 3;
+        text[from..].split('"').next().unwrap().parse().unwrap()
+    }
+
+    fn whole(svg: &str, steps: &[(&str, &str)]) {
+        for (job, step) in steps {
             let place = format!("data-job=\"{job}\" data-step=\"{step}\"");
             assert_eq!(svg.matches(&place).count(), 1, "{svg}");
         }
-        let number = |text: &str, key: &str| -> f64 {
-            let from = text.find(&format!(" {key}=\"")).unwrap() + key.len() + 3;
-            text[from..].split('"').next().unwrap().parse().unwrap()
-        };
         let head = svg.lines().next().unwrap();
         for rect in svg.match_indices("<rect").map(|(at, _)| &svg[at..]) {
             assert!(number(rect, "x") + number(rect, "width") <= number(head, "width"));

@@ -147,6 +147,7 @@ mod yaml;
 
 pub use build::log_in;
 pub use cache::{CachePlan, CacheScope, KeyTemplate};
+pub use graph::Ran;
 pub use plan::{
     Action, Artifact, Assertion, BuildPlan, Hooks, JobPlan, LoadVarPlan, Parallel, Pipeline, Step, StepKind, TaskImage,
     TaskPlan, VarFormat,

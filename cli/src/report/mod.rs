@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use orchestra::OutputStream;
 use orchestra_caches::CacheEventKind;
 use orchestra_image_build::BuildEvent;
-use orchestra_pipelines::{PlannedJob, RunEvent, RunEventKind, Status, StepKind, StepReport};
+use orchestra_pipelines::{PlannedJob, Ran, RunEvent, RunEventKind, Status, StepKind, StepReport};
 use serde::Serialize;
 use tempfile::NamedTempFile;
 use tokio::sync::mpsc;
@@ -407,6 +407,24 @@ impl Record {
         if let Err(error) = written.and_then(|()| self.log.write_all(b"\n")) {
             self.broken = true;
             self.warnings.push(format!("the report lacks output: {error}"));
+        }
+    }
+
+    /// What was run, drawn.
+    fn ran(&self) -> String {
+        let mut job = "";
+        let end = u64::try_from(self.duration.as_millis()).unwrap_or(u64::MAX);
+        let steps: Vec<Ran> = self
+            .order
+            .iter()
+            .filter_map(|id| Some((id, self.steps.get(id)?)))
+            .inspect(|(id, _)| job = &id.job)
+            .filter(|(_, step)| step.kind != StepKind::Script)
+            .filter_map(|(id, step)| Some(Ran::new(&id.step, step.kind, (step.start?, step.end.unwrap_or(end)))))
+            .collect();
+        match steps.is_empty() {
+            true => String::new(),
+            false => Ran::svg(job, &steps),
         }
     }
 

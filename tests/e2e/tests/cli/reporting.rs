@@ -11,6 +11,7 @@ use crate::support::{assert_says, plan, producer, task, tests};
 tests![
     a_report_is_a_page_that_a_browser_shows,
     a_report_shows_ten_thousand_lines_and_finds_one,
+    a_report_has_the_graph_of_what_a_script_ran,
     a_report_has_no_secret,
     a_report_that_cant_be_written_is_refused_before_anything_runs,
     junit_tells_what_became_of_each_step,
@@ -105,6 +106,43 @@ fn a_report_shows_ten_thousand_lines_and_finds_one(fixture: &Fixture) {
     assert!(
         found.contains("<mark>line 9999</mark>") && found.contains("1 lines"),
         "{found}"
+    );
+}
+
+fn a_report_has_the_graph_of_what_a_script_ran(fixture: &Fixture) {
+    let script = r#"
+const run = (runtime, name, script) => runtime.run({ name, image: IMAGE, command: ["sh", "-c", script] });
+export const pipeline = async () => {
+    await run(runtime, "first", "true");
+    await pipeline.job("test", ({ runtime }) => Promise.all([run(runtime, "unit", "sleep 2"), run(runtime, "lint", "sleep 2")]));
+    await run(runtime, "last", "exit 3");
+};
+"#;
+    let dir = Dir::with([("p.ts", script.replace("IMAGE", &format!("{:?}", fixture.image)))]);
+    let args = ["run", "p.ts", "--report", "run.html"];
+    let finished = fixture.orchestra(args).dir(dir.path()).run();
+    assert_eq!(finished.code, 1, "{finished}");
+    let page = open(&dir, "run.html");
+    let place = |status: &str, step: &str| {
+        let leaf = format!(r#"class="leaf {status}" data-job="p" data-step="{step}""#);
+        let leaf = page.split_once(&leaf).unwrap_or_else(|| panic!("{leaf}\n{page}")).1;
+        let number = |key: &str| -> f64 {
+            let rest = leaf.split_once(&format!(" {key}=\"")).expect("the box").1;
+            rest.split_once('"').expect("its end").0.parse().expect("a number")
+        };
+        (number("x"), number("y"))
+    };
+    let [first, unit, lint] = [
+        ("succeeded", "first"),
+        ("succeeded", "test.unit"),
+        ("succeeded", "test.lint"),
+    ]
+    .map(|(status, step)| place(status, step));
+    let last = place("failed", "last");
+    assert!(first.0 < unit.0 && unit.0 < last.0, "one after the other: {page}");
+    assert!(
+        (unit.0 - lint.0).abs() < 1.0 && (unit.1 - lint.1).abs() > 1.0,
+        "at once: {page}"
     );
 }
 
