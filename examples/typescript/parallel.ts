@@ -7,14 +7,18 @@ const CHECKS: Check[] = [
   { name: "three", script: "echo third; exit 3" },
 ];
 
-async function main(context: PipelineContext): Promise<void> {
+async function main(): Promise<void> {
   const began = Date.now();
   const codes = await pipeline.job("checks", async (job) => {
     const results = await Promise.all(CHECKS.map((one) => check(job, one)));
     return results.map((result) => result.code);
   });
   assert.deepEqual(codes, [0, 0, 3]);
-  console.log(`run ${context.runId}: ${CHECKS.length} checks in ${Date.now() - began} ms`);
+  console.log(`run ${pipelineContext.runId}: ${CHECKS.length} checks in ${Date.now() - began} ms`);
+  // A stage stands within a job, or by itself.
+  await pipeline.stage("notes", ({ runtime }) =>
+    runtime.run({ name: "say", image: "busybox:stable", command: ["echo", pipelineContext.driver] }),
+  );
 
   await pipeline.job("clean-up", async ({ runtime, stage }) => {
     try {

@@ -26,7 +26,7 @@ fn build(step: &Step) -> &BuildPlan {
 }
 
 /// The user's own page.
-const PAGE: &str = include_str!("page.yml");
+const PAGE: &str = include_str!("../../examples/registry.yml");
 
 #[test]
 fn the_page_of_image_build_runs_unchanged() {
@@ -294,6 +294,8 @@ async fn every_example_is_valid() {
     // What the examples refer to.
     let values = [
         ("DEPLOY_TOKEN", "hunter2-token"),
+        ("REGISTRY_USER", "hunter2-user"),
+        ("REGISTRY_PASSWORD", "hunter2-password"),
         ("git", r#"{"user": "ci", "password": "hunter2-git"}"#),
     ];
     let store = values.into_iter().fold(MemoryStore::new(), |store, (key, value)| {

@@ -31,7 +31,7 @@ tests![
 ];
 
 /// The pipelines of the page on image builds.
-const PAGE: &str = include_str!("../../../../pipelines/tests/page.yml");
+const PAGE: &str = include_str!("../../../../examples/registry.yml");
 const CACHED: &str = r#"
 - build_image:
     context: source
