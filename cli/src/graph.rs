@@ -15,7 +15,7 @@ pub(crate) async fn run(args: &GraphArgs) -> Result<Exit, Failure> {
         return Err(Failure::bad_input(
             "the steps of a script are known when it runs: there is no plan to draw".to_owned(),
         )
-        .with_hint("`orchestra run --report FILE` shows what it has run, on a timeline"));
+        .with_hint("`orchestra run --report FILE` draws what it has run"));
     }
     let engine = EngineArgs {
         config: args.config.clone(),

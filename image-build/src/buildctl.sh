@@ -12,6 +12,11 @@ daemon() {
 	case $(sed -n 's/^State:[^A-Z]*\([A-Z]\).*/\1/p' "/proc/$pid/status" 2>/dev/null) in '' | Z | X) return 1 ;; esac
 }
 
+# It is started with the signal ignored, and does not hear the one that comes before it has a handler.
+end_daemon() {
+	[ ! -e "$own/ended" ] || kill "$(cat /tmp/buildctl-daemonless.*/pid 2>/dev/null)" 2>/dev/null || :
+}
+
 if [ "$what" = debug ]; then
 	[ ! -e "$own/late" ] || exit 1
 	# BuildKit before 0.13 does not know it. The daemon needs longer than this answer.
@@ -20,8 +25,7 @@ if [ "$what" = debug ]; then
 	left=2400
 	until [ -S "${address#--addr=unix://}" ]; do
 		left=$((left - 1))
-		# It was started with the signal ignored, and does not hear the one that comes before it has a handler.
-		[ $((left % 10)) != 0 ] || [ ! -e "$own/ended" ] || kill "$(cat /tmp/buildctl-daemonless.*/pid)" 2>/dev/null || :
+		[ $((left % 10)) != 0 ] || end_daemon
 		if [ $left = 0 ] || { [ $((left % 5)) = 0 ] && ! daemon; }; then
 			: >"$own/late"
 			exit 1
@@ -30,6 +34,7 @@ if [ "$what" = debug ]; then
 	done
 	exit 0
 fi
+[ ! -e "$own/ended" ] || exit 143
 
 progress=plain
 [ ! -e "$own/rawjson" ] || progress=rawjson

@@ -16,6 +16,7 @@ use orchestra_image_build::{BuildOptions, OutputFormat, RegistryAuth};
 use orchestra_secrets::{Reference, SecretKey, SecretValue};
 
 use crate::run::cache::hashed;
+use crate::yaml::{Node, Value};
 use crate::{AcrossPlan, CachePlan, GetPlan, LatePlan, PutPlan};
 
 /// A whole pipeline: jobs in the order they run.
@@ -28,6 +29,8 @@ pub struct Pipeline {
     pub jobs: Vec<JobPlan>,
     /// `assert.execution`: the jobs that have to have run at its end, in the order in which they began.
     pub execution: Option<Vec<Name>>,
+    /// Whether its jobs may say by versions of resources which come first.
+    pub(crate) has_resources: bool,
     /// What tells its text from another one: whether it is the same pipeline that a run was begun with.
     pub(crate) digest: String,
     /// What is right, and yet should be known: keys that have no meaning in a run of one's own.
@@ -41,7 +44,12 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// What tells its text from another one, in hexadecimal digits, for [`RunState`](crate::RunState).
+    /// Whether versions of resources say which of its jobs come first, and not the order of the file.
+    pub(crate) fn is_graph(&self) -> bool {
+        self.has_resources
+    }
+
+    /// What tells its text and its variables from others, in hexadecimal digits, for [`RunState`](crate::RunState).
     #[must_use]
     pub fn digest(&self) -> &str {
         &self.digest
@@ -131,7 +139,7 @@ pub struct Hooks {
     pub on_abort: Option<Box<Step>>,
     /// After an error, which it stays.
     pub on_error: Option<Box<Step>>,
-    /// However it ended, and not cancelled itself.
+    /// However it ended. What has cancelled that does not cancel it.
     pub ensure: Option<Box<Step>>,
 }
 
@@ -323,8 +331,36 @@ pub struct Parallel {
     pub limit: usize,
     /// Whether the first that does not succeed ends the others.
     pub fail_fast: bool,
-    /// Whether variables that a step loads are seen by that step alone, as those of an `across` are.
-    pub own_variables: bool,
+    /// Where it is an `across`: the variable, and its value in each of the steps. What variables a step loads are seen by that
+    /// step alone then.
+    pub(crate) across: Option<AcrossValues>,
+}
+
+/// A variable with a value for each step. `Debug` shows none, as a secret may stand in one.
+#[derive(Clone)]
+pub(crate) struct AcrossValues {
+    pub(crate) name: String,
+    pub(crate) values: Vec<Value>,
+}
+
+impl AcrossValues {
+    pub(crate) fn of(name: &Node, values: &Node) -> Option<Self> {
+        match (&name.value, &values.value) {
+            (Value::Text(name), Value::List(values)) => Some(Self {
+                name: name.clone(),
+                values: values.iter().map(|value| value.value.clone()).collect(),
+            }),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Debug for AcrossValues {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AcrossValues")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Reads a variable from a file of an artifact. Steps after it have it as `((.:NAME))`.

@@ -7,6 +7,7 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use orchestra::{Error, Result};
 use orchestra_secrets::{JobSecrets, LONGEST, Reference, SecretValue, Secrets};
+use sha2::{Digest, Sha256};
 
 use crate::Invalid;
 use crate::yaml::Value;
@@ -59,6 +60,16 @@ impl Variables {
                     .map(|(_, value)| &value.value),
                 _ => None,
             })
+    }
+
+    /// What tells them from others.
+    pub(crate) fn digest(&self, into: &mut Sha256) {
+        for (name, value) in &self.0 {
+            for part in [name.clone(), format!("{value:?}")] {
+                into.update((part.len() as u64).to_be_bytes());
+                into.update(part);
+            }
+        }
     }
 }
 

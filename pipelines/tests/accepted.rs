@@ -466,3 +466,46 @@ plan:
     );
     assert!(fetched.inputs.is_empty() && fetched.options.sbom.is_some());
 }
+
+#[test]
+fn values_of_any_kind_are_texts_of_a_tasks_environment() {
+    let text = "
+plan:
+- task: t
+  image: busybox
+  params: { LIST: [1, two, null], MAP: { deep: [true] }, PLAIN: 1.20 }
+  config: { run: { path: env } }
+";
+    let steps = steps(text);
+    let Action::Task(task) = &steps[0].action else {
+        panic!("{steps:?}")
+    };
+    let env: Vec<(&str, &str)> = task
+        .env
+        .0
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    assert_eq!(
+        env,
+        [
+            ("LIST", r#"[1,"two",null]"#),
+            ("MAP", r#"{"deep":[true]}"#),
+            ("PLAIN", "1.20")
+        ]
+    );
+}
+
+#[test]
+fn what_registry_images_were_called_before_is_one() {
+    let text = "
+plan:
+- task: t
+  config: { image_resource: { type: docker-image, source: { repository: golang, tag: '1.26' } }, run: { path: go } }
+";
+    let steps = steps(text);
+    let Action::Task(task) = &steps[0].action else {
+        panic!("{steps:?}")
+    };
+    assert_eq!(task.image.reference.as_str(), "golang:1.26");
+}

@@ -368,14 +368,14 @@ async fn a_step_is_run_across_values_that_are_loaded() {
         ),
         // Within others that are loaded: what the outer one's values are, and what a step of it loads.
         (
-            "[[1, 2], [3]]",
+            "[[1, 2], [], [3]]",
             format!(
                 "- across: [{{ var: x, values: ((.:v)) }}]\n  do:\n  - across: [{{ var: y, values: ((.:x)) }}]\n    do: [{}]\n  - load_var: w\n    file: list/values.yml\n  - across: [{{ var: z, values: ((.:w)) }}]\n    do: [{}]\n",
                 says("deep", "((.:y))"),
                 says("late", "z")
             ),
-            "1\n2\nz\nz\n3\nz\nz\n",
-            "deep:succeeded deep.x2:succeeded deep.x3:succeeded w:succeeded w.x2:succeeded late:succeeded late.x2:succeeded late.xx2:succeeded late.x2.xx2:succeeded",
+            "1\n2\nz\nz\nz\nz\nz\nz\n3\nz\nz\nz\n",
+            "deep:succeeded deep.x2:succeeded deep.x3:succeeded w:succeeded w.x2:succeeded w.x3:succeeded late:succeeded late.x2:succeeded late.x3:succeeded late.xx2:succeeded late.xx3:succeeded late.x2.xx2:succeeded late.x2.xx3:succeeded late.x3.xx2:succeeded late.x3.xx3:succeeded",
         ),
         // None at all.
         (
@@ -460,6 +460,10 @@ fn what_an_across_of_loaded_values_can_not_be_is_told_before() {
             across(loaded, &says("a-((.:x))", "b")),
             "a step's name is known before it runs",
         ),
+        (
+            across(loaded, &says("a", "b")).replace("  do:", "  fail_fast: maybe\n  do:"),
+            "`fail_fast` is true or false",
+        ),
         (across(loaded, &says("a", "((.:y))")), "`((.:y))` has no value"),
         (
             across(
@@ -534,4 +538,30 @@ async fn steps_run_as_deep_within_each_other_as_the_file_may_have_them() {
         let (report, said) = run_text(&text).await;
         assert_eq!((report.status, said.as_str()), (Status::Succeeded, "deep\n"));
     }
+}
+
+#[tokio::test]
+async fn variables_of_the_run_stand_in_a_file_of_a_task_too() {
+    // A parenthesis that `printf` puts in: two of them would be a variable of the pipeline itself.
+    let task = "printf 'image: busybox\\nrun: { path: echo, args: [\"(%s.:v)) (%s.:x)) (%sown))\"] }\\n' '(' '(' '(' > repo/task.yml; echo 1.20 > repo/version";
+    let text = format!(
+        "plan:
+{}- load_var: v
+  file: repo/version
+- across: [{{ var: x, values: [one] }}]
+  task: show
+  file: repo/task.yml
+  vars: {{ own: mine }}
+",
+        writes("make", "repo", task)
+    );
+    let (report, output) = run_text(&text).await;
+    assert_eq!(
+        (report.status, output.as_str()),
+        (Status::Succeeded, "1.20 one mine\n"),
+        "{report:#?}"
+    );
+    let (report, _) = run_text(&text.replace("load_var: v", "load_var: other")).await;
+    let error = report.steps.last().unwrap().error.clone().unwrap();
+    assert!(error.contains("repo/task.yml:2:27: `((.:v))` has no value"), "{error}");
 }

@@ -182,7 +182,11 @@ fn a_value_of_the_wrong_type_is_refused() {
             "6:13",
             "`params` is a map of names and values, not a list",
         ),
-        (in_config("params: { A: [1] }"), "6:15", "write lists and maps as JSON"),
+        (
+            in_config("params: { A: [1, { b: secret:TOKEN }] }"),
+            "6:27",
+            "can't stand within a list or a map",
+        ),
         (in_config("caches: [{}]"), "6:14", "a cache needs `path`"),
         (in_config("caches: [{ path: ../x }]"), "6:22", "contains `..`"),
         (

@@ -240,6 +240,44 @@ async fn jobs_are_a_graph_where_versions_have_to_pass() {
 }
 
 #[tokio::test]
+async fn jobs_of_a_pipeline_with_resources_do_not_wait_for_each_other_unless_versions_pass() {
+    let job = |name: &str, script: &str| {
+        format!(
+            "- {{ name: {name}, plan: [{{ get: number }}, {}] }}\n",
+            task("t", script)
+        )
+    };
+    let text = format!("{HEAD}jobs:\n{}{}", job("lint", "exit 1"), job("unit", "true"));
+    let report = run_text(&counter(&["1"]), &text).await;
+    let statuses: Vec<Status> = report.steps.iter().map(|step| step.status).collect();
+    let (good, bad) = (Status::Succeeded, Status::Failed);
+    assert_eq!((report.status, statuses), (bad, vec![good, bad, good, good]));
+}
+
+#[tokio::test]
+async fn a_job_that_is_run_alone_says_which_versions_it_takes() {
+    let job = |name: &str, more: &str| {
+        format!(
+            "- {{ name: {name}, plan: [{{ get: number{more} }}, {}] }}\n",
+            task("t", "true")
+        )
+    };
+    let text = format!("{HEAD}jobs:\n{}{}", job("first", ""), job("last", ", passed: [first]"));
+    for (only, told) in [("first", false), ("last", true)] {
+        let mut options = RunOptions::default();
+        options.job = Some(orchestra::Name::new(only).unwrap());
+        let report = run_with(&counter(&["1", "2"]), &text, options).await;
+        assert_eq!(report.status, Status::Succeeded, "{report:#?}");
+        let warned = report
+            .warnings
+            .iter()
+            .any(|warning| warning.contains("`last` is run without `first`"));
+        assert_eq!(warned, told, "{report:#?}");
+        assert_eq!(report.steps[0].version, version("2"));
+    }
+}
+
+#[tokio::test]
 async fn what_is_put_of_nothing_has_its_directory_and_a_check_knows_no_version() {
     let counter = counter(&["1"]);
     let text = format!("{HEAD}plan: [{{ put: number, inputs: [], no_get: true, params: {{ nothing: true }} }}]\n");

@@ -6,7 +6,7 @@ use orchestra::{JobId, Name};
 use orchestra_caches::{CachesOptions, Store, StoreOptions};
 use orchestra_conformance::memory::{MemoryEngine, MemoryImage};
 use orchestra_pipelines::{
-    Caches, Ended, Pipeline, Program, RunEventKind, RunOptions, RunState, Status, run, run_program,
+    Caches, Ended, Pipeline, Program, RunEventKind, RunOptions, RunState, SingleStep, Status, run, run_program,
 };
 use tokio::sync::mpsc;
 
@@ -133,6 +133,97 @@ fn a_step_that_has_succeeded_is_not_run_again_though_its_container_is_gone() {
 }
 
 #[test]
+fn what_a_load_var_has_read_stays_what_it_was_though_the_file_has_changed() {
+    let text = "
+plan:
+- { task: make, image: busybox, config: { outputs: [{ name: log }], run: { path: sh, args: [-c, 'echo first > log/value'] } } }
+- { load_var: value, file: log/value }
+- { task: change, image: busybox, config: { inputs: [{ name: log }], run: { path: sh, args: [-c, 'echo second > log/value'] } } }
+- { task: show, image: busybox, config: { run: { path: sh, args: [-c, 'test ((.:value)) = first'] } } }
+";
+    let engine = MemoryEngine::new();
+    engine.add_image("busybox", MemoryImage::busybox()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("run.sqlite");
+    let pipeline = Pipeline::parse("ci.yml", text).unwrap();
+    let id = JobId::new("nightly").unwrap();
+    let options = |state| {
+        let mut options = RunOptions::default();
+        options.run_id = Some(id.clone());
+        options.state = Some(state);
+        options
+    };
+    let state = RunState::create(&file, &id, pipeline.digest()).unwrap();
+    killed_when("show", &pipeline, &engine, options(state));
+    runtime().block_on(async {
+        let state = RunState::open(&file, &id, pipeline.digest()).unwrap();
+        let report = run(&pipeline, engine.driver(), options(state)).await;
+        assert_eq!(report.status, Status::Succeeded, "{report:#?}");
+    });
+}
+
+/// Sandboxes of a program that is broken off once they are closed: what is left of its run is as `leave` has it.
+async fn executed_again(leave: impl AsyncFnOnce(&MemoryEngine, &JobId), unnoted: bool) -> Option<String> {
+    let engine = MemoryEngine::new();
+    engine.add_image("busybox", MemoryImage::busybox()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("run.sqlite");
+    let id = JobId::new("nightly").unwrap();
+    let run = |state| {
+        let mut options = RunOptions::default();
+        options.run_id = Some(id.clone());
+        options.state = Some(state);
+        options.keep = true;
+        options.grace = std::time::Duration::from_millis(50);
+        let engine = &engine;
+        async move {
+            let mut known = None;
+            let program = Program::new("p.ts", Name::new("p").unwrap());
+            let report = run_program(&program, engine.driver(), options, async |session| {
+                session.volume(&Name::new("out").unwrap()).await.unwrap();
+                let step = serde_json::json!({ "task": "box", "image": "busybox", "config": {
+                    "inputs": [{ "name": "out" }], "run": { "path": "sleep", "args": ["1000"] } } });
+                let single = SingleStep::read(&step, None).await.unwrap();
+                let sandbox = session.sandbox(single).await.unwrap();
+                let (deed, before) = session.deed(sandbox.subject(), "exec");
+                known = before;
+                if !unnoted {
+                    session.did(deed, "answer".to_owned()).await;
+                }
+                let (deed, _) = session.deed(sandbox.subject(), "another");
+                session.did(deed, "answer".to_owned()).await;
+                session.close(&sandbox).await.unwrap();
+                Ended::well()
+            })
+            .await;
+            assert_eq!(report.status, Status::Succeeded, "{report:#?}");
+            known
+        }
+    };
+    assert_eq!(run(RunState::create(&file, &id, "digest").unwrap()).await, None);
+    leave(&engine, &id).await;
+    run(RunState::open(&file, &id, "digest").unwrap()).await
+}
+
+#[test]
+fn what_was_executed_in_a_closed_sandbox_counts_as_long_as_its_volumes_are_there() {
+    runtime().block_on(async {
+        let known = executed_again(async |_, _| (), false).await;
+        assert_eq!(known.as_deref(), Some("answer"));
+        let gone = executed_again(
+            async |engine, id| {
+                let volume = id.volume(&Name::new("out").unwrap());
+                engine.driver().remove_volume(&volume).await.unwrap();
+            },
+            false,
+        );
+        assert_eq!(gone.await, None);
+        let unnoted = executed_again(async |_, _| (), true).await;
+        assert_eq!(unnoted, None, "all of it is done again, or nothing");
+    });
+}
+
+#[test]
 fn what_a_program_did_to_a_volume_is_known_as_long_as_the_volume_is_there() {
     let engine = MemoryEngine::new();
     let dir = tempfile::tempdir().unwrap();
@@ -153,11 +244,11 @@ fn what_a_program_did_to_a_volume_is_known_as_long_as_the_volume_is_there() {
                 let made = session.volume(volume).await.unwrap();
                 for (what, answer) in [("write", "one"), ("write", "two"), ("read", "three")] {
                     let (deed, known) = session.deed(made.as_str(), what);
-                    before.push(known.map(str::to_owned));
+                    before.push(known);
                     session.did(deed, answer.to_owned()).await;
                 }
                 let large = session.deed(made.as_str(), "large");
-                before.push(large.1.map(str::to_owned));
+                before.push(large.1);
                 session.did(large.0, "x".repeat((16 << 20) + 1)).await;
                 Ended::well()
             })

@@ -134,7 +134,11 @@ async fn steps_and_hooks_end_as_in_concourse() {
         ),
         (
             "plan: [{do: [{$a:sleep 60$}], timeout: 300ms, on_failure: {$x:true$}}]",
-            "failed a:ab x:su",
+            "failed a:fa x:su",
+        ),
+        (
+            "plan: [{do: [{$a:sleep 60$, on_failure: {$y:true$}, on_abort: {$w:true$}, ensure: {$z:true$}}], timeout: 300ms, on_failure: {$x:true$}}]",
+            "failed a:fa y:sk w:sk z:su x:su",
         ),
         ("plan: [{try: {$a:sleep 60$, timeout: 300ms}}]", "succeeded a:fa"),
         // Across.

@@ -126,7 +126,10 @@ const follow = () => {
 addEventListener('hashchange', follow);
 follow();
 for (const leaf of document.querySelectorAll('#graph .leaf')) {
-  const i = data.steps.findIndex(s => s.job === leaf.dataset.job && s.step === leaf.dataset.step);
+  // An `across` runs a step for each value, those of all but the first under further names: the worst is shown.
+  const rank = ['skipped', 'succeeded', 'aborted', 'failed', 'errored'], further = name => name.startsWith(leaf.dataset.step + '.x') && /^x+[0-9]/.test(name.slice(leaf.dataset.step.length + 1));
+  let i = -1;
+  data.steps.forEach((s, n) => { if (s.job === leaf.dataset.job && (s.step === leaf.dataset.step || further(s.step)) && (i < 0 || rank.indexOf(s.status) > rank.indexOf(data.steps[i].status))) i = n; });
   if (i < 0) continue;
   leaf.classList.add(data.steps[i].status);
   leaf.addEventListener('click', () => { views[i].box.open = true; views[i].box.scrollIntoView(); });

@@ -17,15 +17,15 @@ use tokio_util::task::TaskTracker;
 
 use super::artifacts::Artifacts;
 use super::cache::CacheUse;
+use super::deeds::Deeds;
 use super::event::{RunEventKind, Teller};
 use super::resource::{Versions, With};
 use super::rootfs::RootFs;
 use super::state::Recorded;
-use super::step::in_place;
 use super::tree::Scope;
 use super::{RunOptions, Status, StepReport};
 use crate::yaml::loaded::is_numbered;
-use crate::{Action, Artifact, BuildPlan, JobPlan, Step, StepKind, TaskImage, Version};
+use crate::{Action, BuildPlan, JobPlan, Step, StepKind, TaskImage, Version};
 
 /// Events of the engine, or of a build, that may wait for whoever receives the run's events.
 pub(super) const EVENTS: usize = 64;
@@ -84,10 +84,12 @@ pub(super) struct JobRun<'a> {
     written: Mutex<HashMap<Name, u32>>,
     /// Steps in the order in which they began.
     executed: Mutex<Vec<Name>>,
+    /// What it has done beside its steps.
+    pub(super) deeds: Deeds,
     /// Steps of an `across` that the plan does not have: those of all values but the first.
     pub(super) further: Mutex<Vec<(Name, StepKind)>>,
     /// What an earlier process of this run has done.
-    recorded: Option<Recorded>,
+    pub(super) recorded: Option<Recorded>,
     /// What was pushed, by its canonical name, and how the registry was spoken to.
     pushed: Mutex<HashMap<String, Pushed>>,
     reports: Mutex<HashMap<Name, StepReport>>,
@@ -272,6 +274,7 @@ impl<'a> JobRun<'a> {
             loaded: tokio::sync::Mutex::default(),
             written: Mutex::default(),
             executed: Mutex::default(),
+            deeds: Deeds::default(),
             further: Mutex::default(),
             recorded: None,
             pushed: Mutex::default(),
@@ -372,15 +375,15 @@ impl<'a> JobRun<'a> {
         }
         let mut steps = Vec::new();
         let mut reports = std::mem::take(&mut *locked(&self.reports));
-        let further = std::mem::take(&mut *locked(&self.further));
+        let mut further = std::mem::take(&mut *locked(&self.further));
         for planned in self.plan.leaves() {
-            let further = further.iter().filter(|(name, _)| is_numbered(name, &planned.name));
-            let all = std::iter::once((&planned.name, planned.kind())).chain(further.map(|(name, kind)| (name, *kind)));
+            let own = further.extract_if(.., |(name, _)| is_numbered(name, &planned.name));
+            let all = std::iter::once((planned.name.clone(), planned.kind())).chain(own);
             for (name, kind) in all {
-                let finished = match reports.remove(name) {
+                let finished = match reports.remove(&name) {
                     Some(finished) => finished,
                     None => {
-                        let skipped = StepReport::new(&self.plan.name, name, kind, Status::Skipped);
+                        let skipped = StepReport::new(&self.plan.name, &name, kind, Status::Skipped);
                         let report = Box::new(skipped.clone());
                         self.teller.tell(RunEventKind::StepFinished { report }).await;
                         skipped
@@ -390,87 +393,6 @@ impl<'a> JobRun<'a> {
             }
         }
         JobOutcome { status, steps }
-    }
-
-    /// What an earlier process of this run has done, as far as the engine no longer knows it.
-    async fn recall(&mut self) -> Result<()> {
-        let Some(state) = &self.options.state else {
-            return Ok(());
-        };
-        let mut recorded = state.steps(&self.plan.name).await?;
-        if !recorded.is_empty() {
-            let left = self.driver.list(Some(self.job.id())).await?;
-            recorded.left = left.into_iter().map(|resource| resource.id).collect();
-        }
-        self.recorded = Some(recorded);
-        Ok(())
-    }
-
-    /// The report of a step that an earlier process has run, whose container is gone.
-    fn ended_before(&self, step: &Step, name: &Name, scope: &Scope) -> Option<StepReport> {
-        let recorded = self.recorded.as_ref()?;
-        let prefix = format!("orchestra.{}.", self.job.id());
-        let is_its = |id: &str| {
-            let own = id.strip_prefix(&prefix).and_then(|rest| rest.split_once('.'));
-            own.is_some_and(|(_, own)| {
-                let program = own.strip_prefix(name.as_str());
-                program.is_some_and(|rest| ["", ".check", ".in", ".out"].contains(&rest))
-            })
-        };
-        let report = recorded.ended(&step.name, name, step.kind(), is_its)?;
-        // The programs of a resource are run under another name in each attempt.
-        let tried = report.attempt.filter(|attempt| *attempt > 1);
-        let tried = tried.map_or_else(|| Ok(name.clone()), |attempt| Name::new(format!("{name}.{attempt}")));
-        // What a step has made has to be there: who has removed all has ended the run.
-        let made: Vec<(Name, Name)> = match &step.action {
-            Action::Task(plan) => {
-                let made = |output: &Artifact| {
-                    let there = in_place(&plan.inputs, output, scope);
-                    (
-                        output.name.clone(),
-                        there.unwrap_or_else(|| step.volume_of(&output.name)),
-                    )
-                };
-                plan.outputs.iter().map(made).collect()
-            }
-            Action::Get(plan) => vec![(plan.artifact.clone(), got(step, &tried.ok()?, &plan.artifact).ok()?)],
-            Action::Put(plan) if plan.no_get => Vec::new(),
-            Action::Put(plan) => {
-                let volume = super::cache::hashed("put", tried.ok()?.as_str()).ok()?;
-                vec![(plan.artifact.clone(), volume)]
-            }
-            // Whether the engine still has an image that was built is not known: a build has its own cache.
-            _ => return None,
-        };
-        if recorded.left.is_empty() || !made.iter().all(|(_, volume)| self.is_left(volume)) {
-            return None;
-        }
-        for (artifact, volume) in made {
-            scope.artifacts.make(&artifact, &volume);
-        }
-        Some(report)
-    }
-
-    /// Whether an earlier process of the run has left this volume.
-    pub(super) fn is_left(&self, volume: &Name) -> bool {
-        let id = self.job.id().volume(volume);
-        let left = self.recorded.as_ref().map(|recorded| &recorded.left);
-        left.is_some_and(|left| left.contains(id.as_str()))
-    }
-
-    /// Notes that a step has succeeded.
-    async fn remember(&self, step: &Step, name: &Name, report: &StepReport) {
-        // A program is told what its steps wrote, which only the engine knows.
-        let Some(state) = self.options.state.as_ref().filter(|_| self.recorded.is_some()) else {
-            return;
-        };
-        if report.status == Status::Succeeded
-            && !matches!(step.action, Action::LoadVar(_))
-            && let Err(error) = state.finish(&self.plan.name, name, report).await
-        {
-            let message = format!("{error}; this run can be carried on with only as far as its containers are there");
-            self.warn(message).await;
-        }
     }
 
     /// Compares what was run with what has to have been.
@@ -506,6 +428,12 @@ impl<'a> JobRun<'a> {
     }
 
     pub(super) async fn ended(&self, step: &Step, mut finished: StepReport, scope: &Scope) -> Status {
+        if finished.status == Status::Aborted && scope.expired.is_cancelled() {
+            finished.status = Status::Failed;
+            finished
+                .error
+                .get_or_insert_with(|| "what holds it did not end within its timeout".to_owned());
+        }
         let status = finished.status;
         // What was aborted from within, by a step beside it or a timeout, has failed as the whole has.
         let from_within = status == Status::Aborted && !self.options.cancel.is_cancelled();

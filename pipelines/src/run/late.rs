@@ -14,6 +14,7 @@ use crate::values::Fetched;
 use crate::yaml::Value;
 use crate::yaml::across::MAX_STEPS;
 use crate::yaml::late::value_of;
+use crate::yaml::variables::{has_locals, quoted};
 use crate::{AcrossPlan, LatePlan, LoadVarPlan, Step, Variables};
 
 /// A task's file, or a variable's: what a person writes is far smaller.
@@ -38,6 +39,13 @@ impl Locals {
     fn set(&self, name: &str, value: Value) {
         let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
         own.insert(name.to_owned(), value);
+    }
+
+    /// A value that stands in the pipeline itself: one that refers to another variable is put in before the step is read.
+    pub(super) fn place(&self, name: &str, value: &Value) {
+        if !value.scalars().into_iter().any(has_locals) {
+            self.set(name, quoted(value.clone()));
+        }
     }
 
     fn all(&self) -> Variables {
@@ -70,15 +78,30 @@ impl JobRun<'_> {
         String::from_utf8(bytes).map_err(|_| Error::invalid(format!("{artifact}/{path} is not UTF-8 text")))
     }
 
+    /// What a `load_var` reads. In a run that is carried on that is what it read before: the file may have changed since.
+    async fn loaded_text(&self, step: &Step, plan: &LoadVarPlan, scope: &Scope) -> Result<String> {
+        let volume = self.job.id().volume(&scope.artifacts.volume(&plan.artifact)?);
+        let (deed, before) = self
+            .deeds
+            .begin(volume.as_str(), &format!("load_var {}{}", step.name, scope.tries));
+        let text = match before {
+            Some(text) => text,
+            None => self.text_of(&plan.artifact, &plan.file, scope).await?,
+        };
+        if plan.hidden {
+            self.hide(&text)?;
+        } else {
+            self.did(deed, text.clone()).await;
+        }
+        Ok(text)
+    }
+
     /// Runs a `load_var` step.
     pub(super) async fn load_var(&self, step: &Step, plan: &LoadVarPlan, scope: &Scope) -> StepReport {
         let mut report = StepReport::new(&self.plan.name, &step.name, step.kind(), Status::Succeeded);
         let name = format!("{}/{}", plan.artifact, plan.file);
         let load = async || {
-            let text = self.text_of(&plan.artifact, &plan.file, scope).await?;
-            if plan.hidden {
-                self.hide(&text)?;
-            }
+            let text = self.loaded_text(step, plan, scope).await?;
             let value = value_of(&name, text, plan.format).map_err(Error::invalid)?;
             if plan.hidden {
                 for scalar in value.scalars() {
@@ -128,14 +151,13 @@ impl JobRun<'_> {
         let mut planned = Vec::new();
         plan.step().collect(&mut planned);
         let status = match self.put_out(plan, &planned, scope) {
-            Ok(Some(step)) => {
+            Ok(step) => {
                 let within = Scope {
                     tried_again: true,
                     ..scope.clone()
                 };
                 self.tree(&step, within).await
             }
-            Ok(None) => Status::Succeeded,
             Err(error) => match planned.first() {
                 Some(first) => self.refuse(first, &error, scope).await,
                 None => Status::Failed,
@@ -148,26 +170,28 @@ impl JobRun<'_> {
         status
     }
 
-    fn put_out(&self, plan: &AcrossPlan, planned: &[&Step], scope: &Scope) -> Result<Option<Step>> {
-        let Some(step) = plan.put_out(&scope.variables.all()).map_err(Error::invalid)? else {
-            return Ok(None);
-        };
+    fn put_out(&self, plan: &AcrossPlan, planned: &[&Step], scope: &Scope) -> Result<Step> {
+        let step = plan.put_out(&scope.variables.all()).map_err(Error::invalid)?;
         let mut leaves = Vec::new();
         step.collect(&mut leaves);
         let mut further = locked(&self.further);
-        for leaf in leaves {
-            let is_known = planned.iter().any(|planned| planned.name == leaf.name);
-            if !is_known && further.iter().all(|(name, _)| *name != leaf.name) {
-                further.push((leaf.name.clone(), leaf.kind()));
-            }
+        let is_known = |leaf: &&Step| {
+            let planned = planned.iter().map(|planned| &planned.name);
+            let known = further.iter().map(|(name, _)| name);
+            planned.chain(known).all(|name| *name != leaf.name)
+        };
+        let new: Vec<_> = leaves
+            .into_iter()
+            .filter(is_known)
+            .map(|leaf| (leaf.name.clone(), leaf.kind()))
+            .collect();
+        if further.len() + new.len() > MAX_STEPS {
+            let message = format!("`across` makes more than {MAX_STEPS} steps of the job");
+            return Err(Error::invalid(message).with_hint("load fewer values"));
         }
-        match further.len() <= MAX_STEPS {
-            true => Ok(Some(step)),
-            false => Err(
-                Error::invalid(format!("`across` makes more than {MAX_STEPS} steps of the job"))
-                    .with_hint("load fewer values"),
-            ),
-        }
+        further.extend(new);
+        drop(further);
+        Ok(step)
     }
 
     /// Tells why a step can't be run.
@@ -183,7 +207,8 @@ impl JobRun<'_> {
 
     /// The step as a whole.
     pub(super) async fn whole_step(&self, step: &Step, late: &LatePlan, scope: &Scope) -> Result<Step> {
-        let mut placed = late.place(&scope.variables.all()).map_err(Error::invalid)?;
+        let known = Fetched::default().with(self.known);
+        let mut placed = late.place(&scope.variables.all(), &known).map_err(Error::invalid)?;
         if let Some((artifact, path)) = placed.file.clone() {
             let text = self.text_of(&artifact, &path, scope).await?;
             placed

@@ -6,6 +6,7 @@
 
 mod artifacts;
 pub(crate) mod cache;
+mod carry;
 mod deeds;
 mod event;
 mod job;
@@ -132,7 +133,15 @@ pub async fn run(pipeline: &Pipeline, driver: SharedDriver, options: RunOptions)
     };
     let place = |of: &crate::Problem| of.line().map_or_else(String::new, |line| format!(":{line}"));
     let told = pipeline.warnings.iter();
-    let told: Vec<String> = told.map(|of| format!("{}{}: {of}", pipeline.name, place(of))).collect();
+    let mut told: Vec<String> = told.map(|of| format!("{}{}: {of}", pipeline.name, place(of))).collect();
+    let alone = jobs.iter().filter(|_| options.job.is_some());
+    told.extend(alone.filter(|job| !job.after.is_empty()).map(|job| {
+        let after = job::listed(&job.after);
+        let name = &job.name;
+        format!(
+            "`{name}` is run without {after}: its versions of resources are the newest, and need not have passed there"
+        )
+    }));
     let refused = match &options.job {
         Some(name) if jobs.is_empty() => Some(format!("{} has no job `{name}`", pipeline.name)),
         _ if options.secrets.is_none() && !pipeline.secrets.is_empty() => {

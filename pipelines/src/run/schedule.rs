@@ -1,7 +1,7 @@
 //! Which job is run when.
 //!
-//! Where a step says by `passed` which jobs come first, the jobs are a graph, and all that wait for nothing run at the same
-//! time. Else they run one after the other, in the order of the file. A job is skipped if one that it comes after has not
+//! Where there are resources, the jobs are a graph, in which a step says by `passed` which jobs come first, and all that wait
+//! for nothing run at the same time. Else they run one after the other, in the order of the file. A job is skipped if one that it comes after has not
 //! succeeded.
 
 use std::collections::BTreeMap;
@@ -109,7 +109,7 @@ impl Schedule<'_> {
 
     /// The jobs that each job comes after, as numbers.
     fn after(&self) -> Vec<Vec<usize>> {
-        let is_graph = self.pipeline.jobs.iter().any(|job| !job.after.is_empty());
+        let is_graph = self.pipeline.is_graph();
         let number = |name: &Name| self.jobs.iter().position(|job| job.name == *name);
         let jobs = self.jobs.iter().enumerate();
         jobs.map(|(at, job)| match (is_graph, at.checked_sub(1)) {

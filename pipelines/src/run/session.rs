@@ -96,7 +96,6 @@ pub struct Session<'a> {
     run: JobRun<'a>,
     artifacts: Arc<Artifacts>,
     reports: Mutex<Vec<StepReport>>,
-    deeds: Deeds,
 }
 
 /// A container that waits for [execs](orchestra::Driver::exec).
@@ -115,6 +114,18 @@ impl Sandbox {
     #[must_use]
     pub fn name(&self) -> &Name {
         &self.single.step.name
+    }
+
+    /// What the volumes are called that it has.
+    fn volumes(&self) -> impl Iterator<Item = &Name> {
+        let plan = match &self.single.step.action {
+            Action::Task(plan) => Some(plan),
+            _ => None,
+        };
+        let caches = plan.into_iter().flat_map(|plan| &plan.caches);
+        let caches = caches.filter_map(|cache| cache.volume.as_ref());
+        let inputs = plan.into_iter().flat_map(|plan| &plan.inputs);
+        inputs.map(|input| &input.name).chain(caches)
     }
 
     /// What a [deed](Session::deed) in it is done to.
@@ -160,18 +171,25 @@ where
     run.keep_output = true;
     run.begun = true;
     let deeds = Deeds::recall(options.state.as_ref(), &run.driver, &run_id).await;
-    let deeds = match deeds {
-        Ok(deeds) => deeds,
-        Err(error) => {
-            run.warn(format!("what was done before is not known: {error}")).await;
-            Deeds::default()
+    let failed = match deeds {
+        Ok(deeds) => {
+            run.deeds = deeds;
+            None
         }
+        Err(error) => Some(error),
     };
     let mut session = Session {
         run,
         artifacts: Arc::default(),
         reports: Mutex::default(),
-        deeds,
+    };
+    let body = async |session: &Session<'_>| match failed {
+        // Done again, it would be noted beside what was done before.
+        Some(error) => {
+            let hint = error.hint().map(str::to_owned);
+            Ended::with(Status::of_error(error.kind()), error.to_string(), hint)
+        }
+        None => body(session).await,
     };
     let mut report = session.whole(run_id, body).await;
     session.run.succeeded = report.status == Status::Succeeded;
@@ -276,6 +294,7 @@ impl Session<'_> {
     fn scope(&self) -> Scope {
         Scope {
             cancel: self.cancel().clone(),
+            expired: CancellationToken::new(),
             tries: String::new(),
             tried_again: true,
             tolerated: false,
@@ -310,7 +329,7 @@ impl Session<'_> {
     pub async fn sandbox(&self, single: SingleStep) -> Result<Sandbox> {
         let began = Instant::now();
         let subject = self.run.job.id().container(&single.step.name, 1);
-        let running = if self.deeds.is_closed(subject.as_str()) {
+        let running = if self.run.deeds.is_closed(subject.as_str()) {
             let (job, step, kind) = (self.run.plan.name.clone(), single.step.name.clone(), single.step.kind());
             self.tell(RunEventKind::StepStarted { job, step, kind }).await;
             None
@@ -385,10 +404,16 @@ impl Session<'_> {
         let running = sandbox.running.lock().await.take();
         let ended = match running {
             Some((_, mut handle)) => {
-                // What was done in it is not done again, though nothing is left of it.
-                self.did(self.deeds.closing(sandbox.subject()), String::new()).await;
                 handle.cancel();
-                self.run.watch(handle.wait()).await.map(|_| ())
+                let ended = self.run.watch(handle.wait()).await.map(|_| ());
+                // What was done in it is not done again, though nothing is left of it.
+                let job = self.run.job.id();
+                let volumes: Vec<VolumeId> = sandbox.volumes().map(|name| job.volume(name)).collect();
+                let volumes: Vec<&str> = volumes.iter().map(VolumeId::as_str).collect();
+                if let Err(error) = self.run.deeds.close(sandbox.subject(), &volumes).await {
+                    self.run.warn(error.to_string()).await;
+                }
+                ended
             }
             None => Ok(()),
         };
@@ -404,26 +429,24 @@ impl Session<'_> {
         ended
     }
 
-    /// Begins something that is no step: what is executed in a container, or done to a volume. `subject` is the container's or
-    /// volume's id, or the job's, and `what` tells it from all else that is done to that; the same may be done again. Returns
-    /// what an earlier process of this run was [answered](Self::did), where the subject is still there.
+    /// Whether what is done is [noted](Self::did): the run has a [state](RunOptions::state) to note it in.
     #[must_use]
-    pub fn deed(&self, subject: &str, what: &str) -> (Deed, Option<&str>) {
-        self.deeds.begin(subject, what)
+    pub fn is_noted(&self) -> bool {
+        self.run.deeds.are_noted()
     }
 
-    /// Notes what came of it, for a process that carries this run on. An answer that holds a secret is not noted, nor is one of
-    /// more than 16 MiB: then it is done again.
+    /// Begins something that is no step: what is executed in a container, or done to a volume. `subject` is the container's or
+    /// volume's id, and `what` tells it from all else that is done to that; the same may be done again. Returns what an earlier
+    /// process of this run was [answered](Self::did), where the subject is still there.
+    #[must_use]
+    pub fn deed(&self, subject: &str, what: &str) -> (Deed, Option<String>) {
+        self.run.deeds.begin(subject, what)
+    }
+
+    /// Notes what came of it, for a process that carries this run on. An answer that holds a secret that is known by now is not
+    /// noted, nor is one of more than 16 MiB, nor what comes after 64 MiB in all: then it is done again.
     pub async fn did(&self, deed: Deed, answer: String) {
-        if !self.deeds.are_noted() || self.redact(answer.clone()) != answer {
-            return;
-        }
-        if let Err(error) = self.deeds.end(deed, answer).await {
-            self.warn(format!(
-                "{error}; what was done is done again if this run is carried on"
-            ))
-            .await;
-        }
+        self.run.did(deed, answer).await;
     }
 
     /// Output of a process in a sandbox.
@@ -487,7 +510,12 @@ impl Session<'_> {
                 "there is no volume {name}, or it was let go already"
             )));
         };
-        match self.run.watch(self.run.driver.remove_volume(&volume)).await {
+        let removed = self.run.watch(self.run.driver.remove_volume(&volume)).await;
+        if removed.is_ok() {
+            // One of that name may be made again.
+            self.run.deeds.forget(volume.as_str()).await?;
+        }
+        match removed {
             Err(error) if error.kind() == ErrorKind::Conflict && self.run.job.is_resumable() => Ok(()),
             removed => removed,
         }

@@ -2,7 +2,7 @@
 //!
 //! The engine's labels alone let a run be carried on with, as long as its containers are there. The file knows more: that it
 //! is the same pipeline, which versions of resources were taken, and how a step ended whose container someone has removed
-//! meanwhile. All that is in it is redacted.
+//! meanwhile. All that is in it is redacted, as far as the run knew its secrets when it was written, and is its user's alone.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;

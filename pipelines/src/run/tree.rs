@@ -30,6 +30,8 @@ use crate::{Action, Hooks, Parallel, Step};
 pub(super) struct Scope {
     /// Ends it.
     pub(super) cancel: CancellationToken,
+    /// Tells that it was ended by the timeout of what holds it.
+    pub(super) expired: CancellationToken,
     /// Which tries of what holds it these are, where it is not the first: `try2`.
     pub(super) tries: String,
     /// Whether it may be run again after its end.
@@ -47,6 +49,7 @@ impl Scope {
     fn detached(&self) -> Self {
         Self {
             cancel: CancellationToken::new(),
+            expired: CancellationToken::new(),
             ..self.clone()
         }
     }
@@ -60,6 +63,7 @@ impl Scope {
         };
         Self {
             cancel: self.cancel.child_token(),
+            expired: self.expired.child_token(),
             tries,
             tried_again: self.tried_again || of > 1,
             tolerated: self.tolerated,
@@ -74,6 +78,7 @@ impl JobRun<'_> {
     pub(super) async fn whole(&self, cancel: &CancellationToken) -> Status {
         let scope = Scope {
             cancel: cancel.clone(),
+            expired: CancellationToken::new(),
             tries: String::new(),
             tried_again: false,
             tolerated: false,
@@ -145,6 +150,9 @@ impl JobRun<'_> {
             return status;
         }
         let outside = scope.cancel.is_cancelled();
+        if !outside {
+            scope.expired.cancel();
+        }
         scope.cancel.cancel();
         let status = work.await;
         if outside {
@@ -174,11 +182,15 @@ impl JobRun<'_> {
             ..scope.clone()
         };
         let parts: Vec<Arc<Artifacts>> = parallel.steps.iter().map(|_| scope.artifacts.within()).collect();
-        let begin = |(step, artifacts): (_, &Arc<Artifacts>)| {
+        let begin = |(at, (step, artifacts)): (usize, (_, &Arc<Artifacts>))| {
             let mut scope = within.clone();
             scope.artifacts = artifacts.clone();
-            if parallel.own_variables {
+            if let Some(across) = &parallel.across {
                 scope.variables = Locals::within(&scope.variables);
+                let value = across.values.get(at);
+                value
+                    .into_iter()
+                    .for_each(|value| scope.variables.place(&across.name, value));
             }
             let stop = within.cancel.clone();
             async move {
@@ -192,7 +204,7 @@ impl JobRun<'_> {
                 status
             }
         };
-        let running: Vec<_> = parallel.steps.iter().zip(&parts).map(begin).collect();
+        let running: Vec<_> = parallel.steps.iter().zip(&parts).enumerate().map(begin).collect();
         let ended: Vec<Status> = stream::iter(running).buffer_unordered(parallel.limit).collect().await;
         parts.iter().for_each(|part| scope.artifacts.join(part));
         // What `fail_fast` has aborted is not why it ended.
@@ -209,17 +221,24 @@ impl JobRun<'_> {
         if let (Status::Succeeded, Some(hook)) = (status, &hooks.on_success) {
             status = self.tree(hook, scope.clone()).await;
         }
-        if let (Status::Failed, Some(hook)) = (status, &hooks.on_failure) {
+        // Within what was ended by its timeout there is no time left for a hook; what holds it has hooks of its own.
+        let expired = scope.expired.is_cancelled();
+        if let (Status::Failed, Some(hook)) = (status, hooks.on_failure.as_ref().filter(|_| !expired)) {
             status = and(status, self.tree(hook, scope.clone()).await);
         }
-        if let (Status::Aborted, Some(hook)) = (status, &hooks.on_abort) {
+        if let (Status::Aborted, Some(hook)) = (status, hooks.on_abort.as_ref().filter(|_| !expired)) {
             self.tree(hook, scope.detached()).await;
         }
-        if let (Status::Errored, Some(hook)) = (status, &hooks.on_error) {
+        if let (Status::Errored, Some(hook)) = (status, hooks.on_error.as_ref().filter(|_| !expired)) {
             self.tree(hook, scope.clone()).await;
         }
         if let Some(hook) = &hooks.ensure {
-            status = and(status, self.tree(hook, scope.detached()).await);
+            // What was cancelled before does not end it; a cancellation while it runs does, as in Concourse.
+            let scope = match scope.cancel.is_cancelled() {
+                true => scope.detached(),
+                false => scope.clone(),
+            };
+            status = and(status, self.tree(hook, scope).await);
         }
         status
     }

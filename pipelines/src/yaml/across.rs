@@ -106,6 +106,23 @@ pub(super) fn one(node: &Node, entries: &[(Node, Node)]) -> Node {
     parts(node, entries).one
 }
 
+/// Checks what is read when it is put out.
+pub(super) fn fail_fast(reader: &Reader<'_>, node: &Node) {
+    let Value::Map(entries) = &node.value else { return };
+    let own = entries
+        .iter()
+        .filter(|(key, _)| is(key, "fail_fast"))
+        .cloned()
+        .collect();
+    let own = At {
+        value: Value::Map(own),
+        spot: node.spot.clone(),
+    };
+    if let Some(fields) = reader.fields(&own, "an `across`", Known::of(&["fail_fast"])) {
+        fields.flag("fail_fast");
+    }
+}
+
 fn put_out(
     reader: &Reader<'_>,
     (key, across): (&Node, &Node),
@@ -212,7 +229,8 @@ pub(super) fn vars<'n, 't: 'n>(reader: &Reader<'t>, node: &'n Node) -> Vec<Var<'
             Some(_) => fields.read("max_in_flight", "number of steps", at_once).unwrap_or(1),
         };
         let Some(name) = name else { continue };
-        if matches!(values, Values::Known([])) {
+        // What was loaded may be none.
+        if matches!(values, Values::Known([])) && reader.depth().is_none() {
             let help = "give it at least one".to_owned();
             reader.report(&name.spot, "", format!("the var `{}` has no values", name.value), help);
         } else if vars.iter().any(|var| var.name.value == name.value) {
@@ -228,11 +246,14 @@ pub(super) fn vars<'n, 't: 'n>(reader: &Reader<'t>, node: &'n Node) -> Vec<Var<'
     vars
 }
 
-/// A step with loaded values in its `across`, and nothing else. `None` where one has none: then there is nothing to run.
-pub(super) fn placed(reader: &Reader<'_>, node: &Node, variables: &Variables) -> Option<Node> {
-    let Value::Map(entries) = &node.value else { return None };
-    let mut entries = entries.clone();
-    let (_, across) = entries.iter_mut().find(|(key, _)| is(key, "across"))?;
+/// A step with loaded values in its `across`, and nothing else.
+pub(super) fn placed(reader: &Reader<'_>, mut node: Node, variables: &Variables) -> Node {
+    let Value::Map(entries) = &mut node.value else {
+        return node;
+    };
+    let Some((_, across)) = entries.iter_mut().find(|(key, _)| is(key, "across")) else {
+        return node;
+    };
     let mut interpolation = Interpolation {
         reader,
         variables,
@@ -240,25 +261,22 @@ pub(super) fn placed(reader: &Reader<'_>, node: &Node, variables: &Variables) ->
         used: BTreeMap::new(),
         local: true,
     };
-    *across = interpolation.node(across.clone());
-    let Value::List(vars) = &across.value else { return None };
-    let mut some = true;
-    for var in vars {
-        let Value::Map(entries) = &var.value else { continue };
-        let Some((_, values)) = entries.iter().find(|(key, _)| is(key, "values")) else {
-            continue;
-        };
-        match &values.value {
-            Value::Text(text) if variables::is_local(text) => {
-                late::has_none(reader, &values.spot, text);
-            }
-            _ => some &= !reader.items(values, "`values`").is_empty(),
+    let Value::List(vars) = &mut across.value else {
+        return node;
+    };
+    let entries = vars.iter_mut().filter_map(|var| match &mut var.value {
+        Value::Map(entries) => Some(entries),
+        _ => None,
+    });
+    for (_, values) in entries.flatten().filter(|(key, _)| is(key, "values")) {
+        let placed = interpolation.node(values.clone());
+        match &placed.value {
+            Value::Text(text) if variables::is_local(text) => late::has_none(reader, &placed.spot, text),
+            _ => _ = reader.items(&placed, "`values`"),
         }
+        *values = placed;
     }
-    some.then(|| At {
-        value: Value::Map(entries),
-        spot: node.spot.clone(),
-    })
+    node
 }
 
 /// One `in_parallel` for the first var, with those of the others in it.
@@ -294,10 +312,12 @@ fn level(
         set.insert(var.name.value.clone(), value.value.clone());
         steps.push(level(reader, spot, others, fail_fast, inner, set));
     }
+    let name = text(&var.name.value);
+    let values = Value::List(var.known().to_vec());
     let mut keys = vec![
         (text("steps"), at(Value::List(steps))),
         (text("limit"), at(Value::Number(var.at_once.to_string()))),
-        (text(OWN_VARIABLES), at(Value::Bool(true))),
+        (text(OWN_VARIABLES), at(Value::Map(vec![(name, at(values))]))),
     ];
     keys.extend(fail_fast.cloned());
     at(Value::Map(vec![(text("in_parallel"), at(Value::Map(keys)))]))

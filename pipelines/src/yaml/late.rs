@@ -79,31 +79,21 @@ impl LatePlan {
     }
 
     /// Its text with the variables in their places.
-    pub(crate) fn place(&self, variables: &Variables) -> Result<Placed<'_>, String> {
-        let fetched = Fetched::default();
-        let reader = self.source.reader(&fetched);
-        let mut interpolation = Interpolation {
-            reader: &reader,
-            variables,
-            fetched: &fetched,
-            used: BTreeMap::new(),
-            local: true,
-        };
-        let node = interpolation.node(self.node.clone());
-        let mut unset = Vec::new();
-        across::unset(&node, &mut unset);
-        for At { value: name, spot } in unset {
-            has_none(&reader, &spot, &format!("((.:{name}))"));
-        }
+    pub(crate) fn place<'l>(&'l self, variables: &Variables, known: &'l Fetched) -> Result<Placed<'l>, String> {
+        let reader = self.source.reader(known);
+        let node = set(&reader, variables, self.node.clone());
         let mut placed = Placed {
             late: self,
             file: None,
             vars: Variables::new(),
             wanted: BTreeSet::new(),
             content: None,
-            node: node.clone(),
+            known,
+            variables: variables.clone(),
+            node: variables::unquoted(node.clone()),
         };
         variables::references(&node, &Variables::default(), &mut placed.wanted);
+        let node = placed.node.clone();
         if self.kind == StepKind::Task
             && let Some(fields) = reader.fields(&node, "a task step", task::STEP)
         {
@@ -130,6 +120,10 @@ pub(crate) struct Placed<'l> {
     /// The task's file, where it has one.
     pub(crate) file: Option<(Name, VolumePath)>,
     vars: Variables,
+    /// Secrets that a variable may hold.
+    known: &'l Fetched,
+    /// Those of a `load_var` or an `across`.
+    variables: Variables,
     /// The secrets that its text refers to.
     pub(crate) wanted: BTreeSet<Reference>,
     content: Option<Content>,
@@ -148,6 +142,9 @@ impl Placed<'_> {
             let (line, column) = error.at.unwrap_or((1, 1));
             format!("{name}:{line}:{column}: {}", error.message)
         })?;
+        let reader = Reader::new(&name, &text, self.known);
+        let root = set(&reader, &self.variables, root);
+        told(&name, reader.finish())?;
         variables::references(&root, &self.vars, &mut self.wanted);
         self.content = Some(Content { name, text, root });
         Ok(())
@@ -167,7 +164,7 @@ impl Placed<'_> {
                     used: BTreeMap::new(),
                     local: false,
                 };
-                let root = interpolation.node(content.root.clone());
+                let root = variables::unquoted(interpolation.node(content.root.clone()));
                 let read = task::read_with(&reader, &self.node, Some((&file, &root)));
                 told(&content.name, file.finish())?;
                 read
@@ -181,6 +178,24 @@ impl Placed<'_> {
         }
         Ok(step)
     }
+}
+
+/// The node with the variables of a `load_var` or an `across` in their places.
+fn set(reader: &Reader<'_>, variables: &Variables, node: Node) -> Node {
+    let mut interpolation = Interpolation {
+        reader,
+        variables,
+        fetched: reader.fetched,
+        used: BTreeMap::new(),
+        local: true,
+    };
+    let node = interpolation.node(node);
+    let mut unset = Vec::new();
+    across::unset(&node, &mut unset);
+    for At { value: name, spot } in unset {
+        has_none(reader, &spot, &format!("((.:{name}))"));
+    }
+    node
 }
 
 /// Nothing has set a variable.
@@ -234,7 +249,7 @@ pub(crate) fn value_of(name: &str, text: String, format: crate::VarFormat) -> Re
         VarFormat::Yaml => parsed(name, &text)?,
     };
     match refers(&value) {
-        false => Ok(value),
+        false => Ok(variables::quoted(value)),
         true => Err(format!(
             "{name} holds a reference to a secret, which a file of a task may not: write it in the pipeline"
         )),

@@ -88,25 +88,17 @@ impl AcrossPlan {
         &self.one
     }
 
-    /// The steps with the values in their places. `None` where there are none.
-    pub(crate) fn put_out(&self, variables: &Variables) -> Result<Option<Step>, String> {
+    /// The steps with the values in their places.
+    pub(crate) fn put_out(&self, variables: &Variables) -> Result<Step, String> {
         let fetched = Fetched::default();
         let reader = self.source.reader(&fetched);
         reader.put_out(self.depth);
-        let placed = across::placed(&reader, &self.node, variables);
-        let tree = placed.map(|node| {
-            let node = across::expand(&reader, &node, &mut Size::default());
-            let mut tree = steps::read(&reader, &node);
-            self.name(&reader, &mut tree);
-            tree
-        });
-        let step = tree.map(|tree| tree.into_step(&reader));
+        let node = across::placed(&reader, self.node.clone(), variables);
+        let mut tree = steps::read(&reader, &across::expand(&reader, &node, &mut Size::default()));
+        self.name(&reader, &mut tree);
+        let step = tree.into_step(&reader);
         late::told(&self.source.name, reader.finish())?;
-        match step {
-            None => Ok(None),
-            Some(Some(step)) => Ok(Some(step)),
-            Some(None) => Err(format!("{}: the step could not be read", self.source.name)),
-        }
+        step.ok_or_else(|| format!("{}: the step could not be read", self.source.name))
     }
 
     /// Calls steps as the plan does, and those of all values but the first by their number too: `test`, `test.x2`, and `test.xx2`

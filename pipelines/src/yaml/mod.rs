@@ -6,6 +6,7 @@
 pub(crate) mod across;
 mod build;
 mod fields;
+mod flow;
 pub(crate) mod late;
 mod load_var;
 pub(crate) mod loaded;
@@ -18,7 +19,7 @@ mod step;
 mod steps;
 mod task;
 mod tree;
-mod variables;
+pub(crate) mod variables;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -30,8 +31,8 @@ use sha2::{Digest, Sha256};
 
 use self::reader::Reader;
 pub use self::single::SingleStep;
-pub(crate) use self::tree::Value;
-use self::tree::{Node, SyntaxError};
+use self::tree::SyntaxError;
+pub(crate) use self::tree::{Node, Value};
 use self::variables::Interpolation;
 use crate::values::{Fetched, Values, Variables};
 use crate::{Invalid, Pipeline};
@@ -175,8 +176,10 @@ fn finish(name: &str, text: &str, root: Node, variables: &Variables, fetched: &F
     }
     match pipeline {
         Some(mut pipeline) if problems.is_empty() => {
-            let digest = Sha256::digest(text);
-            pipeline.digest = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+            let mut digest = Sha256::new();
+            digest.update(text);
+            variables.digest(&mut digest);
+            pipeline.digest = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
             pipeline.notes = notes;
             pipeline.warnings = warnings;
             pipeline.secrets = fetched

@@ -9,7 +9,7 @@ use super::fields::{Fields, Known};
 use super::reader::{Reader, closest, list};
 use super::steps::{self, Tree};
 use super::tree::{At, Node, Spot};
-use super::{across, resource};
+use super::{across, flow, resource};
 use crate::{Hooks, JobPlan, Pipeline, Step};
 
 pub(super) const TOP: Known = Known {
@@ -92,6 +92,7 @@ pub(super) fn read(reader: &Reader<'_>, name: &str, root: &Node) -> Option<Pipel
         name: name.to_owned(),
         jobs,
         execution: execution(reader, fields.get("assert")),
+        has_resources: fields.get("resources").is_some(),
         digest: String::new(),
         notes: Vec::new(),
         warnings: Vec::new(),
@@ -279,7 +280,7 @@ fn plan(reader: &Reader<'_>, node: &Node, spot: &Spot, hooks: &[Option<&Node>]) 
     let hooks: Vec<Option<Tree>> = hooks.iter().map(|hook| hook.map(&mut read)).collect();
     let mut whole = Tree::job(plan, hooks, spot);
     steps::names(reader, &mut whole);
-    steps::artifacts(reader, &whole);
+    flow::artifacts(reader, &whole);
     let mut leaves = Vec::new();
     whole.leaves(&mut leaves);
     let mut flow = Flow::default();

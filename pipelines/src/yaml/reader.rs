@@ -88,6 +88,14 @@ impl<'t> Reader<'t> {
         self.secret.borrow_mut().extend(starts);
     }
 
+    /// The same for a value that becomes one with those in it.
+    pub(super) fn put_secret_of(&self, spot: &Spot) {
+        let holds = self.secret.borrow().range(spot.span.clone()).next().is_some();
+        if holds {
+            self.put_secret(spot);
+        }
+    }
+
     fn holds_secret(&self, spot: &Spot) -> bool {
         self.secret.borrow().contains(&spot.span.start)
     }

@@ -340,6 +340,30 @@ fn inputs(reader: &Reader<'_>, fields: &Fields<'_, '_>) -> PutInputs {
     }
 }
 
+/// A value as JSON text, in which no reference to a secret is resolved: one is refused.
+pub(super) fn json_text(reader: &Reader<'_>, node: &Node) -> String {
+    let before = reader.count();
+    literal(reader, node);
+    if reader.count() > before {
+        return String::new();
+    }
+    reader.put_secret_of(&node.spot);
+    json(reader, node).to_string()
+}
+
+fn literal(reader: &Reader<'_>, node: &Node) {
+    match &node.value {
+        Value::Text(text) if text.starts_with("secret:") => {
+            let message = format!("`{text}` can't stand within a list or a map");
+            let help = "let the secret be the whole value of a variable, or write it as `((KEY))`";
+            reader.report(&node.spot, "a secret", message, help.to_owned());
+        }
+        Value::List(items) => items.iter().for_each(|item| literal(reader, item)),
+        Value::Map(entries) => entries.iter().for_each(|(_, value)| literal(reader, value)),
+        _ => {}
+    }
+}
+
 /// A value as JSON. A number that JSON does not have is a text.
 fn json(reader: &Reader<'_>, node: &Node) -> serde_json::Value {
     use serde_json::Value as Out;

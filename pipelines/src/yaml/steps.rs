@@ -7,10 +7,11 @@ use orchestra::Name;
 
 use super::fields::Known;
 use super::loaded::{self, AcrossPlan, Leaves};
-use super::reader::{Reader, closest, list};
+use super::reader::{Reader, closest};
 use super::step::{self, Read};
 use super::tree::{At, Node, Spot, Value};
 use super::{across, build, late, load_var, resource, task};
+use crate::plan::AcrossValues;
 use crate::{Action, Hooks, LatePlan, Parallel, Step, StepKind};
 
 /// The keys that steps start with.
@@ -25,7 +26,8 @@ pub(super) const STEPS: [&str; 8] = [
     "load_var",
 ];
 
-/// Says that each step of an `in_parallel` sees its own variables alone; no person writes it.
+/// Says that each step of an `in_parallel` has a variable of its own, and which one: the name, and a value for each step. No
+/// person writes it.
 pub(super) const OWN_VARIABLES: &str = "\u{0}own_variables";
 
 /// From the inside out.
@@ -57,22 +59,22 @@ macro_rules! holds_steps {
 
 /// A step as far as it could be read, with those in it.
 pub(super) struct Tree {
-    shape: Shape,
+    pub(super) shape: Shape,
     spot: Spot,
     timeout: Option<Duration>,
     attempts: u32,
     /// In the order of [`HOOKS`].
-    hooks: Vec<Option<Tree>>,
+    pub(super) hooks: Vec<Option<Tree>>,
 }
 
-enum Shape {
+pub(super) enum Shape {
     Leaf(Box<Read>),
     Do(Vec<Tree>),
     InParallel {
         steps: Vec<Tree>,
         limit: usize,
         fail_fast: bool,
-        own_variables: bool,
+        across: Option<AcrossValues>,
     },
     Try(Box<Tree>),
     /// A step that is run for values that are loaded.
@@ -81,13 +83,13 @@ enum Shape {
     Unknown,
 }
 
-struct Across {
+pub(super) struct Across {
     /// As far as it can be read without them.
-    one: Tree,
+    pub(super) one: Tree,
     /// What it sets.
-    vars: Vec<String>,
+    pub(super) vars: Vec<String>,
     /// What has the values.
-    variables: Vec<At<String>>,
+    pub(super) variables: Vec<At<String>>,
     node: Node,
 }
 
@@ -147,14 +149,14 @@ impl Tree {
                 steps,
                 limit,
                 fail_fast,
-                own_variables,
+                across,
             } => {
                 let steps = all(steps)?;
                 let parallel = Parallel {
                     steps,
                     limit,
                     fail_fast,
-                    own_variables,
+                    across,
                 };
                 (StepKind::InParallel, Action::InParallel(parallel))
             }
@@ -278,6 +280,7 @@ fn of_loaded(reader: &Reader<'_>, node: &Node, entries: &[(Node, Node)], vars: &
     let mut variables = Vec::new();
     across::unset(vars, &mut variables);
     let vars = across::vars(reader, vars);
+    across::fail_fast(reader, node);
     let across = Across {
         one,
         vars: vars.into_iter().map(|var| var.name.value).collect(),
@@ -375,7 +378,7 @@ fn many(read: Read, number: usize, spot: &Spot) -> Tree {
         steps: (1..=number).map(one).collect(),
         limit: AT_ONCE,
         fail_fast: false,
-        own_variables: false,
+        across: None,
     };
     Tree::new(shape, spot)
 }
@@ -409,7 +412,8 @@ fn holding(reader: &Reader<'_>, node: &Node, kind: &str) -> Tree {
 fn list_of(reader: &Reader<'_>, node: &Node, what: &str) -> Vec<Tree> {
     let before = reader.count();
     let items = reader.items(node, what);
-    if items.is_empty() && reader.count() == before {
+    // An `across` of loaded values may have none.
+    if items.is_empty() && reader.count() == before && reader.depth().is_none() {
         let help = "add one: `- task: test`, with its `config`".to_owned();
         reader.report(&node.spot, "empty", format!("{what} has no step"), help);
     }
@@ -424,7 +428,7 @@ fn parallel(reader: &Reader<'_>, node: &Node) -> Shape {
             steps: list_of(reader, node, "`in_parallel`"),
             limit: AT_ONCE,
             fail_fast: false,
-            own_variables: false,
+            across: None,
         };
     }
     let Some(fields) = reader.fields(node, "`in_parallel`", KEYS) else {
@@ -435,11 +439,17 @@ fn parallel(reader: &Reader<'_>, node: &Node) -> Shape {
     let Some(steps) = fields.required("steps", "steps: [{ task: test, … }]") else {
         return Shape::Unknown;
     };
+    let across = fields.get(OWN_VARIABLES).and_then(|of| match &of.value {
+        Value::Map(entries) => entries
+            .first()
+            .and_then(|(name, values)| AcrossValues::of(name, values)),
+        _ => None,
+    });
     Shape::InParallel {
         steps: list_of(reader, steps, "`steps`"),
         limit,
         fail_fast,
-        own_variables: fields.get(OWN_VARIABLES).is_some(),
+        across,
     }
 }
 
@@ -565,132 +575,5 @@ fn volumes(leaves: Vec<&mut Read>) {
             }
         }
         first = (step.base.clone(), step.volumes.clone());
-    }
-}
-
-/// Follows artifacts through the steps: each is made before it is used, and not by a step that runs beside.
-pub(super) fn artifacts(reader: &Reader<'_>, whole: &Tree) {
-    let mut all = Vec::new();
-    whole.leaves(&mut all);
-    let mut flow = Flow {
-        reader,
-        all,
-        known: true,
-        outputs: BTreeMap::new(),
-    };
-    flow.tree(whole, &mut Made::default());
-}
-
-/// What a step may use.
-#[derive(Clone, Default)]
-struct Made<'t> {
-    artifacts: BTreeMap<&'t Name, &'t Spot>,
-    variables: BTreeSet<&'t str>,
-}
-
-struct Flow<'r, 't> {
-    reader: &'r Reader<'r>,
-    all: Vec<&'t Read>,
-    /// Whether all outputs so far are known: where a step could not be read, nobody knows what it makes.
-    known: bool,
-    /// Every output so far, wherever it can be used.
-    outputs: BTreeMap<&'t Name, &'t Spot>,
-}
-
-impl<'t> Flow<'_, 't> {
-    fn tree(&mut self, tree: &'t Tree, made: &mut Made<'t>) {
-        match &tree.shape {
-            Shape::Leaf(read) => self.leaf(read, made),
-            Shape::Do(steps) => steps.iter().for_each(|step| self.tree(step, made)),
-            Shape::InParallel {
-                steps, own_variables, ..
-            } => {
-                let before = made.clone();
-                for step in steps {
-                    let mut own = before.clone();
-                    self.tree(step, &mut own);
-                    made.artifacts.extend(own.artifacts);
-                    if !own_variables {
-                        made.variables.extend(own.variables);
-                    }
-                }
-            }
-            Shape::Try(step) => self.tree(step, made),
-            Shape::Across(across) => {
-                self.variables(&across.variables, made);
-                let mut own = made.clone();
-                own.variables.extend(across.vars.iter().map(String::as_str));
-                self.tree(&across.one, &mut own);
-                made.artifacts.extend(own.artifacts);
-            }
-            Shape::Unknown => self.known = false,
-        }
-        for (name, hook) in HOOKS.iter().zip(&tree.hooks) {
-            let Some(hook) = hook else { continue };
-            if ["on_success", "ensure"].contains(name) {
-                self.tree(hook, made);
-            } else {
-                // What it makes is not there when the step succeeds.
-                self.tree(hook, &mut made.clone());
-            }
-        }
-    }
-
-    fn leaf(&mut self, read: &'t Read, made: &mut Made<'t>) {
-        let reader = self.reader;
-        let mut inputs: BTreeMap<&Name, &Spot> = BTreeMap::new();
-        for At { value: name, spot } in &read.inputs {
-            if let Some(first) = inputs.insert(name, spot) {
-                let places = [(spot, "again here"), (first, "first here")];
-                reader.conflict(
-                    places,
-                    format!("the input `{name}` is listed twice in one step"),
-                    "keep one of the two",
-                );
-            }
-            if !made.artifacts.contains_key(name) && self.known {
-                self.missing(name, spot, made);
-            }
-        }
-        self.known &= read.complete;
-        let outputs = read.outputs.iter().map(|at| (&at.value, &at.spot));
-        made.artifacts.extend(outputs.clone());
-        self.outputs.extend(outputs);
-        self.variables(&read.variables, made);
-        made.variables.extend(read.loads.as_deref());
-    }
-
-    /// Each is set before it is used.
-    fn variables(&self, used: &[At<String>], made: &Made<'_>) {
-        for At { value: name, spot } in used {
-            let first = name.split('.').next().unwrap_or(name);
-            if !made.variables.contains(first) {
-                let help = "variables that begin with `.:` are those of an `across` around the step, or of a `load_var` before it";
-                self.reader
-                    .report(spot, "", format!("`((.:{name}))` has no value"), help.to_owned());
-            }
-        }
-    }
-
-    fn missing(&self, name: &Name, spot: &Spot, made: &Made<'_>) {
-        let reader = self.reader;
-        let message = format!("no earlier step makes the artifact `{name}`");
-        let outputs = self.all.iter().flat_map(|read| &read.outputs);
-        if let Some(maker) = outputs.clone().find(|output| output.value == *name) {
-            let help = if self.outputs.contains_key(name) {
-                "it is made beside this step, or where a step has failed: put both into one `do`"
-            } else {
-                "move the step that makes it up"
-            };
-            return reader.conflict([(spot, "used here"), (&maker.spot, "made here")], message, help);
-        }
-        let known: BTreeSet<&str> = made.artifacts.keys().map(|name| name.as_str()).collect();
-        let known: Vec<&str> = known.into_iter().collect();
-        let help = match closest(name.as_str(), &known) {
-            Some(close) => format!("did you mean `{close}`?"),
-            None if known.is_empty() => format!("add `outputs: [{{ name: {name} }}]` to a task before it"),
-            None => format!("made so far: {}", list(&known)),
-        };
-        reader.report(spot, "made by no step", message, help);
     }
 }

@@ -11,7 +11,7 @@ use super::fields::{Fields, Known, texts};
 use super::reader::Reader;
 use super::step::{self, Read};
 use super::tree::{At, Node, Spot, Value};
-use super::{late, load_var};
+use super::{late, load_var, resource};
 use crate::{Action, Artifact, Assertion, Hooks, LatePlan, Step, StepKind, TaskImage, TaskPlan, units};
 
 pub(super) const STEP: Known = Known {
@@ -327,10 +327,31 @@ fn assert(fields: &Fields<'_, '_>) -> Assertion {
 }
 
 fn params(fields: &Fields<'_, '_>) -> BTreeMap<String, String> {
-    fields
-        .either("params", "env")
-        .map(|node| texts(fields.reader, node, "params"))
+    let node = fields.either("params", "env");
+    node.map(|node| texts(fields.reader, &of_any_kind(fields.reader, node), "params"))
         .unwrap_or_default()
+}
+
+/// Values of any kind as the texts that a program finds: lists and maps are JSON, as in Concourse.
+fn of_any_kind(reader: &Reader<'_>, node: &Node) -> Node {
+    let Value::Map(entries) = &node.value else {
+        return node.clone();
+    };
+    let entry = |(key, value): &(Node, Node)| {
+        let is_text = !matches!(value.value, Value::List(_) | Value::Map(_));
+        let value = match is_text {
+            true => value.clone(),
+            false => At {
+                value: Value::Text(resource::json_text(reader, value)),
+                spot: value.spot.clone(),
+            },
+        };
+        (key.clone(), value)
+    };
+    At {
+        value: Value::Map(entries.iter().map(entry).collect()),
+        spot: node.spot.clone(),
+    }
 }
 
 /// The step's image wins over the config's; the credentials of an image that is not used go nowhere.
@@ -372,7 +393,9 @@ fn image_resource(reader: &Reader<'_>, node: &Node) -> Option<TaskImage> {
 
 /// `type: registry-image` and its `source`.
 pub(super) fn registry_image(reader: &Reader<'_>, fields: &Fields<'_, '_>, what: &str) -> Option<TaskImage> {
-    if let Some(kind) = fields.text("type").filter(|kind| kind.value != "registry-image") {
+    // What `registry-image` was called before: its `source` is the same.
+    let known = ["registry-image", "docker-image"];
+    if let Some(kind) = fields.text("type").filter(|kind| !known.contains(&kind.value.as_str())) {
         let help = "write `type: registry-image`".to_owned();
         let message = match what {
             "an image" => format!("image resources of type `{}` are not supported", kind.value),

@@ -49,13 +49,48 @@ pub(super) fn locals(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Whether a text has one that is set when the pipeline runs, if at all.
-pub(super) fn has_locals(text: &str) -> bool {
+pub(crate) fn has_locals(text: &str) -> bool {
     text.contains("((.:")
 }
 
 /// Whether a text is one such variable as a whole.
 pub(super) fn is_local(text: &str) -> bool {
     only(text).is_some_and(|(_, name)| name.starts_with(LOCAL))
+}
+
+/// What stands between the parentheses of a loaded text that is no variable: it is not looked through again, though the step
+/// that it stands in is. No YAML has this character.
+const QUOTE: &str = "(\0(";
+
+/// A value of which no text is a variable.
+pub(crate) fn quoted(value: Value) -> Value {
+    texts(value, &|text| text.replace("((", QUOTE))
+}
+
+/// The node as it was before values in it were [quoted].
+pub(super) fn unquoted(node: Node) -> Node {
+    At {
+        value: texts(node.value, &|text| text.replace(QUOTE, "((")),
+        spot: node.spot,
+    }
+}
+
+fn texts(value: Value, change: &impl Fn(String) -> String) -> Value {
+    let within = |node: Node| At {
+        value: texts(node.value, change),
+        spot: node.spot,
+    };
+    match value {
+        Value::Text(text) => Value::Text(change(text)),
+        Value::List(items) => Value::List(items.into_iter().map(within).collect()),
+        Value::Map(entries) => Value::Map(
+            entries
+                .into_iter()
+                .map(|(key, value)| (within(key), within(value)))
+                .collect(),
+        ),
+        other => other,
+    }
 }
 
 fn whole(text: &str) -> Option<Reference> {
