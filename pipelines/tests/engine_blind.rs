@@ -9,7 +9,7 @@ const CRATES: [&str; 5] = ["pipelines", "typescript", "image-build", "caches", "
 const ENGINES: [&str; 4] = ["docker", "podman", "containerd", "bollard"];
 
 /// What has an engine's name in it and means none: a file format and BuildKit's exporter of it, its scheme for
-/// references, a file's and a registry's name.
+/// references and Concourse's type of resource, a file's and a registry's name.
 const NAMES_OF_OTHER_THINGS: [&str; 12] = [
     "Dockerfile",
     "dockerfile",
@@ -17,7 +17,7 @@ const NAMES_OF_OTHER_THINGS: [&str; 12] = [
     "docker archive",
     "type=docker",
     ".docker/config.json",
-    "docker-image://",
+    "docker-image",
     "docker.io",
     "DOCKER_IO",
     "DOCKER_CONFIG",

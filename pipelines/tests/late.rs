@@ -524,19 +524,30 @@ async fn steps_across_loaded_values_make_artifacts_of_their_own() {
 
 #[tokio::test]
 async fn steps_run_as_deep_within_each_other_as_the_file_may_have_them() {
-    for open in ["{ do: [", "{ in_parallel: [", "{ attempts: 2, timeout: 1h, do: ["] {
-        let deepest = |depth: usize| {
-            let text = format!(
-                "plan: [{}{}{}]\n",
-                open.repeat(depth),
-                says("deep", "deep"),
-                "] }".repeat(depth)
-            );
-            Pipeline::parse("ci.yml", &text).is_ok().then_some(text)
-        };
-        let text = (1..100).map_while(deepest).last().unwrap();
+    let within = |open: &dyn Fn(usize) -> String, close: &str, depth: usize| {
+        let opens: String = (0..depth).map(open).collect();
+        format!("{opens}{}{}", says("deep", "deep"), close.repeat(depth))
+    };
+    let across = |level: usize| format!("{{ across: [{{ var: x{level}, values: ((.:v)) }}], do: [");
+    let kinds: [(&dyn Fn(usize) -> String, &str); 5] = [
+        (&|_| "{ do: [".to_owned(), "] }"),
+        (&|_| "{ in_parallel: [".to_owned(), "] }"),
+        (&|_| "{ attempts: 2, timeout: 1h, do: [".to_owned(), "] }"),
+        (&|_| "{ try: ".to_owned(), " }"),
+        (&across, "] }"),
+    ];
+    for (open, close) in kinds {
+        let text = |depth| with_values("[1]", &format!("- {}\n", within(open, close, depth)));
+        let deepest = (1..100)
+            .map(text)
+            .take_while(|text| Pipeline::parse("ci.yml", text).is_ok());
+        let text = deepest.last().unwrap();
         let (report, said) = run_text(&text).await;
-        assert_eq!((report.status, said.as_str()), (Status::Succeeded, "deep\n"));
+        assert_eq!(
+            (report.status, said.as_str()),
+            (Status::Succeeded, "deep\n"),
+            "{text}\n{report:#?}"
+        );
     }
 }
 

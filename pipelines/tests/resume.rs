@@ -8,6 +8,7 @@ use orchestra_conformance::memory::{MemoryEngine, MemoryImage};
 use orchestra_pipelines::{
     Caches, Ended, Pipeline, Program, RunEventKind, RunOptions, RunState, SingleStep, Status, run, run_program,
 };
+use orchestra_secrets::{SecretValue, Secrets};
 use tokio::sync::mpsc;
 
 const TEXT: &str = "
@@ -159,6 +160,34 @@ plan:
         let state = RunState::open(&file, &id, pipeline.digest()).unwrap();
         let report = run(&pipeline, engine.driver(), options(state)).await;
         assert_eq!(report.status, Status::Succeeded, "{report:#?}");
+    });
+}
+
+#[test]
+fn an_answer_that_holds_a_secret_is_not_noted() {
+    runtime().block_on(async {
+        let engine = MemoryEngine::new();
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("run.sqlite");
+        let id = JobId::new("nightly").unwrap();
+        let mut options = RunOptions::default();
+        options.run_id = Some(id.clone());
+        options.state = Some(RunState::create(&file, &id, "digest").unwrap());
+        options.secrets = Some(Secrets::new([]));
+        let program = Program::new("p.ts", Name::new("p").unwrap());
+        run_program(&program, engine.driver(), options, async |session| {
+            let secrets = session.secrets().unwrap();
+            secrets.mask(&SecretValue::new("correct-horse-battery")).unwrap();
+            for answer in ["plain", "it is correct-horse-battery", "Y29ycmVjdC1ob3JzZS1iYXR0ZXJ5"] {
+                let (deed, _) = session.deed("subject", "read");
+                session.did(deed, answer.to_owned()).await;
+            }
+            Ended::well()
+        })
+        .await;
+        let text = String::from_utf8_lossy(&std::fs::read(&file).unwrap()).into_owned();
+        assert!(text.contains("plain"));
+        assert!(!text.contains("correct-horse") && !text.contains("Y29ycmVj"), "{text}");
     });
 }
 

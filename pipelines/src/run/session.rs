@@ -329,12 +329,21 @@ impl Session<'_> {
     pub async fn sandbox(&self, single: SingleStep) -> Result<Sandbox> {
         let began = Instant::now();
         let subject = self.run.job.id().container(&single.step.name, 1);
-        let running = if self.run.deeds.is_closed(subject.as_str()) {
-            let (job, step, kind) = (self.run.plan.name.clone(), single.step.name.clone(), single.step.kind());
-            self.tell(RunEventKind::StepStarted { job, step, kind }).await;
-            None
-        } else {
-            Some(self.start(&single, began).await?)
+        let (job, step, kind) = (self.run.plan.name.clone(), single.step.name.clone(), single.step.kind());
+        self.tell(RunEventKind::StepStarted { job, step, kind }).await;
+        let running = match self.run.deeds.is_closed(subject.as_str()) {
+            true => None,
+            false => match self.start(&single).await {
+                Ok(running) => Some(running),
+                Err(error) => {
+                    let mut report = self.report(&single.step.name, kind, Status::of_error(error.kind()));
+                    report.error = Some(error.to_string());
+                    report.duration = began.elapsed();
+                    self.run.redact(&mut report);
+                    self.finish(report).await;
+                    return Err(error);
+                }
+            },
         };
         Ok(Sandbox {
             single,
@@ -344,7 +353,7 @@ impl Session<'_> {
         })
     }
 
-    async fn start(&self, single: &SingleStep, began: Instant) -> Result<(ContainerId, TaskHandle)> {
+    async fn start(&self, single: &SingleStep) -> Result<(ContainerId, TaskHandle)> {
         let step = &single.step;
         let Action::Task(plan) = &step.action else {
             return Err(Error::invalid("a sandbox is made of a task"));
@@ -356,8 +365,6 @@ impl Session<'_> {
         let task = run
             .describe(step, plan, step.name.clone(), mounts, &scope, &Tail::new())
             .await?;
-        let (job, name, kind) = (self.run.plan.name.clone(), step.name.clone(), step.kind());
-        self.tell(RunEventKind::StepStarted { job, step: name, kind }).await;
         let (started, mut runs) = oneshot::channel();
         self.run.when_started(&step.name, started);
         let mut handle = self.run.job.scope(self.cancel()).start(task);
@@ -366,7 +373,7 @@ impl Session<'_> {
             Ok(container) = &mut runs => return Ok((container, handle)),
             ended = handle.wait() => ended,
         };
-        let error = match ended {
+        Err(match ended {
             Ok(result) if result.exit == orchestra::ExitStatus::Cancelled => {
                 Error::new(ErrorKind::Cancelled, "the sandbox was cancelled")
             }
@@ -375,12 +382,7 @@ impl Session<'_> {
                 format!("the sandbox ended at once: {}", result.exit),
             ),
             Err(error) => error,
-        };
-        let mut report = self.report(&step.name, kind, Status::of_error(error.kind()));
-        report.error = Some(error.to_string());
-        report.duration = began.elapsed();
-        self.finish(report).await;
-        Err(error)
+        })
     }
 
     /// The container of a sandbox, which is started where that was [not needed](Self::sandbox) before.
@@ -392,7 +394,7 @@ impl Session<'_> {
         if let Some((container, _)) = &*running {
             return Ok(container.clone());
         }
-        let started = self.start(&sandbox.single, Instant::now()).await?;
+        let started = self.start(&sandbox.single).await?;
         Ok(running.insert(started).0.clone())
     }
 
