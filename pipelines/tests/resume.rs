@@ -136,31 +136,38 @@ fn a_step_that_has_succeeded_is_not_run_again_though_its_container_is_gone() {
 #[test]
 fn what_a_load_var_has_read_stays_what_it_was_though_the_file_has_changed() {
     let text = "
-plan:
-- { task: make, image: busybox, config: { outputs: [{ name: log }], run: { path: sh, args: [-c, 'echo first > log/value'] } } }
-- { load_var: value, file: log/value }
-- { task: change, image: busybox, config: { inputs: [{ name: log }], run: { path: sh, args: [-c, 'echo second > log/value'] } } }
-- { task: show, image: busybox, config: { run: { path: sh, args: [-c, 'test ((.:value)) = first'] } } }
+jobs:
+- name: one
+  plan:
+  - { task: make, image: busybox, config: { outputs: [{ name: log }], run: { path: sh, args: [-c, 'echo first > log/value'] } } }
+  - { load_var: value, file: log/value }
+  - { task: change, image: busybox, config: { inputs: [{ name: log }], run: { path: sh, args: [-c, 'echo second > log/value'] } } }
+  - { task: show, image: busybox, config: { run: { path: sh, args: [-c, 'test ((.:value)) = first'] } } }
+- name: two
+  plan:
+  - { task: other, image: busybox, config: { run: { path: 'true' } } }
 ";
-    let engine = MemoryEngine::new();
-    engine.add_image("busybox", MemoryImage::busybox()).unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("run.sqlite");
-    let pipeline = Pipeline::parse("ci.yml", text).unwrap();
-    let id = JobId::new("nightly").unwrap();
-    let options = |state| {
-        let mut options = RunOptions::default();
-        options.run_id = Some(id.clone());
-        options.state = Some(state);
-        options
-    };
-    let state = RunState::create(&file, &id, pipeline.digest()).unwrap();
-    killed_when("show", &pipeline, &engine, options(state));
-    runtime().block_on(async {
-        let state = RunState::open(&file, &id, pipeline.digest()).unwrap();
-        let report = run(&pipeline, engine.driver(), options(state)).await;
-        assert_eq!(report.status, Status::Succeeded, "{report:#?}");
-    });
+    for killed in ["show", "other"] {
+        let engine = MemoryEngine::new();
+        engine.add_image("busybox", MemoryImage::busybox()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("run.sqlite");
+        let pipeline = Pipeline::parse("ci.yml", text).unwrap();
+        let id = JobId::new("nightly").unwrap();
+        let options = |state| {
+            let mut options = RunOptions::default();
+            options.run_id = Some(id.clone());
+            options.state = Some(state);
+            options
+        };
+        let state = RunState::create(&file, &id, pipeline.digest()).unwrap();
+        killed_when(killed, &pipeline, &engine, options(state));
+        runtime().block_on(async {
+            let state = RunState::open(&file, &id, pipeline.digest()).unwrap();
+            let report = run(&pipeline, engine.driver(), options(state)).await;
+            assert_eq!(report.status, Status::Succeeded, "{killed}: {report:#?}");
+        });
+    }
 }
 
 #[test]

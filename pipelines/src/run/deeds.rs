@@ -47,7 +47,10 @@ impl Deeds {
     /// What an earlier process of the run has done to what is still there.
     pub(super) async fn recall(state: Option<&RunState>, driver: &SharedDriver, job: &JobId) -> Result<Self> {
         let Some(state) = state else { return Ok(Self::default()) };
-        let mut before: HashMap<_, _> = state.deeds().await?.into_iter().collect();
+        // Those of other jobs of the run are theirs: their ids begin with the job's.
+        let own = format!("orchestra.{job}.");
+        let all = state.deeds().await?.into_iter();
+        let mut before: HashMap<_, _> = all.filter(|((subject, _), _)| subject.starts_with(&own)).collect();
         if !before.is_empty() {
             let left = driver.list(Some(job)).await?;
             let mut left: HashSet<String> = left.into_iter().map(|resource| resource.id).collect();
