@@ -108,7 +108,7 @@ impl Pipeline {
 
     /// Which job comes after which one, by their numbers.
     fn edges(&self) -> Vec<(usize, usize)> {
-        if !self.is_graph() {
+        if !self.is_graph {
             return (1..self.jobs.len()).map(|at| (at - 1, at)).collect();
         }
         let number = |name: &orchestra::Name| self.jobs.iter().position(|job| job.name == *name);

@@ -42,10 +42,10 @@
 //! [`/workspace`](orchestra::Task::WORKING_DIR), and live as long as their job.
 //!
 //! Jobs run in the order of the file, up to the first that does not succeed. Where there are `resources` they are a graph
-//! instead, in which a `get` says by `passed` which jobs a version has to have passed: each runs when those before it have succeeded, beside all others but those
-//! of its `serial_groups`. What has no meaning in a run of one's own (`trigger`, `serial`, `check_every` and others) is in
-//! [`Pipeline::notes`]; `set_pipeline` is refused. `assert: { execution: [NAME, …] }` fails a job that ran other steps than these
-//! in this order and, at the top of a file, a run that ran other jobs.
+//! instead, in which a `get` says by `passed` which jobs a version has to have passed: each runs when those before it have
+//! succeeded, beside all others but those of its `serial_groups`. What has no meaning in a run of one's own (`trigger`,
+//! `serial`, `check_every` and others) is in [`Pipeline::notes`]; `set_pipeline` is refused. `assert: { execution: [NAME,
+//! …] }` fails a job that ran other steps than these in this order and, at the top of a file, a run that ran other jobs.
 //!
 //! | a step that holds others | |
 //! | --- | --- |

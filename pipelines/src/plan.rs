@@ -29,8 +29,8 @@ pub struct Pipeline {
     pub jobs: Vec<JobPlan>,
     /// `assert.execution`: the jobs that have to have run at its end, in the order in which they began.
     pub execution: Option<Vec<Name>>,
-    /// Whether its jobs may say by versions of resources which come first.
-    pub(crate) has_resources: bool,
+    /// Whether versions of resources say which of its jobs come first, and not the order of the file.
+    pub(crate) is_graph: bool,
     /// What tells its text from another one: whether it is the same pipeline that a run was begun with.
     pub(crate) digest: String,
     /// What is right, and yet should be known: keys that have no meaning in a run of one's own.
@@ -44,11 +44,6 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Whether versions of resources say which of its jobs come first, and not the order of the file.
-    pub(crate) fn is_graph(&self) -> bool {
-        self.has_resources
-    }
-
     /// What tells its text and its variables from others, in hexadecimal digits, for [`RunState`](crate::RunState).
     #[must_use]
     pub fn digest(&self) -> &str {

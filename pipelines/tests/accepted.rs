@@ -28,6 +28,12 @@ fn build(step: &Step) -> &BuildPlan {
 /// The user's own page.
 const PAGE: &str = include_str!("../../examples/registry.yml");
 
+/// A task's environment.
+fn env(task: &TaskPlan) -> Vec<(&str, &str)> {
+    let entries = task.env.0.iter();
+    entries.map(|(name, value)| (name.as_str(), value.as_str())).collect()
+}
+
 #[test]
 fn the_page_of_image_build_runs_unchanged() {
     // But for its secrets.
@@ -162,14 +168,8 @@ plan:
         ),
         ("src/app", "1000:1000")
     );
-    let env: Vec<_> = test
-        .env
-        .0
-        .iter()
-        .map(|(name, value)| (name.as_str(), value.as_str()))
-        .collect();
     assert_eq!(
-        env,
+        env(test),
         [("EMPTY", ""), ("EXTRA", "1.20"), ("FLAG", "true"), ("LEVEL", "step")]
     );
     assert_eq!(
@@ -480,14 +480,8 @@ plan:
     let Action::Task(task) = &steps[0].action else {
         panic!("{steps:?}")
     };
-    let env: Vec<(&str, &str)> = task
-        .env
-        .0
-        .iter()
-        .map(|(name, value)| (name.as_str(), value.as_str()))
-        .collect();
     assert_eq!(
-        env,
+        env(task),
         [
             ("LIST", r#"[1,"two",null]"#),
             ("MAP", r#"{"deep":[true]}"#),

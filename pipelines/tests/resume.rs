@@ -25,6 +25,14 @@ fn runtime() -> tokio::runtime::Runtime {
         .unwrap()
 }
 
+/// Of a run that can be carried on.
+fn options(id: &JobId, state: RunState) -> RunOptions {
+    let mut options = RunOptions::default();
+    options.run_id = Some(id.clone());
+    options.state = Some(state);
+    options
+}
+
 /// Runs the pipeline until this step begins. From then on nothing of its process runs any more.
 fn killed_when(begins: &str, pipeline: &Pipeline, engine: &MemoryEngine, mut options: RunOptions) {
     let process = runtime();
@@ -66,9 +74,7 @@ fn a_cache_that_was_not_persisted_before_a_kill_is_persisted_by_who_carries_on()
         Store::open(&options).unwrap()
     };
     let options = |state, store| {
-        let mut options = RunOptions::default();
-        options.run_id = Some(id.clone());
-        options.state = Some(state);
+        let mut options = options(&id, state);
         options.caches = Some(Caches::new(store, CachesOptions::default()));
         options
     };
@@ -97,12 +103,7 @@ fn a_step_that_has_succeeded_is_not_run_again_though_its_container_is_gone() {
     let file = dir.path().join("run.sqlite");
     let pipeline = Pipeline::parse("ci.yml", TEXT).unwrap();
     let id = JobId::new("nightly").unwrap();
-    let options = |state| {
-        let mut options = RunOptions::default();
-        options.run_id = Some(id.clone());
-        options.state = Some(state);
-        options
-    };
+    let options = |state| options(&id, state);
 
     killed_when(
         "show",
@@ -154,12 +155,7 @@ jobs:
         let file = dir.path().join("run.sqlite");
         let pipeline = Pipeline::parse("ci.yml", text).unwrap();
         let id = JobId::new("nightly").unwrap();
-        let options = |state| {
-            let mut options = RunOptions::default();
-            options.run_id = Some(id.clone());
-            options.state = Some(state);
-            options
-        };
+        let options = |state| options(&id, state);
         let state = RunState::create(&file, &id, pipeline.digest()).unwrap();
         killed_when(killed, &pipeline, &engine, options(state));
         runtime().block_on(async {
@@ -177,9 +173,7 @@ fn an_answer_that_holds_a_secret_is_not_noted() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("run.sqlite");
         let id = JobId::new("nightly").unwrap();
-        let mut options = RunOptions::default();
-        options.run_id = Some(id.clone());
-        options.state = Some(RunState::create(&file, &id, "digest").unwrap());
+        let mut options = options(&id, RunState::create(&file, &id, "digest").unwrap());
         options.secrets = Some(Secrets::new([]));
         let program = Program::new("p.ts", Name::new("p").unwrap());
         run_program(&program, engine.driver(), options, async |session| {
@@ -206,9 +200,7 @@ async fn executed_again(leave: impl AsyncFnOnce(&MemoryEngine, &JobId), unnoted:
     let file = dir.path().join("run.sqlite");
     let id = JobId::new("nightly").unwrap();
     let run = |state| {
-        let mut options = RunOptions::default();
-        options.run_id = Some(id.clone());
-        options.state = Some(state);
+        let mut options = options(&id, state);
         options.keep = true;
         options.grace = std::time::Duration::from_millis(50);
         let engine = &engine;
@@ -270,9 +262,7 @@ fn what_a_program_did_to_a_volume_is_known_as_long_as_the_volume_is_there() {
     // What was answered before, of each of the two times that the same is done.
     let run = |state: RunState, removes: bool| {
         let (engine, program, volume, id) = (&engine, &program, &volume, &id);
-        let mut options = RunOptions::default();
-        options.run_id = Some(id.clone());
-        options.state = Some(state);
+        let mut options = options(id, state);
         options.keep = true;
         async move {
             let mut before = Vec::new();

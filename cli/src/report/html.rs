@@ -15,15 +15,6 @@ pub(super) fn write(out: &mut dyn Write, record: &mut Record, plan: &str) -> io:
         .status
         .map_or_else(|| "unfinished".to_owned(), |status| status.to_string());
     let title = text(&record.name);
-    let ran;
-    let plan = match plan {
-        // A script has none before it has run.
-        "" => {
-            ran = record.ran();
-            ran.as_str()
-        }
-        plan => plan,
-    };
     write!(
         out,
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}: {status}</title>\n\

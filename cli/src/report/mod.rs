@@ -150,6 +150,8 @@ impl Recording {
         let mut errors = Vec::new();
         if let Some(target) = reports.html {
             let path = target.path.clone();
+            // A script has none before it has run.
+            let plan = if plan.is_empty() { record.ran() } else { plan };
             let written = target.write(|out| html::write(out, &mut record, &plan));
             errors.extend(written.err().map(|error| failed(&path, error)));
         }

@@ -109,7 +109,7 @@ impl Schedule<'_> {
 
     /// The jobs that each job comes after, as numbers.
     fn after(&self) -> Vec<Vec<usize>> {
-        let is_graph = self.pipeline.is_graph();
+        let is_graph = self.pipeline.is_graph;
         let number = |name: &Name| self.jobs.iter().position(|job| job.name == *name);
         let jobs = self.jobs.iter().enumerate();
         jobs.map(|(at, job)| match (is_graph, at.checked_sub(1)) {

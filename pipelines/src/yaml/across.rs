@@ -248,33 +248,10 @@ pub(super) fn vars<'n, 't: 'n>(reader: &Reader<'t>, node: &'n Node) -> Vec<Var<'
 
 /// A step with loaded values in its `across`, and nothing else.
 pub(super) fn placed(reader: &Reader<'_>, mut node: Node, variables: &Variables) -> Node {
-    let Value::Map(entries) = &mut node.value else {
-        return node;
-    };
-    let Some((_, across)) = entries.iter_mut().find(|(key, _)| is(key, "across")) else {
-        return node;
-    };
-    let mut interpolation = Interpolation {
-        reader,
-        variables,
-        fetched: reader.fetched,
-        used: BTreeMap::new(),
-        local: true,
-    };
-    let Value::List(vars) = &mut across.value else {
-        return node;
-    };
-    let entries = vars.iter_mut().filter_map(|var| match &mut var.value {
-        Value::Map(entries) => Some(entries),
-        _ => None,
-    });
-    for (_, values) in entries.flatten().filter(|(key, _)| is(key, "values")) {
-        let placed = interpolation.node(values.clone());
-        match &placed.value {
-            Value::Text(text) if variables::is_local(text) => late::has_none(reader, &placed.spot, text),
-            _ => _ = reader.items(&placed, "`values`"),
-        }
-        *values = placed;
+    if let Value::Map(entries) = &mut node.value
+        && let Some((_, across)) = entries.iter_mut().find(|(key, _)| is(key, "across"))
+    {
+        *across = late::set(reader, variables, across.clone());
     }
     node
 }
@@ -293,14 +270,7 @@ fn level(
         for (name, value) in set.iter() {
             variables.set_value(name, value.clone());
         }
-        return Interpolation {
-            reader,
-            variables: &variables,
-            fetched: reader.fetched,
-            used: BTreeMap::new(),
-            local: true,
-        }
-        .node(inner.clone());
+        return Interpolation::of_locals(reader, &variables).node(inner.clone());
     };
     let at = |value| At {
         value,

@@ -11,7 +11,7 @@ use orchestra_secrets::Reference;
 use super::fields::Known;
 use super::reader::Reader;
 use super::resource::Resources;
-use super::tree::{At, Node, Spot, Value};
+use super::tree::{At, Node, Value};
 use super::variables::{self, Interpolation};
 use super::{across, load_var, steps, task, tree};
 use crate::values::{Fetched, Variables};
@@ -181,27 +181,15 @@ impl Placed<'_> {
 }
 
 /// The node with the variables of a `load_var` or an `across` in their places.
-fn set(reader: &Reader<'_>, variables: &Variables, node: Node) -> Node {
-    let mut interpolation = Interpolation {
-        reader,
-        variables,
-        fetched: reader.fetched,
-        used: BTreeMap::new(),
-        local: true,
-    };
-    let node = interpolation.node(node);
+pub(super) fn set(reader: &Reader<'_>, variables: &Variables, node: Node) -> Node {
+    let node = Interpolation::of_locals(reader, variables).node(node);
     let mut unset = Vec::new();
     across::unset(&node, &mut unset);
     for At { value: name, spot } in unset {
-        has_none(reader, &spot, &format!("((.:{name}))"));
+        let help = "the `load_var` that sets it was not run, or what it read has no such field".to_owned();
+        reader.report(&spot, "", format!("`((.:{name}))` has no value"), help);
     }
     node
-}
-
-/// Nothing has set a variable.
-pub(super) fn has_none(reader: &Reader<'_>, spot: &Spot, variable: &str) {
-    let help = "the `load_var` that sets it was not run, or what it read has no such field".to_owned();
-    reader.report(spot, "", format!("`{variable}` has no value"), help);
 }
 
 /// A line for each problem, with its place.

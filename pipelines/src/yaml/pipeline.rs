@@ -92,7 +92,7 @@ pub(super) fn read(reader: &Reader<'_>, name: &str, root: &Node) -> Option<Pipel
         name: name.to_owned(),
         jobs,
         execution: execution(reader, fields.get("assert")),
-        has_resources: fields.get("resources").is_some(),
+        is_graph: fields.get("resources").is_some(),
         digest: String::new(),
         notes: Vec::new(),
         warnings: Vec::new(),

@@ -108,7 +108,18 @@ pub(super) struct Interpolation<'r, 't> {
     pub(super) local: bool,
 }
 
-impl Interpolation<'_, '_> {
+impl<'r, 't> Interpolation<'r, 't> {
+    /// Of variables of an `across` or a `load_var`.
+    pub(super) fn of_locals(reader: &'r Reader<'t>, variables: &'r Variables) -> Self {
+        Self {
+            reader,
+            variables,
+            fetched: reader.fetched,
+            used: BTreeMap::new(),
+            local: true,
+        }
+    }
+
     pub(super) fn node(&mut self, node: Node) -> Node {
         let At { value, spot } = node;
         let place = At {
